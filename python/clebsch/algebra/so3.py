@@ -3,9 +3,9 @@
 Every number here is a sign times the square root of a rational, kept as integers and rounded once to
 float64.
 
-Conventions (those of e3nn). Component ``m + l`` of degree l, m = -l..l, belongs to the real harmonic that goes
-as sin(|m| alpha) for m < 0 and cos(m alpha) for m >= 0, with the pole on +y and alpha = atan2(x, z). For l = 1
-the components are (x, y, z). A rotation acts on column vectors, D(R1 R2) = D(R1) D(R2).
+Conventions (those of e3nn). Component ``m + l`` of degree l, m = -l..l, belongs to the real harmonic that
+goes as sin(|m| alpha) for m < 0 and cos(m alpha) for m >= 0, with the pole on +y and alpha = atan2(x, z). For
+l = 1 the components are (x, y, z). A rotation acts on column vectors, D(R1 R2) = D(R1) D(R2).
 """
 
 from fractions import Fraction
@@ -155,7 +155,7 @@ def _racah_sum(l1: int, l2: int, l3: int, m1: int, m2: int) -> int:
 
 
 def _phase(l: int, m: int, n: int) -> int:
-    """Power of i in the change of basis from complex order n = +-m to real order m, e3nn's (-i)^l included."""
+    """Power of i in the change of basis from complex order n = +-m to real order m, with e3nn's (-i)^l."""
     if m == 0:
         return 3 * l
     if m > 0:
@@ -167,8 +167,8 @@ def _phase(l: int, m: int, n: int) -> int:
 def generators(l: int) -> tuple[tuple[MatrixEntry, ...], tuple[MatrixEntry, ...], tuple[MatrixEntry, ...]]:
     """Generators (X_x, X_y, X_z) of rotations on degree l: the non-zero entries of (2l+1, 2l+1) matrices.
 
-    Antisymmetric, with [X_x, X_y] = X_z and cyclic; D of a rotation by t about axis i is expm(t X_i). They are
-    the ladder operators, <m+1| J+ |m> = sqrt(l(l+1) - m(m+1)), carried to the real basis.
+    Antisymmetric, with [X_x, X_y] = X_z and cyclic; D of a rotation by t about axis i is expm(t X_i). They
+    are the ladder operators, <m+1| J+ |m> = sqrt(l(l+1) - m(m+1)), carried to the real basis.
     """
     _check_degree("generators", "l", l)
     x: list[MatrixEntry] = []
@@ -241,8 +241,8 @@ def _quarter_turn_about_x(l: int, row: int, column: int) -> tuple[int, Fraction]
 def harmonic_norms(l: int, normalization: str = "component") -> tuple[Fraction, ...]:
     """Squares of the factors N_m, m = 0..l, of the real spherical harmonics of degree l.
 
-    On the unit sphere Y_m = N_|m| Q_|m|(y) times Re (z + ix)^m for m >= 0 and Im (z + ix)^|m| for m < 0, where
-    Q_m is the m-th derivative of the Legendre polynomial P_l (so no Condon-Shortley phase).
+    On the unit sphere Y_m = N_|m| Q_|m|(y) times Re (z + ix)^m for m >= 0 and Im (z + ix)^|m| for m < 0,
+    where Q_m is the m-th derivative of the Legendre polynomial P_l (so no Condon-Shortley phase).
 
     "component", with |Y|^2 = 2l+1, has N_m^2 = (2l+1) (l-m)!/(l+m)!, twice that for m > 0; "norm", with
     |Y|^2 = 1, lacks the factor 2l+1. "integral", orthonormal on the sphere, is "component" over 4 pi: not
