@@ -2,7 +2,8 @@
 
 No numbers live here, only labels. An `Irrep` is a degree l with a parity p; an `Irreps` is a direct sum with
 multiplicities. Names, grammar and order are e3nn 0.6's. Random tensors and rotation matrices are added by the
-subclasses in `clebsch.o3.irreps`; every method here makes objects of its own class, so they inherit all of it.
+subclasses in `clebsch.o3.irreps`; every method here makes objects of its own class, so they inherit all of
+it.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ def _parse_term(text: str) -> tuple[int, int, int] | None:
 class Irrep(tuple):
     """One irreducible representation of O(3): degree l >= 0 and parity p = +-1.
 
-    Made from (l, p), from a string such as ``"1o"`` (``"1y"`` has the parity (-1)^l of the spherical harmonics),
-    from another irrep, or from any object whose str() is such a string. ValueError otherwise. Compares, sorts and
-    hashes as the tuple (l, p).
+    Made from (l, p), from a string such as ``"1o"`` (``"1y"`` has the parity (-1)^l of the spherical
+    harmonics), from another irrep, or from any object whose str() is such a string. ValueError otherwise.
+    Compares, sorts and hashes as the tuple (l, p).
     """
 
     __slots__ = ()
@@ -70,7 +71,9 @@ class Irrep(tuple):
             return l, p
         term = _parse_term(str(value))
         if term is None or "x" in str(value):
-            raise ValueError(f"Irrep: cannot parse {str(value)!r}: expected l p with p in e, o, y, such as '1o'")
+            raise ValueError(
+                f"Irrep: cannot parse {str(value)!r}: expected l p with p in e, o, y, such as '1o'"
+            )
         return term[1:]
 
     @property
@@ -181,8 +184,8 @@ class Irreps(tuple):
     """A direct sum of irreps with multiplicities, such as ``"128x0e + 128x1o"``.
 
     Made from a string of that grammar (empty for no irreps; multiplicity 1 may be left out, 0 is allowed), an
-    irrep, an iterable of terms, each a (mul, irrep) pair, an irrep or a string, or any object whose str() parses,
-    such as other packages' irreps. ValueError otherwise. Behaves as a tuple of `MulIr`.
+    irrep, an iterable of terms, each a (mul, irrep) pair, an irrep or a string, or any object whose str()
+    parses, such as other packages' irreps. ValueError otherwise. Behaves as a tuple of `MulIr`.
     """
 
     __slots__ = ()
@@ -200,8 +203,9 @@ class Irreps(tuple):
         if isinstance(irreps, str):
             return cls._parse(irreps)
         if type(irreps) not in (list, tuple):
-            # An irrep, a term, or irreps of another class or package: what it prints says what it is. Generators
-            # and other iterables print something that is not in the grammar, and are read term by term below.
+            # An irrep, a term, or irreps of another class or package: what it prints says what it is.
+            # Generators and other iterables print something that is not in the grammar, and are read term by
+            # term below.
             try:
                 return cls._parse(str(irreps))
             except ValueError:
@@ -306,14 +310,16 @@ class Irreps(tuple):
     def filter(self, keep: Any = None, *, drop: Any = None, lmax: int | None = None) -> Irreps:
         """The terms that `keep` selects, `drop` does not select, or whose degree is at most `lmax`.
 
-        `keep` and `drop` are irreps in any form, a list of them (multiplicities are ignored), or a function of the
-        term (`MulIr`) that says yes or no. At most one of the three may be given (ValueError).
+        `keep` and `drop` are irreps in any form, a list of them (multiplicities are ignored), or a function
+        of the term (`MulIr`) that says yes or no. At most one of the three may be given (ValueError).
         """
         given = [
             name for name, value in (("keep", keep), ("drop", drop), ("lmax", lmax)) if value is not None
         ]
         if len(given) > 1:
-            raise ValueError(f"Irreps.filter: give only one of keep, drop and lmax, got {' and '.join(given)}")
+            raise ValueError(
+                f"Irreps.filter: give only one of keep, drop and lmax, got {' and '.join(given)}"
+            )
         if not given:
             return self
         if lmax is not None:
@@ -329,7 +335,7 @@ class Irreps(tuple):
 
     @property
     def slice_by_mul(self) -> _SliceByMultiplicity:
-        """Slices that count copies instead of terms: ``Irreps("10x0e+4x1o").slice_by_mul[5:12] = 5x0e+2x1o``."""
+        """Slices that count copies, not terms: ``Irreps("10x0e+4x1o").slice_by_mul[5:12]`` is 5x0e+2x1o."""
         return _SliceByMultiplicity(self)
 
     def __getitem__(self, i: Any) -> Any:
