@@ -24,7 +24,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import so3
 from .irreps import Irreps, MulIr
@@ -195,26 +195,18 @@ class ProductPlan:
         given = [_instruction(i, instruction, blocks) for i, instruction in enumerate(instructions)]
         divisors = _divisors(given, blocks, variances, path_normalization or "element")
         paths = []
-        for number, (instruction, x) in enumerate(zip(given, divisors, strict=True)):
-            i_in1, i_in2, i_out, mode, has_weight, path_weight, is_stored = instruction
-            ir1, ir2, ir3 = (irreps[i].ir for irreps, i in zip(blocks, (i_in1, i_in2, i_out), strict=True))
-            if is_stored:
-                coefficient = path_weight
-            else:
+        for number, (path, x) in enumerate(zip(given, divisors, strict=True)):
+            ir1, ir2, ir3 = blocks[0][path.i_in1].ir, blocks[1][path.i_in2].ir, blocks[2][path.i_out].ir
+            coefficient = path.path_weight
+            if not path.is_stored:
+                alpha = {"component": ir3.dim, "norm": ir1.dim * ir2.dim, "none": 1}
+                scale = alpha[irrep_normalization or "component"]
                 # The order of operations is e3nn's, so that the coefficient is the same to the last bit.
-                alpha = {"component": ir3.dim, "norm": ir1.dim * ir2.dim, "none": 1}[
-                    irrep_normalization or "component"
-                ]
-                square = (alpha / x if x > 0.0 else alpha) * variances[2][i_out] * path_weight
-                if not square >= 0.0:
-                    raise ValueError(
-                        f"instructions[{number}]: path_weight times variances must be >= 0, got path_weight "
-                        f"{path_weight!r} (coefficient = square root of {square!r})"
-                    )
-                coefficient = math.sqrt(square)
+                square = (scale / x if x > 0.0 else scale) * variances[2][path.i_out] * path.path_weight
+                coefficient = _root(f"instructions[{number}]", square, path.path_weight)
             if signs == "e3nn-0.4" and so3.changes_sign(ir1.l, ir2.l, ir3.l):
                 coefficient = -coefficient
-            paths.append(Path(i_in1, i_in2, i_out, mode, has_weight, coefficient))
+            paths.append(Path(*path[:5], coefficient))
         return cls(*blocks, tuple(paths), layout)
 
     def blocks(self, path: Path) -> tuple[MulIr, MulIr, MulIr]:
@@ -346,8 +338,19 @@ def _variances(name: str, given: Iterable[float] | None, irreps: Irreps) -> list
     return variances
 
 
-def _instruction(number: int, instruction: Sequence[Any], blocks: tuple[Irreps, ...]) -> tuple[Any, ...]:
-    """The instruction as (i_in1, i_in2, i_out, mode, has_weight, path_weight, is_stored), checked."""
+class _Instruction(NamedTuple):
+    """A checked instruction; is_stored if its path_weight is a coefficient already."""
+
+    i_in1: int
+    i_in2: int
+    i_out: int
+    mode: str
+    has_weight: bool
+    path_weight: float
+    is_stored: bool
+
+
+def _instruction(number: int, instruction: Sequence[Any], blocks: tuple[Irreps, ...]) -> _Instruction:
     fields = tuple(instruction)
     label = f"instructions[{number}]"
     if len(fields) not in (5, 6, 7):
@@ -359,11 +362,22 @@ def _instruction(number: int, instruction: Sequence[Any], blocks: tuple[Irreps, 
     path_weight = float(fields[5]) if len(fields) > 5 else 1.0
     if not math.isfinite(path_weight):
         raise ValueError(f"{label}: path_weight must be finite, got {path_weight!r}")
-    return int(i_in1), int(i_in2), int(i_out), mode, bool(has_weight), path_weight, len(fields) == 7
+    return _Instruction(
+        int(i_in1), int(i_in2), int(i_out), mode, bool(has_weight), path_weight, len(fields) == 7
+    )
+
+
+def _root(label: str, square: float, path_weight: float) -> float:
+    if not square >= 0.0:
+        raise ValueError(
+            f"{label}: the coefficient is the square root of path_weight, variances and dimensions, whose "
+            f"product must be >= 0, got {square!r} for path_weight {path_weight!r}"
+        )
+    return math.sqrt(square)
 
 
 def _divisors(
-    instructions: list[tuple[Any, ...]],
+    instructions: list[_Instruction],
     blocks: tuple[Irreps, ...],
     variances: list[list[float]],
     path_normalization: str,
@@ -372,12 +386,12 @@ def _divisors(
     if path_normalization == "none":
         return [1.0] * len(instructions)
     own = [
-        variances[0][i_in1]
-        * variances[1][i_in2]
-        * _num_summed(mode, blocks[0][i_in1].mul, blocks[1][i_in2].mul)
-        for i_in1, i_in2, _, mode, *_ in instructions
+        variances[0][path.i_in1]
+        * variances[1][path.i_in2]
+        * _num_summed(path.mode, blocks[0][path.i_in1].mul, blocks[1][path.i_in2].mul)
+        for path in instructions
     ]
-    outputs = [instruction[2] for instruction in instructions]
+    outputs = [path.i_out for path in instructions]
     if path_normalization == "path":
         return [x * outputs.count(i_out) for x, i_out in zip(own, outputs, strict=True)]
     total: dict[int, float] = defaultdict(float)
@@ -389,14 +403,15 @@ def _divisors(
 def _check_path(name: str, number: int, blocks: tuple[Irreps, ...], *path: Any) -> None:
     """IndexError or ValueError, naming the path, if it cannot exist between `blocks`."""
     try:
-        _check_blocks(blocks, *path[:3])
-        _check_mode(blocks, *path)
+        _check_mode(*_check_blocks(blocks, *path[:3]), *path[3:])
     except (IndexError, ValueError) as error:
         shown = ", ".join(map(repr, path))
         raise type(error)(f"{name}[{number}] = ({shown}): {error}") from None
 
 
-def _check_blocks(blocks: tuple[Irreps, ...], *indices: Any) -> None:
+def _check_blocks(blocks: tuple[Irreps, ...], *indices: Any) -> list[int]:
+    """The multiplicities of the three blocks, if they exist and their irreps couple."""
+    found = []
     for name, i, irreps in zip(("in1", "in2", "out"), indices, blocks, strict=True):
         if isinstance(i, bool) or not hasattr(i, "__index__"):
             raise ValueError(f"i_{name} must be an integer")
@@ -404,22 +419,21 @@ def _check_blocks(blocks: tuple[Irreps, ...], *indices: Any) -> None:
             raise IndexError(
                 f"i_{name} must be >= 0 and < {len(irreps)}, the blocks of irreps_{name} = '{irreps}'"
             )
-    ir1, ir2, ir3 = (irreps[i].ir for irreps, i in zip(blocks, indices, strict=True))
-    if ir1.p * ir2.p != ir3.p or not abs(ir1.l - ir2.l) <= ir3.l <= ir1.l + ir2.l:
+        found.append(irreps[i])
+    (mul1, ir1), (mul2, ir2), (mul3, ir3) = found
+    (l1, p1), (l2, p2), (l3, p3) = ir1, ir2, ir3
+    if p1 * p2 != p3 or not abs(l1 - l2) <= l3 <= l1 + l2:
         raise ValueError(f"{ir1} * {ir2} does not contain {ir3}, only {'+'.join(map(str, ir1 * ir2))}")
+    return [mul1, mul2, mul3]
 
 
-def _check_mode(
-    blocks: tuple[Irreps, ...], i_in1: int, i_in2: int, i_out: int, mode: Any, has_weight: Any
-) -> None:
+def _check_mode(mul1: int, mul2: int, mul3: int, mode: Any, has_weight: Any) -> None:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {_quoted(MODES)}, got {mode!r}")
     if mode in _ALWAYS_WEIGHTED and not has_weight:
         raise ValueError(f"mode {mode!r} needs has_weight = True")
-    muls = tuple(irreps[i].mul for irreps, i in zip(blocks, (i_in1, i_in2, i_out), strict=True))
-    rule, holds = _multiplicity_rule(mode, bool(has_weight), *muls)
+    rule, holds = _multiplicity_rule(mode, bool(has_weight), mul1, mul2, mul3)
     if not holds:
-        mul1, mul2, mul3 = muls
         raise ValueError(
             f"mode {mode!r} needs {rule}, got mul_in1, mul_in2, mul_out = {mul1}, {mul2}, {mul3}"
         )
@@ -427,21 +441,22 @@ def _check_mode(
 
 def _multiplicity_rule(mode: str, has_weight: bool, mul1: int, mul2: int, mul3: int) -> tuple[str, bool]:
     """What the mode asks of the three multiplicities, and whether these satisfy it."""
+    if mode == "uvu":
+        return "mul_out = mul_in1", mul3 == mul1
+    if mode == "uvv":
+        return "mul_out = mul_in2", mul3 == mul2
     if mode == "uuw" and not has_weight:
         return "mul_in1 = mul_in2 and mul_out = 1 where it has no weights", mul1 == mul2 and mul3 == 1
-    return {
-        "uvw": ("", True),
-        "uvu": ("mul_out = mul_in1", mul3 == mul1),
-        "uvv": ("mul_out = mul_in2", mul3 == mul2),
-        "uuw": ("mul_in1 = mul_in2", mul1 == mul2),
-        "uuu": ("mul_in1 = mul_in2 = mul_out", mul1 == mul2 == mul3),
-        "uvuv": ("mul_out = mul_in1 mul_in2", mul3 == mul1 * mul2),
-        "uvu<v": (
-            "mul_in1 = mul_in2 and mul_out = mul_in1 (mul_in1 - 1) / 2",
-            mul1 == mul2 and mul3 == mul1 * (mul1 - 1) // 2,
-        ),
-        "u<vw": ("mul_in1 = mul_in2", mul1 == mul2),
-    }[mode]
+    if mode in ("uuw", "u<vw"):
+        return "mul_in1 = mul_in2", mul1 == mul2
+    if mode == "uuu":
+        return "mul_in1 = mul_in2 = mul_out", mul1 == mul2 == mul3
+    if mode == "uvuv":
+        return "mul_out = mul_in1 mul_in2", mul3 == mul1 * mul2
+    if mode == "uvu<v":
+        pairs = mul1 * (mul1 - 1) // 2
+        return "mul_in1 = mul_in2 and mul_out = mul_in1 (mul_in1 - 1) / 2", mul1 == mul2 and mul3 == pairs
+    return "", True
 
 
 @lru_cache(maxsize=1024)
