@@ -1,0 +1,92 @@
+# make demo, make test: everything from a bare clone, virtual environment included.
+#
+#   PYTHON=path   use this Python as it is, dependencies and all, in place of the virtual environment
+#   VENV=path     where the virtual environment is made (default .venv)
+#   BASE=python   the Python that makes it (default python3)
+#   DATA=file     (demo) frames to train on, instead of labelling them
+#   ARGS=...      further arguments of demo, test and benchmark
+
+VENV ?= .venv
+BASE ?= python3
+ARGS ?=
+ifeq ($(origin PYTHON),command line)
+  override PYTHON := $(shell command -v $(PYTHON))
+  environment :=
+else
+  override PYTHON := $(abspath $(VENV))/bin/python
+  environment := $(VENV)/.ready
+endif
+bin := $(dir $(PYTHON))
+cxx := $(shell find csrc -name '*.h' -o -name '*.cpp')
+run := PYTHONPATH=$(CURDIR)/python $(PYTHON)
+cmake := PATH="$(bin):$$PATH" cmake
+configure := $(cmake) -S . -G Ninja -DPython_EXECUTABLE=$(PYTHON) --log-level=WARNING
+
+.PHONY: help demo test test-package sanitize develop benchmark wheel lint format clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+	@echo 'targets: demo test test-package sanitize develop benchmark wheel lint format clean'
+
+demo: develop
+	$(run) -m clebsch demo $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+test: develop
+	$(run) -m pytest -n 2 $(ARGS)
+
+# The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; no torch, no Python in the process.
+sanitize: $(environment)
+	$(configure) -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCLEBSCH_PYTHON=OFF -DCLEBSCH_TESTS=ON \
+	  -DCLEBSCH_SANITIZE=address,undefined
+	$(cmake) --build build/sanitize
+	PATH="$(bin):$$PATH" ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+
+# Incremental: compiles what changed and puts the libraries beside the Python sources.
+develop: $(environment)
+	@$(configure) -B build/develop -DCMAKE_BUILD_TYPE=Release \
+	  -Dpybind11_DIR="$$($(PYTHON) -m pybind11 --cmakedir)"
+	@$(cmake) --build build/develop
+	@$(cmake) --install build/develop --prefix python
+
+benchmark: develop
+	$(if $(environment),$(PYTHON) -m pip install -q -c constraints.txt $(editable)'.[benchmark]')
+	$(run) -m benchmarks $(ARGS)
+
+# What a user would install: sdist and wheel, each put into an empty environment with numpy and torch only.
+wheel: $(environment)
+	$(PYTHON) -m build --outdir dist
+
+test-package: $(environment)
+	$(PYTHON) tests/package_install.py
+
+lint: $(environment)
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(bin)clang-format --dry-run -Werror $(cxx)
+
+format: $(environment)
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+	$(bin)clang-format -i $(cxx)
+
+clean:
+	rm -rf build dist demo-output python/clebsch/*.so
+
+# wheel.cmake=false: the environment gets the dependencies and the sources in place; `develop` builds.
+editable := --config-settings=wheel.cmake=false --config-settings=editable.mode=inplace -e
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(BASE) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+	  { echo "clebsch needs Python 3.10 to 3.13; choose one with make BASE=python3.x"; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || \
+	  { echo "clebsch needs a C++20 compiler (Debian, Ubuntu: apt install g++)"; exit 1; }
+	@$(BASE) -c 'import os, sys, sysconfig; \
+	  sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || \
+	  { echo "clebsch needs the headers of $(BASE) (Debian, Ubuntu: apt install python3-dev)"; exit 1; }
+	$(BASE) -m venv $(VENV) || \
+	  { echo "making a virtual environment failed (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	$(PYTHON) -m pip install -q --upgrade pip
+	$(PYTHON) -m pip install -q -c constraints.txt $(editable) '.[demo,develop,test]' || \
+	  { echo "installing the dependencies failed; torch is pinned in constraints.txt: if that version is not" \
+	         "offered for this platform, put another one >= 2.10 there"; exit 1; }
+	touch $@
