@@ -58,7 +58,7 @@ wheel: $(environment)
 	$(PYTHON) -m build --outdir dist
 
 test-package: $(environment)
-	$(PYTHON) tests/package_install.py
+	$(PYTHON) -m pytest tests/package_install.py
 
 lint: $(environment)
 	$(PYTHON) -m ruff format --check .

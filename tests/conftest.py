@@ -1,0 +1,33 @@
+"""What every test runs under: one thread per process, fixed seeds, torch's global settings put back."""
+
+import os
+import sys
+
+# Before torch is imported. pytest -n runs several processes; tests that are about threads ask for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
+import pytest
+
+in_ci = bool(os.environ.get("CI"))
+hypothesis.settings.register_profile(
+    "clebsch",
+    deadline=None,  # the first example pays for imports and tables
+    derandomize=in_ci,
+    database=None if in_ci else hypothesis.settings.default.database,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("clebsch")
+
+
+@pytest.fixture(autouse=True)
+def fixed_torch_state():
+    torch = sys.modules.get("torch")  # tests of the algebra do without it
+    if torch is None:
+        yield
+        return
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)

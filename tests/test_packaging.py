@@ -1,0 +1,148 @@
+"""What is built and installed: one version, lean imports, libraries safe to load on any machine."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import clebsch
+from clebsch import backend
+
+ROOT = Path(__file__).parents[1]
+OBJECTS = ROOT / "build" / "develop"
+LIBRARIES = sorted(Path(clebsch.__file__).parent.glob("*.so"))
+
+
+def python(code, **environment):
+    """Runs code in a fresh interpreter."""
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+def output(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+# Imports
+
+
+def test_version_is_that_of_pyproject():
+    assert f'\nversion = "{clebsch.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("module", ["clebsch", "clebsch.algebra", "clebsch.reference", "clebsch.numpy"])
+def test_works_without_torch(module):
+    result = python(f"import {module}, sys; print('torch' in sys.modules)")
+    assert (result.stdout, result.stderr) == ("False\n", "")
+
+
+def test_layers_need_no_optional_package():
+    """What is left out here is installed in the test environment, but not in a user's."""
+    result = python("import sys; from clebsch import nn, o3; print(*{name.split('.')[0] for name in sys.modules})")
+    assert result.returncode == 0, result.stderr
+    assert not {"e3nn", "ase", "tblite", "matplotlib", "rich", "triton", "hypothesis"} & set(result.stdout.split())
+
+
+def test_import_adds_little_to_that_of_torch():
+    """Processor time, best of three: the machine may be busy."""
+    code = "import time, torch; t = time.process_time(); import clebsch; from clebsch import nn, o3; "
+    seconds = [float(python(code + "print(time.process_time() - t)").stdout) for _ in range(3)]
+    assert min(seconds) < 0.15
+
+
+# Instruction sets
+
+
+def test_each_usable_instruction_set_can_be_chosen():
+    for name in backend.usable_instruction_sets():
+        result = python("from clebsch import backend; print(backend.instruction_set())", CLEBSCH_ISA=name)
+        assert (result.stdout, result.stderr) == (f"{name}\n", "")
+
+
+def test_unknown_instruction_set_fails_with_the_list():
+    result = python("from clebsch import backend; backend.instruction_set()", CLEBSCH_ISA="unknown")
+    assert result.returncode == 1
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("ValueError: ") and "unknown" in message
+    assert all(name in message for name in backend.usable_instruction_sets())
+
+
+def objects_of(isa):
+    found = sorted(OBJECTS.glob(f"CMakeFiles/clebsch_{isa}.dir/**/*.o"))
+    if not found:
+        pytest.skip("no object files in build/develop: make develop leaves them there")
+    return found
+
+
+@pytest.mark.parametrize("isa", backend.compiled_instruction_sets())
+def test_objects_of_one_instruction_set_share_no_symbol(isa):
+    """The linker keeps one copy of a weak symbol for all: compiled with wide flags, it kills narrow machines."""
+    for file in objects_of(isa):
+        weak = [line for line in output("nm", "--defined-only", file).splitlines() if re.search(r" [VWu] ", line)]
+        assert not weak, f"{file.name}: {weak[:5]}"
+
+
+@pytest.mark.parametrize("isa", backend.compiled_instruction_sets())
+def test_objects_of_one_instruction_set_run_nothing_when_loaded(isa):
+    for file in objects_of(isa):
+        assert not re.search(r"\.(init_array|ctors)", output("readelf", "--sections", "--wide", file)), file.name
+
+
+# Libraries
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name.split(".")[0])
+def test_libraries_are_found_beside_each_other_and_nowhere_else(library):
+    dynamic = output("readelf", "--dynamic", "--wide", library)
+    assert re.findall(r"(?:RUNPATH|RPATH).*\[(.*)\]", dynamic) in ([], ["$ORIGIN"])
+    needed = set(re.findall(r"NEEDED.*\[(.*)\]", dynamic))
+    system = {"libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6", "ld-linux-x86-64.so.2"}
+    ours = {path.name for path in LIBRARIES}
+    # Of torch, only the CPU half, and only for the operators.
+    torch = {"libtorch_cpu.so"} if library.name.startswith("_clebsch_torch") else set()
+    assert needed <= system | ours | torch
+
+
+# cmake/find_torch.py
+
+
+def find_torch(**environment):
+    return subprocess.run(
+        [sys.executable, ROOT / "cmake" / "find_torch.py"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_build_finds_the_torch_in_use():
+    torch = python("import torch; print(*torch.__path__)").stdout
+    assert find_torch().stdout == torch
+    assert find_torch(CLEBSCH_TORCH=torch.strip()).stdout == torch
+
+
+def test_build_finds_torch_behind_an_isolated_environment(tmp_path):
+    """As in `python -m build`: another environment runs the build, started by the one that has torch."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path], check=True)
+    result = subprocess.run(
+        [tmp_path / "bin" / "python", ROOT / "cmake" / "find_torch.py"],
+        capture_output=True,
+        text=True,
+        env={"PATH": os.defpath},
+    )
+    assert result.stdout == find_torch().stdout
+
+
+def test_build_refuses_an_old_torch(tmp_path):
+    (tmp_path / "version.py").write_text("__version__ = '2.9.1+cpu'\n")
+    result = find_torch(CLEBSCH_TORCH=str(tmp_path))
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
+        f"{tmp_path} is torch 2.9.1+cpu, older than 2.10",
+        "clebsch builds against an installed torch >= 2.10 and found none: install torch first, run the build "
+        "with that Python, or set CLEBSCH_TORCH to the folder of its package",
+    ]
