@@ -53,10 +53,10 @@ benchmark: develop
 	$(if $(environment),$(PYTHON) -m pip install -q -c constraints.txt $(editable)'.[benchmark]')
 	$(run) -m benchmarks $(ARGS)
 
-# What a user would install: sdist and wheel, each put into an empty environment with numpy and torch only.
 wheel: $(environment)
 	$(PYTHON) -m build --outdir dist
 
+# What a user would install: sdist and wheel, each put into an empty environment with numpy and torch only.
 test-package: $(environment)
 	$(PYTHON) -m pytest tests/package_install.py
 

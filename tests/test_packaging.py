@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import clebsch
 from clebsch import backend
@@ -146,3 +147,19 @@ def test_build_refuses_an_old_torch(tmp_path):
         "clebsch builds against an installed torch >= 2.10 and found none: install torch first, run the build "
         "with that Python, or set CLEBSCH_TORCH to the folder of its package",
     ]
+
+
+# README.md
+
+
+def test_readme_says_what_happens():
+    """Its examples run, and the lines of e3nn that it claims to be equivalent to are."""
+    e3nn_o3 = pytest.importorskip("e3nn.o3", reason="README compares with e3nn")
+    equivalent, use, *others = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(use, names)
+    out = names["out"].detach()
+    exec(equivalent, {**names, "o3": e3nn_o3}, expected := {})
+    torch.testing.assert_close(out, expected["out"].detach(), rtol=0, atol=1e-5 * float(out.abs().max()))
+    for example in others:
+        exec(example, names)
