@@ -17,7 +17,8 @@ from ..algebra import so3
 from . import rotation
 
 # Tables are kept as numpy arrays: a cached tensor would keep the mode (inference, fake, functional) of the
-# caller that asked first. torch.compile takes what _table returns as a constant, and does not look inside.
+# caller that asked first. torch.compile cannot follow the exact arithmetic behind them: it sees _table as one
+# call.
 
 
 @lru_cache(maxsize=4096)
@@ -67,14 +68,14 @@ _ARRAYS = {
 }
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.allow_in_graph
 def _table(name: str, *key: Any) -> Tensor:
-    """The table of that name in float64 (or complex128), shared: to be copied, not changed."""
-    return torch.from_numpy(_ARRAYS[name](*key))
+    """The table of that name, a copy in float64 or complex128."""
+    return torch.tensor(_ARRAYS[name](*key), device="cpu")
 
 
-def _copy(table: Tensor, dtype: torch.dtype | None, device: Any) -> Tensor:
-    """A fresh tensor, of torch's default dtype and device where none is given."""
+def _cast(table: Tensor, dtype: torch.dtype | None, device: Any) -> Tensor:
+    """The table with torch's default dtype and device where none is given."""
     return torch.empty(table.shape, dtype=dtype, device=device).copy_(table)
 
 
@@ -87,7 +88,7 @@ def wigner_3j(
     exact. signs: "e3nn-0.5" (e3nn 0.5 and later) or "e3nn-0.4", see `algebra.so3.coupling`, whose errors this
     raises. The tensor is a copy, free to be changed.
     """
-    return _copy(_table("coupling", l1, l2, l3, signs), dtype, device)
+    return _cast(_table("coupling", l1, l2, l3, signs), dtype, device)
 
 
 def so3_generators(l: int, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
@@ -95,7 +96,7 @@ def so3_generators(l: int, dtype: torch.dtype | None = None, device: Any = None)
 
     D of a rotation by t about axis i is matrix_exp(t * X_i).
     """
-    return _copy(_table("generators", l), dtype, device)
+    return _cast(_table("generators", l), dtype, device)
 
 
 def change_basis_real_to_complex(l: int, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
@@ -105,7 +106,7 @@ def change_basis_real_to_complex(l: int, dtype: torch.dtype | None = None, devic
     real. dtype is that of the real and imaginary parts, torch's default where none is given.
     """
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    return _copy(_table("real to complex", l), dtype.to_complex(), device)
+    return _cast(_table("real to complex", l), dtype.to_complex(), device)
 
 
 def wigner_D(l: int, alpha: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
