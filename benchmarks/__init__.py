@@ -1,0 +1,3 @@
+"""Speed, measured: `python -m benchmarks NAME`. What is measured and how to read it: docs/benchmarks.md."""
+
+NAMES = ("limits", "spherical_harmonics", "tensor_product", "convolution", "layers", "scaling", "memory")

@@ -1,0 +1,76 @@
+"""python -m benchmarks NAME [options]"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from . import NAMES
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", epilog="See docs/benchmarks.md.")
+    parser.add_argument("name", choices=[*NAMES, "all"])
+    parser.add_argument("--threads", type=int, default=1, help="of torch and its peers (default 1)")
+    parser.add_argument("--isa", default="", help="of clebsch's kernels: avx512, avx2, baseline")
+    parser.add_argument("--device", default="cpu", choices=["cpu"])
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: does it run at all?")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="cases named like this (* and ?)")
+    parser.add_argument("--compile", action="store_true", help="also e3nn under torch.compile (slow)")
+    parser.add_argument("--memory", type=float, default=12.0, metavar="GIB", help="of the largest problems")
+    parser.add_argument("--plot", action="store_true", help="also a picture (matplotlib)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for JSON and picture")
+    return parser.parse_args(arguments)
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Threads and instruction set are read when torch, sphericart and clebsch are first imported."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(options.threads)
+    if options.isa:
+        os.environ["CLEBSCH_ISA"] = options.isa
+
+
+def stem(name: str, options: argparse.Namespace) -> str:
+    """Runs with other settings than the default do not overwrite its results."""
+    parts = [name, options.isa, f"threads{options.threads}" if options.threads != 1 else ""]
+    parts += ["quick" if options.quick else "", "part" if options.only else ""]
+    return "-".join(filter(None, parts))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    prepare(options)
+    import torch
+
+    from . import machine, report
+    from .session import Session
+
+    torch.set_num_threads(options.threads)
+    session = Session(
+        **{k: getattr(options, k) for k in ("quick", "only", "threads", "isa", "device", "compile", "memory")}
+    )
+    command = "python -m benchmarks " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    every = []
+    for name in NAMES if options.name == "all" else [options.name]:
+        print(name, file=sys.stderr, flush=True)
+        place = machine.describe(command)
+        rows = list(import_module(f".{name}", __package__).rows(session))
+        every += rows
+        path = options.results / f"{stem(name, options)}.json"
+        report.write_json(path, name, place, rows)
+        title = f"{name}: {place['cpu']}, {place['isa']}, {options.threads} thread(s)"
+        report.show(title, rows)
+        if options.plot:
+            report.plot(path.with_suffix(".png"), title, rows)
+    print(report.summary(every))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

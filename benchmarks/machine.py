@@ -1,0 +1,86 @@
+"""Where and with what a number was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from .harness import Floor
+
+REPOSITORY = Path(__file__).parent.parent
+PACKAGES = ("clebsch", "torch", "e3nn", "sphericart-torch", "numpy")
+
+
+def isa_in_use() -> str:
+    """Instruction set of the clebsch kernels: avx512, avx2, baseline."""
+    from clebsch import backend
+
+    return backend.instruction_set()
+
+
+def on_avx512(floor: Floor | None) -> Floor | None:
+    """Most floors are those of one thread with AVX-512: with narrower registers none is held up."""
+    return floor if isa_in_use() == "avx512" else None
+
+
+def describe(command: str) -> dict[str, object]:
+    import torch
+
+    return {
+        "cpu": _cpu_field("model name"),
+        "cpu family, model": [_cpu_field("cpu family"), _cpu_field("model")],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "isa": isa_in_use(),
+        "threads": torch.get_num_threads(),
+        "load average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "versions": {name: _version(name) for name in PACKAGES},
+        "command": command,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+    }
+
+
+def fresh_python(*arguments: str) -> object:
+    """The JSON printed by a new interpreter with these arguments; RuntimeError with its complaint."""
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    if done.returncode:
+        raise RuntimeError(f"a fresh process of this benchmark failed:\n{done.stderr.strip()}")
+    return json.loads(done.stdout)
+
+
+def _cpu_field(name: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.split("\t")[0] == name), "")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Short hash, with "+" where tracked files differ from it."""
+    try:
+        return _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True
+    ).stdout.strip()

@@ -1,0 +1,51 @@
+"""What one call does: forward alone, with its gradients, or with the gradients of those (training on forces).
+
+Each step includes the ones before it. A function maps tensors to one tensor; every tensor is differentiated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+Function = Callable[..., torch.Tensor]
+FORWARD, BACKWARD, DOUBLE = "forward", "with backward", "with double backward"
+
+
+def forward(function: Function, inputs: Sequence[torch.Tensor]) -> Callable[[], object]:
+    inputs = [tensor.detach() for tensor in inputs]
+    return lambda: function(*inputs)
+
+
+def backward(function: Function, inputs: Sequence[torch.Tensor]) -> Callable[[], object]:
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    cotangent = _random_like(function(*(tensor.detach() for tensor in inputs)))
+    return lambda: torch.autograd.grad(function(*leaves), leaves, cotangent)
+
+
+def double_backward(function: Function, inputs: Sequence[torch.Tensor]) -> Callable[[], object]:
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    cotangent = _random_like(function(*(tensor.detach() for tensor in inputs))).requires_grad_()
+    tangents = [_random_like(tensor) for tensor in inputs]
+
+    def step():
+        gradients = torch.autograd.grad(function(*leaves), leaves, cotangent, create_graph=True)
+        return torch.autograd.grad(gradients, [*leaves, cotangent], tangents)
+
+    return step
+
+
+def _random_like(tensor: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(7)
+    return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+
+
+STEPS = {FORWARD: forward, BACKWARD: backward, DOUBLE: double_backward}
+
+
+def require_same(name: str, ours: torch.Tensor, peer: torch.Tensor, tolerance: float = 1e-4) -> None:
+    """A wrong result has no speed: stop where two implementations differ by more than `tolerance` in norm."""
+    error = float((ours - peer).norm() / peer.norm().clamp_min(1e-30))
+    if not error <= tolerance:
+        raise AssertionError(f"{name}: clebsch and its peer differ by {error:.2g} of the norm, not timed")

@@ -1,0 +1,71 @@
+"""The product over rows, no graph: o3.TensorProduct of clebsch and of e3nn, weights per row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .harness import Row, at_least
+from .machine import on_avx512
+from .problems import MODELS, Problem, model, operands
+from .session import Session
+from .steps import BACKWARD, DOUBLE, FORWARD, STEPS, Function, require_same
+
+FLOORS = {FORWARD: at_least(10), BACKWARD: at_least(15), DOUBLE: None}
+
+# The other two modes with fast kernels, timed without a floor: gates (uuu) and scalar outputs (uvw).
+ELEMENTWISE = Problem(
+    "elementwise uuu",
+    "other",
+    "64x0e+64x1o+64x2e",
+    "64x0e+64x1o+64x2e",
+    "64x0e+64x1o+64x2e",
+    ((0, 0, 0, "uuu", True), (0, 1, 1, "uuu", True), (1, 1, 0, "uuu", True), (1, 1, 2, "uuu", True)),
+)
+SCALAR_OUT = Problem(
+    "scalar output uvw",
+    "other",
+    "16x0e+16x1o+16x2e",
+    "8x0e+8x1o+8x2e",
+    "16x0e",
+    ((0, 0, 0, "uvw", True), (1, 1, 0, "uvw", True), (2, 2, 0, "uvw", True)),
+)
+
+
+def implementations(problem: Problem, with_compile: bool = False) -> dict[str, Function]:
+    from e3nn import o3 as e3nn_o3
+
+    from clebsch import o3
+
+    weights = {"shared_weights": False, "internal_weights": False}
+    functions: dict[str, Function] = {
+        "clebsch": o3.TensorProduct(*problem.arguments, **weights),
+        "e3nn": e3nn_o3.TensorProduct(*problem.arguments, **weights),
+    }
+    if with_compile:
+        import torch
+
+        functions["e3nn compiled"] = torch.compile(functions["e3nn"])
+    return functions
+
+
+def rows(session: Session) -> Iterator[Row]:
+    count = session.pick(8_000, 400)
+    for problem in [*map(model, MODELS), ELEMENTWISE, SCALAR_OUT]:
+        for step in STEPS:
+            name = f"{problem.name}, {step}"
+            if session.wants(name):
+                yield from _compare(session, name, problem, step, count)
+
+
+def _compare(session: Session, name: str, problem: Problem, step: str, count: int) -> Iterator[Row]:
+    # torch.compile of e3nn has no second derivative.
+    functions = implementations(problem, session.compile and step != DOUBLE)
+    inputs = operands(problem, count, count)
+    require_same(name, functions["clebsch"](*inputs), functions["e3nn"](*inputs))
+    samples = session.time(name, {key: STEPS[step](function, inputs) for key, function in functions.items()})
+    for peer in functions:
+        if peer != "clebsch":
+            held = peer == "e3nn" and problem.family != "other"
+            floor = on_avx512(FLOORS[step]) if held else None
+            ratio = samples.ratio(peer, "clebsch")
+            yield Row(name, f"{peer} / clebsch", ratio, floor=floor, seconds=samples.medians())

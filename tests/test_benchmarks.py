@@ -1,0 +1,207 @@
+"""The benchmark harness on a clock that never lies, the problems it times, and one tiny run of it all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+sys.path.insert(0, str(REPOSITORY))  # benchmarks are not installed
+
+from benchmarks import NAMES, problems, report  # noqa: E402
+from benchmarks.__main__ import parse, stem  # noqa: E402
+from benchmarks.harness import Effort, Row, Samples, Spread, at_least, at_most, interleave  # noqa: E402
+from benchmarks.session import Session  # noqa: E402
+
+EFFORT = Effort(sample=0.010, budget=1.0, rounds=(3, 20))
+
+
+class FakeClock:
+    """Time passes only inside the functions made here; `speed` maps the time to how quick the machine is."""
+
+    def __init__(self, speed=lambda now: 1.0):
+        self.now, self.speed, self.calls = 0.0, speed, []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def function(self, name: str, seconds: float):
+        def call():
+            self.calls.append(name)
+            self.now += seconds / self.speed(self.now)
+
+        return call
+
+
+def measure(clock: FakeClock, effort: Effort = EFFORT, **seconds: float) -> Samples:
+    return interleave({name: clock.function(name, s) for name, s in seconds.items()}, effort, clock)
+
+
+def test_ratio_of_fake_times_is_exact():
+    samples = measure(FakeClock(), ours=0.001, peer=0.050)
+    assert samples.ratio("peer", "ours").median == pytest.approx(50)
+    assert samples.difference("peer", "ours").median == pytest.approx(0.049)
+    assert samples.medians() == pytest.approx({"ours": 0.001, "peer": 0.050})
+
+
+def test_ratio_survives_a_machine_that_slows_down():
+    clock = FakeClock(speed=lambda now: 1.0 if now < 0.4 else 0.25)
+    samples = measure(clock, ours=0.010, peer=0.020)
+    assert max(samples.seconds["ours"]) == pytest.approx(4 * min(samples.seconds["ours"]))
+    assert samples.ratio("peer", "ours").median == pytest.approx(2)
+
+
+def test_short_functions_are_repeated_to_fill_a_sample_and_long_ones_are_not():
+    clock = FakeClock()
+    rounds = len(measure(clock, short=0.001, long=0.2).seconds["short"])
+    assert clock.calls.count("short") == 4 + 11 * rounds  # warm-up, then an untimed call and ten timed ones
+    assert clock.calls.count("long") == 2 + rounds
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.9, 3), (0.1, 10), (0.001, 20)])
+def test_rounds_keep_to_the_budget(seconds, rounds):
+    assert len(measure(FakeClock(), only=seconds).seconds["only"]) == pytest.approx(rounds, abs=1)
+
+
+def test_order_rotates():
+    clock = FakeClock()
+    measure(clock, Effort(0.01, 1.0, (3, 3)), a=0.5, b=0.5)
+    assert clock.calls[4:] == ["a", "b", "b", "a", "a", "b"]
+
+
+def test_spread_is_median_and_quartiles():
+    assert Spread.of([5, 1, 4, 2, 3]) == Spread(3, 2, 4, 5)
+    assert Spread.of([7]) == Spread(7, 7, 7, 1)
+
+
+def test_cost_per_unit_of_work():
+    samples = Samples({"small": [1.0, 2.0], "large": [30.0, 60.0]}).per({"small": 10, "large": 100})
+    assert samples.ratio("large", "small").median == pytest.approx(3)
+
+
+@pytest.mark.parametrize(
+    ("floor", "value", "missed"),
+    [(at_least(20), 25, 0), (at_least(20), 15, 0.25), (at_most(2), 1.5, 0), (at_most(2), 3, 0.5)],
+)
+def test_floor_says_by_how_much_it_is_missed(floor, value, missed):
+    assert floor.missed_by(value) == pytest.approx(missed)
+    assert floor.met(value) == (missed == 0)
+
+
+def row(median: float = 15.0, floor=None) -> Row:
+    return Row("case", "peer / clebsch", Spread(median, 14.0, 16.0, 9), "x", floor, {"clebsch": 1e-3})
+
+
+def test_table_and_summary_name_what_was_missed():
+    rows = [row(), row(floor=at_least(20)), row(floor=at_least(10))]
+    lines = report.table("title", rows).splitlines()
+    assert lines[0] == "title" and len(lines) == 6
+    assert lines[4].endswith(">= 20  missed by 25 %") and lines[5].endswith("met")
+    assert report.summary(rows) == "1 of 2 floors met\n  case, peer / clebsch: missed by 25 %"
+
+
+def test_json_round_trip(tmp_path):
+    path = tmp_path / "new" / "case.json"
+    report.write_json(path, "case", {"cpu": "any"}, [row(floor=at_least(20)), row()])
+    content = json.loads(path.read_text())
+    assert content["name"] == "case" and content["machine"] == {"cpu": "any"}
+    held, free = content["rows"]
+    assert held["floor"] == {"value": 20, "sense": "at least"} and held["met"] is False
+    assert held["quartiles"] == [14.0, 16.0] and held["rounds"] == 9 and held["seconds"] == {"clebsch": 1e-3}
+    assert free["floor"] is None and free["met"] is None and free["missed_by"] is None
+
+
+def test_plot_is_written(tmp_path):
+    pytest.importorskip("matplotlib")
+    report.plot(tmp_path / "case.png", "title", [row(floor=at_least(20)), row()])
+    assert (tmp_path / "case.png").stat().st_size > 1000
+
+
+def test_results_of_other_settings_have_other_names():
+    assert stem("limits", parse(["limits"])) == "limits"
+    assert stem("limits", parse(["limits", "--isa", "avx2", "--threads", "2", "--quick"])) == (
+        "limits-avx2-threads2-quick"
+    )
+
+
+def test_only_selects_cases():
+    assert Session().wants("anything")
+    assert Session(only="mace*with backward").wants("mace-medium, with backward")
+    assert not Session(only="forward").wants("mace-medium, with backward")
+
+
+def test_mace_medium_has_its_ten_paths():
+    problem = problems.model("mace-medium")
+    assert problems.weight_numel(problem) == 1280
+    degrees = sorted((i, j, out) for i, j, out, *_ in problem.instructions)
+    assert len(degrees) == 10 and problem.irreps_out.count("128x") == 10
+    assert [out for _, _, out, *_ in problem.instructions] == list(range(10))
+
+
+def test_nequip_keeps_outputs_among_its_hidden_irreps():
+    problem = problems.model("nequip-32-both")
+    assert {block.split("x")[1] for block in problem.irreps_out.split("+")} == {
+        "0o",
+        "0e",
+        "1o",
+        "1e",
+        "2o",
+        "2e",
+    }
+
+
+def test_multiply_adds_counts_the_cheapest_order():
+    scalar = problems.channelwise("scalar", "test", "5x0e", "1x0e", "0e")
+    assert problems.multiply_adds(scalar) == 1 + 5 * (1 + 1)
+    cross = problems.channelwise("cross", "test", "5x1o", "1x1o", "1e")
+    assert problems.multiply_adds(cross) == 6 + 5 * (3 + 6)
+
+
+@pytest.mark.parametrize(
+    "make", [problems.local_edges, lambda n: problems.random_edges(n, problems.DEGREE * n)]
+)
+@pytest.mark.parametrize("num_nodes", [1, 25, 300])
+def test_graphs_are_sorted_and_in_range(make, num_nodes):
+    edges = make(num_nodes)
+    receivers, senders = edges.receivers.tolist(), edges.senders.tolist()
+    assert edges.count == problems.DEGREE * num_nodes == len(receivers)
+    assert all(a <= b for a, b in pairwise(receivers)) and set(receivers) == set(range(num_nodes))
+    assert min(senders) >= 0 and max(senders) < num_nodes
+
+
+def test_quick_run_writes_a_complete_result(tmp_path):
+    """One case through the command line, in a process of its own: it sets threads and environment."""
+    pytest.importorskip("e3nn")
+    pytest.importorskip("sphericart.torch")
+    arguments = ["spherical_harmonics", "--quick", "--only", "l_max 1, forward", "--results", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "of 4 floors met" in done.stdout
+    content = json.loads((tmp_path / "spherical_harmonics-quick-part.json").read_text())
+    machine = content["machine"]
+    assert machine["threads"] == 1 and machine["isa"] and machine["versions"]["e3nn"] and machine["date"]
+    assert machine["command"] == " ".join(["python -m benchmarks", *arguments])
+    for entry in content["rows"]:
+        assert entry["median"] > 0 and entry["floor"] and isinstance(entry["met"], bool)
+        assert set(entry["seconds"]) == {"clebsch", "e3nn", "sphericart", "write", "write new"}
+
+
+def test_unknown_name_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse(["nothing"])
+    message = capsys.readouterr().err
+    assert all(name in message for name in NAMES)
