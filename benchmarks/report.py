@@ -54,6 +54,7 @@ def table(title: str, rows: Sequence[Row]) -> str:
 def show(title: str, rows: Sequence[Row]) -> None:
     """With rich where it is installed and a person is looking, plain otherwise."""
     try:
+        from rich import box
         from rich.console import Console
         from rich.table import Table
     except ImportError:
@@ -63,7 +64,7 @@ def show(title: str, rows: Sequence[Row]) -> None:
     if not console.is_terminal:
         print(table(title, rows))
         return
-    fancy = Table(*COLUMNS, title=title, title_justify="left")
+    fancy = Table(*COLUMNS, title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for row in rows:
         met = row.floor is None or not row.floor.missed_by(row.spread.median)
         fancy.add_row(*cells(row), style=None if met else "red")
@@ -90,5 +91,8 @@ def plot(path: Path, title: str, rows: Sequence[Row]) -> None:
         if row.floor:
             axes.plot([row.floor.value] * 2, [place - 0.4, place + 0.4], color="black")
     axes.set_yticks(range(len(ratios)), [f"{row.name}: {row.quantity}" for row in ratios], fontsize=7)
-    axes.set(xscale="log", xlabel="ratio of times, median and quartiles; black: the floor", title=title)
+    axes.set(
+        xscale="log", xlabel="ratio of times, median and quartiles; black: the floor", ylim=(-1, len(ratios))
+    )
+    figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=150)
