@@ -179,9 +179,14 @@ def random_plans(
 
     @st.composite
     def draw_plan(draw: Callable[[Any], Any]) -> ProductPlan:
-        some = random_irreps(1, 3, l_max, multiplicities)
-        maybe_none = random_irreps(0, 2, l_max, multiplicities)
-        in1, in2, blocks = (list(draw(st.one_of(*[some] * 6, maybe_none))) for _ in range(3))
+        # mostly few copies in y, so that products with many copies of x stay small enough to be kept
+        few = [mul for mul in multiplicities if mul <= 3] or multiplicities
+        in1, in2, blocks = (
+            list(draw(random_irreps(1, 3, l_max, muls))) for muls in (multiplicities, few, multiplicities)
+        )
+        for irreps in (in1, in2, blocks):
+            if draw(st.integers(0, 30)) == 13:
+                irreps.clear()
         paths = []
         for _ in range(draw(st.integers(1, max_paths)) if in1 and in2 else 0):
             path = _draw_path(draw, in1, in2, blocks, modes, l_max, multiplicities)
