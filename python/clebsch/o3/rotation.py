@@ -69,7 +69,7 @@ def rand_axis_angle(
 
 def identity_angles(*shape: int, requires_grad: bool = False, dtype=None, device=None) -> Angles:
     """Angles (0, 0, 0), each of the given shape."""
-    zeros = (torch.zeros(*shape, dtype=dtype, device=device) for _ in range(3))
+    zeros = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(3))
     return tuple(angle.requires_grad_(requires_grad) for angle in zeros)
 
 
