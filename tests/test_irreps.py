@@ -226,8 +226,11 @@ def test_filter_takes_one_criterion():
 def test_slices_against_e3nn(irreps, copies, terms):
     other = theirs(irreps)
     assert same(irreps[terms], other[terms])
-    copies = slice(copies.start, copies.stop)
-    assert same(irreps.slice_by_mul[copies], other.slice_by_mul[copies])
+    start, stop, _ = slice(copies.start, copies.stop).indices(irreps.num_irreps)
+    if start > stop:  # e3nn finds negative multiplicities
+        assert irreps.slice_by_mul[start:stop].num_irreps == 0
+    else:
+        assert same(irreps.slice_by_mul[start:stop], other.slice_by_mul[start:stop])
 
 
 def test_what_slices_refuse():

@@ -371,6 +371,7 @@ class _SliceByMultiplicity:
         start, stop, step = index.indices(self._irreps.num_irreps)
         if step != 1:
             raise NotImplementedError(f"Irreps.slice_by_mul: the step must be 1, got {step}")
+        stop = max(start, stop)
         out, begin = [], 0
         for mul, ir in self._irreps:
             end = begin + mul
