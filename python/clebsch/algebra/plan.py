@@ -130,7 +130,9 @@ class ProductPlan:
             _check_path("paths", i, blocks, i_in1, i_in2, i_out, mode, has_weight)
             if not math.isfinite(coefficient):
                 raise ValueError(f"ProductPlan: paths[{i}]: coefficient must be finite, got {coefficient!r}")
-            paths.append(Path(int(i_in1), int(i_in2), int(i_out), mode, bool(has_weight), float(coefficient)))
+            # + 0.0 makes -0.0 the 0.0 that it equals: equal plans have equal strings
+            path = Path(int(i_in1), int(i_in2), int(i_out), mode, bool(has_weight), float(coefficient) + 0.0)
+            paths.append(path)
         store("paths", tuple(paths))
         inputs = f"{self.irreps_in1}*{self.irreps_in2}->{self.irreps_out}"
         store("_string", f"{inputs};{self.layout};{','.join(map(str, self.paths))}")
