@@ -1,0 +1,33 @@
+// The instruction set in use: detected at first use, overridden by CLEBSCH_ISA or select_instruction_set().
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "api.h"
+#include "spherical_harmonics.h"
+#include "tensor_product.h"
+
+namespace clebsch {
+
+// All kernels of one instruction set for one floating-point type.
+template <class T>
+struct Kernels {
+  SphericalHarmonicsKernels<T> spherical_harmonics;
+  TensorProductKernels<T> tensor_product;
+};
+
+// Names compiled into this binary, narrowest first, and those of them that this processor runs.
+CLEBSCH_API std::vector<std::string> compiled_instruction_sets();
+CLEBSCH_API std::vector<std::string> usable_instruction_sets();
+
+// The one in use. Throws std::invalid_argument if CLEBSCH_ISA names none of the usable ones.
+CLEBSCH_API std::string instruction_set();
+
+// Uses another one from the next call on, in every thread. Throws std::invalid_argument as above.
+CLEBSCH_API void select_instruction_set(const std::string& name);
+
+template <class T>
+CLEBSCH_API const Kernels<T>& kernels();
+
+}  // namespace clebsch

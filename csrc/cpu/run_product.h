@@ -1,0 +1,37 @@
+// Runs a product over rows or a graph: chooses the kernel, cuts the work into chunks that do not depend on
+// the number of threads, and owns the temporary panels and private sums. No torch, no Python.
+#pragma once
+
+#include <cstdint>
+
+#include "plan.h"
+#include "tensor_product.h"
+
+namespace clebsch {
+
+// Calls body(context, begin, end) over disjoint pieces of [0, tasks), in any number of threads.
+using Body = void (*)(void* context, std::int64_t begin, std::int64_t end);
+using Parallel = void (*)(std::int64_t tasks, Body body, void* context);
+
+// Serial execution.
+CLEBSCH_API void run_here(std::int64_t tasks, Body body, void* context);
+
+template <class T>
+struct ProductCall {
+  const Plan* plan;
+  const Graph* graph;  // null: rows
+  std::int64_t rows;   // rows of y, w; edges of the graph
+  // A null operand counts as zero; a null result is not wanted. All in irreps rows, whatever the kernel.
+  Rows<const T> x, y, w, g, ax, ay, aw;
+  Rows<T> out, gx, gy, gw;
+  bool shared_weights;  // w is one row and gw, if wanted, one row
+};
+
+// What to compute: see ProductArgs.
+enum class Derivative { none, first, second };
+
+// Throws std::bad_alloc if there is no memory for the work space; then results are unspecified.
+template <class T>
+CLEBSCH_API void run_product(const ProductCall<T>& call, Derivative derivative, Parallel parallel);
+
+}  // namespace clebsch

@@ -1,0 +1,551 @@
+// Channelwise products (uvu, one copy of y): lanes are channels.
+//
+// The coupling is contracted with y first, M[m1, m3] = sum_m2 C[m1, m2, m3] y[m2], once for an edge and path
+// and for eight edges at a time (lanes are edges there). A channel then needs at most (2 l1 + 1)(2 l3 + 1)
+// multiply-adds with dense operands; where y's degree is small, the structural zeros of M are known at
+// compile time. With t_i = M_ik g_k:
+//
+//   forward   out_k += (w x_i) M_ik
+//   backward  gx_i += w t_i,  gw += x_i t_i,  gM_ik += (w x_i) g_k over channels,  gy_j = C_ijk gM_ik
+//   tangent   w x_i -> w ax_i + aw x_i next to M, and w x_i next to N = C ay; see ProductArgs.
+//
+// Least work for an edge and channel, S the cells of M summed over paths: forward S multiply-adds, backward 2
+// S, double backward 5 S. Least traffic from memory: w (and gw, aw) once; x, the sums and M stay in cache.
+// For 128x0e+128x1o with y to l = 3 (10 paths, S = 64) that is 5 KB of w against 8,192 multiply-adds an edge:
+// memory decides.
+//
+// Channels beyond the multiplicity are zero in panels and masked in w, so they add nothing.
+#pragma once
+
+#include "coupling_unrolled.h"
+#include "panel.inl.h"
+#include "tensor_product.h"
+
+namespace clebsch {
+namespace {
+
+constexpr int kGroup = 8;  // edges whose matrices are made together; in the forward pass they share the sums
+
+template <class T>
+struct GroupOf {
+  typedef T type __attribute__((vector_size(kGroup * sizeof(T)), aligned(alignof(T)), may_alias));
+};
+
+// Operands of up to kGroup edges. matrix and tangent_matrix: dense_size x kGroup.
+template <class T>
+struct Group {
+  const T *x[kGroup], *w[kGroup], *ax[kGroup], *aw[kGroup];
+  const T *matrix, *tangent_matrix;
+  const T *ones, *zeros;  // the weights of unweighted paths and their tangents
+};
+
+// Where the gradients of one edge go.
+template <class T>
+struct EdgeGradients {
+  T* gx;             // panel, added to
+  T* gw;             // row
+  Vec<T>* gy;        // dim2 vectors, added to, lanes yet to be summed
+  T* gw_unfinished;  // one block of channels
+  Vec<T>* gm;        // dense matrix of one path, lanes yet to be summed (Columns)
+  T* sink;           // gw of unweighted paths
+  bool accumulate_gw;
+};
+
+// The operands of one path and edge.
+template <class T, bool Tangent>
+struct PathOperands {
+  const T *x, *w, *ax = nullptr, *aw = nullptr, *matrix, *tangent = nullptr;
+  CLEBSCH_INLINE PathOperands(const Path& p, const Group<T>& group, int e)
+      : x(group.x[e] + p.in1.panel),
+        w(p.weighted ? group.w[e] + p.weight : group.ones),
+        matrix(group.matrix + p.dense * kGroup + e) {
+    if constexpr (Tangent) {
+      ax = group.ax[e] + p.in1.panel;
+      aw = p.weighted ? group.aw[e] + p.weight : group.zeros;
+      tangent = group.tangent_matrix + p.dense * kGroup + e;
+    }
+  }
+};
+
+// M[m1, m3] of the whole group, lanes are edges; y is dim2 x kGroup.
+template <class T>
+void contract_group(const Program& program, const T* y, T* matrix) {
+  using Edges = typename GroupOf<T>::type;
+  for (int i = 0; i < program.path_count; ++i) {
+    const Path& p = program.paths[i];
+    T* m = matrix + p.dense * kGroup;
+    const int size = (2 * p.in1.l + 1) * (2 * p.out.l + 1);
+    for (int c = 0; c < size; ++c) *reinterpret_cast<Edges*>(m + c * kGroup) = Edges{};
+    const T* yp = y + p.in2.offset * kGroup;
+    for (int n = 0; n < p.term_count; ++n) {
+      const Term& t = p.terms[n];
+      *reinterpret_cast<Edges*>(m + t.dense * kGroup) +=
+          path_values<T>(p)[n] * *reinterpret_cast<const Edges*>(yp + t.m2 * kGroup);
+    }
+  }
+}
+
+// One path with the degrees known at compile time.
+template <class T, int L1, int L2, int L3>
+struct Unrolled {
+  static constexpr int A = 2 * L1 + 1, B = 2 * L2 + 1, K = 2 * L3 + 1;
+  using C = Coupling<L1, L2, L3>;
+
+  static constexpr bool coupled(int i, int k) {
+    for (int n = 0; n < C::size; ++n) {
+      if (C::m1[n] == i && C::m3[n] == k) return true;
+    }
+    return false;
+  }
+
+  template <bool Tangent>
+  static void forward(const Path& p, const Group<T>& group, int begin, int end, T* out) {
+    constexpr int W = lanes<T>;
+    const std::int64_t stride = p.in1.stride;
+    const T *x[kGroup], *w[kGroup], *ax[kGroup], *aw[kGroup];
+    for (int e = begin; e < end; ++e) {
+      x[e] = group.x[e] + p.in1.panel;
+      w[e] = p.weighted ? group.w[e] + p.weight : group.ones;
+      if constexpr (Tangent) {
+        ax[e] = group.ax[e] + p.in1.panel;
+        aw[e] = p.weighted ? group.aw[e] + p.weight : group.zeros;
+      }
+    }
+    const T* matrix = group.matrix + p.dense * kGroup;
+    const T* tangent = Tangent ? group.tangent_matrix + p.dense * kGroup : nullptr;
+    T* sums = out + p.out.panel;
+    for (int c = 0; c < p.in1.mul; c += W) {
+      const Mask<T> mask(p.in1.mul - c);
+      Vec<T> sum[K];
+      each<K>([&]<int k>() { sum[k] = load(sums + k * stride + c); });
+      for (int e = begin; e < end; ++e) {
+        const Vec<T> we = load(w[e] + c, mask);
+        Vec<T> awe;
+        if constexpr (Tangent) awe = load(aw[e] + c, mask);
+        each<A>([&]<int i>() {
+          const Vec<T> xi = load(x[e] + i * stride + c);
+          const Vec<T> wx = we * xi;
+          if constexpr (Tangent) {
+            const Vec<T> change = we * load(ax[e] + i * stride + c) + awe * xi;
+            each<K>([&]<int k>() {
+              if constexpr (coupled(i, k)) {
+                sum[k] += change * matrix[(i * K + k) * kGroup + e];
+                sum[k] += wx * tangent[(i * K + k) * kGroup + e];
+              }
+            });
+          } else {
+            each<K>([&]<int k>() {
+              if constexpr (coupled(i, k)) sum[k] += wx * matrix[(i * K + k) * kGroup + e];
+            });
+          }
+        });
+      }
+      each<K>([&]<int k>() { store(sums + k * stride + c, sum[k]); });
+    }
+  }
+
+  // Rows of gM that fit the registers beside g and a few operands; several passes over the channels if A is
+  // larger.
+  static constexpr int registers = CLEBSCH_VEC_BYTES == 64 ? 32 : 16;
+  static constexpr int rows_per_pass = (registers - 6 - K) / K < 1 ? 1 : (registers - 6 - K) / K;
+
+  template <bool Tangent, int First = 0>
+  static void backward(const Path& p, const Group<T>& group, int e, const T* g, const EdgeGradients<T>& to) {
+    constexpr int W = lanes<T>;
+    constexpr int Rows = A - First < rows_per_pass ? A - First : rows_per_pass;
+    constexpr bool last = First + Rows == A;
+    const std::int64_t stride = p.in1.stride;
+    const PathOperands<T, Tangent> of(p, group, e);
+    const T* gp = g + p.out.panel;
+    T* gx = to.gx + p.in1.panel;
+    T* gw = p.weighted ? to.gw + p.weight : to.sink;
+
+    Vec<T> gm[Rows * K];
+    each<Rows * K>([&]<int n>() { gm[n] = Vec<T>{}; });
+    for (int c = 0; c < p.in1.mul; c += W) {
+      const Mask<T> mask(p.in1.mul - c);
+      const Vec<T> we = load(of.w + c, mask);
+      Vec<T> awe;
+      if constexpr (Tangent) awe = load(of.aw + c, mask);
+      Vec<T> gk[K];
+      each<K>([&]<int k>() { gk[k] = load(gp + k * stride + c); });
+      Vec<T> gwe = First == 0 ? Vec<T>{} : load(to.gw_unfinished + c);
+      each<Rows>([&]<int r>() {
+        constexpr int i = First + r;
+        const Vec<T> xi = load(of.x + i * stride + c);
+        Vec<T> t{}, wx = we * xi;
+        each<K>([&]<int k>() {
+          if constexpr (coupled(i, k)) t += gk[k] * of.matrix[(i * K + k) * kGroup];
+        });
+        Vec<T> gxi = load(gx + i * stride + c);
+        if constexpr (Tangent) {
+          const Vec<T> axi = load(of.ax + i * stride + c);
+          Vec<T> s{};
+          each<K>([&]<int k>() {
+            if constexpr (coupled(i, k)) s += gk[k] * of.tangent[(i * K + k) * kGroup];
+          });
+          gwe += axi * t + xi * s;
+          gxi += awe * t + we * s;
+          wx = we * axi + awe * xi;
+        } else {
+          gwe += xi * t;
+          gxi += we * t;
+        }
+        store(gx + i * stride + c, gxi);
+        each<K>([&]<int k>() {
+          if constexpr (coupled(i, k)) gm[r * K + k] += gk[k] * wx;
+        });
+      });
+      if constexpr (last) {
+        if (to.accumulate_gw) gwe += load(gw + c, mask);
+        store(gw + c, gwe, mask);
+      } else {
+        store(to.gw_unfinished + c, gwe);
+      }
+    }
+    Vec<T> gy[B];
+    each<B>([&]<int j>() { gy[j] = Vec<T>{}; });
+    each<C::size>([&]<int n>() {
+      if constexpr (C::m1[n] >= First && C::m1[n] < First + Rows) {
+        gy[C::m2[n]] += gm[(C::m1[n] - First) * K + C::m3[n]] * static_cast<T>(C::value[n]);
+      }
+    });
+    const T coefficient = static_cast<T>(p.coefficient);
+    each<B>([&]<int j>() { to.gy[p.in2.offset + j] += gy[j] * coefficient; });
+    if constexpr (!last) backward<Tangent, First + Rows>(p, group, e, g, to);
+  }
+};
+
+// One path of any l1 and l2, and l3 to kChannelwiseMaxDegree: sums in registers, rows of M one after another,
+// zeros included.
+template <class T, int L3>
+struct Columns {
+  static constexpr int K = 2 * L3 + 1;
+
+  template <bool Tangent>
+  static void forward(const Path& p, const Group<T>& group, int begin, int end, T* out) {
+    constexpr int W = lanes<T>;
+    const std::int64_t stride = p.in1.stride;
+    const int rows = 2 * p.in1.l + 1;
+    T* sums = out + p.out.panel;
+    for (int c = 0; c < p.in1.mul; c += W) {
+      const Mask<T> mask(p.in1.mul - c);
+      Vec<T> sum[K];
+      each<K>([&]<int k>() { sum[k] = load(sums + k * stride + c); });
+      for (int e = begin; e < end; ++e) {
+        const PathOperands<T, Tangent> of(p, group, e);
+        const Vec<T> we = load(of.w + c, mask);
+        Vec<T> awe{};
+        if constexpr (Tangent) awe = load(of.aw + c, mask);
+        for (int i = 0; i < rows; ++i) {
+          const Vec<T> xi = load(of.x + i * stride + c), wx = we * xi;
+          Vec<T> change = wx;
+          if constexpr (Tangent) change = we * load(of.ax + i * stride + c) + awe * xi;
+          each<K>([&]<int k>() {
+            sum[k] += change * of.matrix[(i * K + k) * kGroup];
+            if constexpr (Tangent) sum[k] += wx * of.tangent[(i * K + k) * kGroup];
+          });
+        }
+      }
+      each<K>([&]<int k>() { store(sums + k * stride + c, sum[k]); });
+    }
+  }
+
+  template <bool Tangent>
+  static void backward(const Path& p, const Group<T>& group, int e, const T* g, const EdgeGradients<T>& to) {
+    constexpr int W = lanes<T>;
+    const std::int64_t stride = p.in1.stride;
+    const int rows = 2 * p.in1.l + 1;
+    const PathOperands<T, Tangent> of(p, group, e);
+    const T* gp = g + p.out.panel;
+    T* gw = p.weighted ? to.gw + p.weight : to.sink;
+    for (int i = 0; i < rows; ++i) {
+      Vec<T> gm[K];
+      each<K>([&]<int k>() { gm[k] = Vec<T>{}; });
+      T* gx = to.gx + p.in1.panel + i * stride;
+      for (int c = 0; c < p.in1.mul; c += W) {
+        const Mask<T> mask(p.in1.mul - c);
+        const Vec<T> we = load(of.w + c, mask), xi = load(of.x + i * stride + c);
+        Vec<T> gwe = i == 0 ? Vec<T>{} : load(to.gw_unfinished + c);
+        Vec<T> gk[K], t{}, wx = we * xi;
+        each<K>([&]<int k>() {
+          gk[k] = load(gp + k * stride + c);
+          t += gk[k] * of.matrix[(i * K + k) * kGroup];
+        });
+        Vec<T> gxi = load(gx + c);
+        if constexpr (Tangent) {
+          const Vec<T> awe = load(of.aw + c, mask), axi = load(of.ax + i * stride + c);
+          Vec<T> s{};
+          each<K>([&]<int k>() { s += gk[k] * of.tangent[(i * K + k) * kGroup]; });
+          gwe += axi * t + xi * s;
+          gxi += awe * t + we * s;
+          wx = we * axi + awe * xi;
+        } else {
+          gwe += xi * t;
+          gxi += we * t;
+        }
+        store(gx + c, gxi);
+        each<K>([&]<int k>() { gm[k] += gk[k] * wx; });
+        if (i + 1 < rows) {
+          store(to.gw_unfinished + c, gwe);
+        } else {
+          if (to.accumulate_gw) gwe += load(gw + c, mask);
+          store(gw + c, gwe, mask);
+        }
+      }
+      each<K>([&]<int k>() { to.gm[i * K + k] = gm[k]; });
+    }
+    for (int n = 0; n < p.term_count; ++n) {
+      const Term& t = p.terms[n];
+      to.gy[p.in2.offset + t.m2] += to.gm[t.dense] * path_values<T>(p)[n];
+    }
+  }
+};
+
+template <class T>
+struct PathKernels {
+  using Forward = void (*)(const Path&, const Group<T>&, int begin, int end, T* out);
+  using Backward = void (*)(const Path&, const Group<T>&, int e, const T* g, const EdgeGradients<T>&);
+  Forward forward, forward_tangent;
+  Backward backward, backward_tangent;
+};
+
+constexpr int kUnrolled = compiled_l_max + 1;
+
+template <class T, int Index>
+constexpr PathKernels<T> path_kernels_at() {
+  constexpr int l1 = Index / (kUnrolled * kUnrolled), l2 = Index / kUnrolled % kUnrolled,
+                l3 = Index % kUnrolled;
+  if constexpr (l3 >= (l1 > l2 ? l1 - l2 : l2 - l1) && l3 <= l1 + l2) {
+    using P = Unrolled<T, l1, l2, l3>;
+    return {&P::template forward<false>, &P::template forward<true>, &P::template backward<false>,
+            &P::template backward<true>};
+  } else {
+    return {};
+  }
+}
+
+template <class T>
+struct PathKernelTable {
+  PathKernels<T> at[kUnrolled * kUnrolled * kUnrolled];
+};
+template <class T, std::size_t... I>
+constexpr PathKernelTable<T> path_kernel_table(std::index_sequence<I...>) {
+  return {{path_kernels_at<T, static_cast<int>(I)>()...}};
+}
+template <class T>
+constexpr PathKernelTable<T> unrolled =
+    path_kernel_table<T>(std::make_index_sequence<kUnrolled * kUnrolled * kUnrolled>{});
+
+template <class T>
+struct ColumnKernelTable {
+  PathKernels<T> at[kChannelwiseMaxDegree + 1];
+};
+template <class T, std::size_t... L3>
+constexpr ColumnKernelTable<T> column_kernel_table(std::index_sequence<L3...>) {
+  return {{PathKernels<T>{&Columns<T, L3>::template forward<false>, &Columns<T, L3>::template forward<true>,
+                          &Columns<T, L3>::template backward<false>,
+                          &Columns<T, L3>::template backward<true>}...}};
+}
+template <class T>
+constexpr ColumnKernelTable<T> columns =
+    column_kernel_table<T>(std::make_index_sequence<kChannelwiseMaxDegree + 1>{});
+
+template <class T>
+CLEBSCH_INLINE const PathKernels<T>& path_kernels(const Path& p) {
+  const int l1 = p.in1.l, l2 = p.in2.l, l3 = p.out.l;
+  if (l1 >= kUnrolled || l2 >= kUnrolled || l3 >= kUnrolled) return columns<T>.at[l3];
+  return unrolled<T>.at[(l1 * kUnrolled + l2) * kUnrolled + l3];
+}
+
+// Consecutive pieces of the scratch space, each on a cache line.
+template <class T>
+struct Scratch {
+  T* next;
+  T* take(std::int64_t count) {
+    T* piece = next;
+    next += (count + 15) / 16 * 16;
+    return piece;
+  }
+};
+
+template <class T>
+void zero(T* p, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) p[i] = T{};
+}
+
+// Walks receivers (or rows) a group at a time. Derivative: 0 forward, 1 backward, 2 double backward.
+template <class T, int Derivative>
+class ChannelWalk {
+  static constexpr bool Forward = Derivative != 1, Backward = Derivative != 0, Tangent = Derivative == 2;
+
+ public:
+  ChannelWalk(const ProductArgs<T>& args, T* scratch) : a(args), program(*args.program) {
+    Scratch<T> s{scratch};
+    y = s.take(program.dim2 * kGroup);
+    matrix = s.take(program.dense_size * kGroup);
+    group.matrix = matrix;
+    T* constants = s.take(2 * program.widest);
+    for (int c = 0; c < program.widest; ++c) constants[c] = T{1};
+    zero(constants + program.widest, program.widest);
+    group.ones = constants;
+    group.zeros = constants + program.widest;
+    if (!a.graph) x_panels = s.take(program.panel1 * kGroup);
+    if constexpr (Tangent) {
+      tangent_matrix = s.take(program.dense_size * kGroup);
+      group.tangent_matrix = tangent_matrix;
+      if (!a.graph) ax_panels = s.take(program.panel1 * kGroup);
+    }
+    if constexpr (Forward) out_panel = s.take(program.panel_out);
+    if constexpr (Backward) {
+      g_panel = s.take(program.panel_out);
+      if (!a.graph) gx_panel = s.take(program.panel1);
+      gy = reinterpret_cast<Vec<T>*>(s.take((program.dim2 + lanes<T>)*lanes<T>));
+      to.gy = gy;
+      to.gw_unfinished = s.take(program.widest);
+      to.gm = reinterpret_cast<Vec<T>*>(s.take(program.dense_size * lanes<T>));
+      to.sink = s.take(program.widest);
+      to.accumulate_gw = a.shared_weights;
+    }
+  }
+
+  void receivers(std::int64_t begin, std::int64_t end) {
+    const Graph& graph = *a.graph;
+    for (std::int64_t r = begin; r < end; ++r) {
+      if constexpr (Forward) zero(out_panel, program.panel_out);
+      const T* g = Backward ? read_panel(a.g[r]) : nullptr;
+      for (std::int64_t at = graph.receiver_begin[r]; at < graph.receiver_begin[r + 1]; at += kGroup) {
+        const std::int64_t left = graph.receiver_begin[r + 1] - at;
+        const int count = left < kGroup ? static_cast<int>(left) : kGroup;
+        for (int e = 0; e < count; ++e) {
+          group.x[e] = a.x[graph.sender[at + e]];
+          if constexpr (Tangent) group.ax[e] = a.ax[graph.sender[at + e]];
+        }
+        gather(count, [&](int e) { return graph.edge[at + e]; });
+        if constexpr (Forward) sum(0, count);
+        if constexpr (Backward) {
+          for (int e = 0; e < count; ++e) {
+            const std::int64_t slot = graph.slot[at + e];
+            to.gx = a.gx[slot < 0 ? ~slot : slot];
+            if (slot < 0) zero(to.gx, program.panel1);
+            differentiate(e, graph.edge[at + e], g);
+          }
+        }
+      }
+      if constexpr (Forward) write_out(r);
+    }
+  }
+
+  void rows(std::int64_t begin, std::int64_t end) {
+    for (std::int64_t first = begin; first < end; first += kGroup) {
+      const int count = end - first < kGroup ? static_cast<int>(end - first) : kGroup;
+      for (int e = 0; e < count; ++e) {
+        group.x[e] = read_x(a.x[first + e], x_panels + e * program.panel1);
+        if constexpr (Tangent) group.ax[e] = read_x(a.ax[first + e], ax_panels + e * program.panel1);
+      }
+      gather(count, [&](int e) { return first + e; });
+      for (int e = 0; e < count; ++e) {
+        const std::int64_t row = first + e;
+        if constexpr (Forward) {
+          zero(out_panel, program.panel_out);
+          sum(e, e + 1);
+          write_out(row);
+        }
+        if constexpr (Backward) {
+          zero(gx_panel, program.panel1);
+          to.gx = gx_panel;
+          differentiate(e, row, read_panel(a.g[row]));
+          from_panel(program.in1, program.in1_count, program.mul_ir, gx_panel, a.gx[row]);
+        }
+      }
+    }
+  }
+
+ private:
+  const T* read_x(const T* row, T* panel) const {
+    if (program.whole_lines1) return row;
+    to_panel(program.in1, program.in1_count, program.mul_ir, row, panel);
+    return panel;
+  }
+  const T* read_panel(const T* row) const {
+    if (program.whole_lines_out) return row;
+    to_panel(program.out, program.out_count, program.mul_ir, row, g_panel);
+    return g_panel;
+  }
+  void write_out(std::int64_t row) const {
+    from_panel(program.out, program.out_count, program.mul_ir, out_panel, a.out[row]);
+  }
+
+  // Weights, y and the matrices of the group; edge(e) is the row of its e-th member.
+  template <class Edge>
+  CLEBSCH_INLINE void gather(int count, Edge edge) {
+    for (int e = 0; e < count; ++e) {
+      group.w[e] = a.w[edge(e)];
+      if constexpr (Tangent) group.aw[e] = a.aw[edge(e)];
+    }
+    contract(count, a.y, edge, matrix);
+    if constexpr (Tangent) contract(count, a.ay, edge, tangent_matrix);
+  }
+  template <class Edge>
+  CLEBSCH_INLINE void contract(int count, const Rows<const T>& from, Edge edge, T* to_matrix) {
+    for (int e = 0; e < kGroup; ++e) {
+      const T* row = from[edge(e < count ? e : 0)];
+      for (std::int64_t j = 0; j < program.dim2; ++j) y[j * kGroup + e] = row[j];
+    }
+    contract_group(program, y, to_matrix);
+  }
+
+  void sum(int begin, int end) const {
+    for (int i = 0; i < program.path_count; ++i) {
+      const PathKernels<T>& k = path_kernels<T>(program.paths[i]);
+      (Tangent ? k.forward_tangent : k.forward)(program.paths[i], group, begin, end, out_panel);
+    }
+  }
+
+  void differentiate(int e, std::int64_t edge, const T* g) {
+    to.gw = a.gw[edge];
+    for (std::int64_t j = 0; j < program.dim2; ++j) gy[j] = Vec<T>{};
+    for (int i = 0; i < program.path_count; ++i) {
+      const PathKernels<T>& k = path_kernels<T>(program.paths[i]);
+      (Tangent ? k.backward_tangent : k.backward)(program.paths[i], group, e, g, to);
+    }
+    T* gy_row = a.gy[edge];
+    for (std::int64_t j = 0; j < program.dim2; j += lanes<T>) {
+      const int left = static_cast<int>(program.dim2 - j);
+      for (int n = left; n < lanes<T>; ++n) gy[j + n] = Vec<T>{};
+      store(gy_row + j, sum_lanes<T>(gy + j), Mask<T>(left));
+    }
+  }
+
+  const ProductArgs<T>& a;
+  const Program& program;
+  Group<T> group{};
+  EdgeGradients<T> to{};
+  T *y, *matrix, *tangent_matrix = nullptr, *x_panels = nullptr, *ax_panels = nullptr;
+  T *out_panel = nullptr, *g_panel = nullptr, *gx_panel = nullptr;
+  Vec<T>* gy = nullptr;
+};
+
+template <class T, int Derivative>
+void channels(const ProductArgs<T>& args, std::int64_t begin, std::int64_t end, T* scratch) {
+  ChannelWalk<T, Derivative> walk(args, scratch);
+  if (args.graph) {
+    walk.receivers(begin, end);
+  } else {
+    walk.rows(begin, end);
+  }
+}
+
+template <class T>
+std::int64_t channels_scratch(const Program& p) {
+  const std::int64_t pieces = 13;  // each rounded up to 16 elements
+  return kGroup * (p.dim2 + 2 * p.dense_size + 2 * p.panel1) + 4 * p.widest + 2 * p.panel_out + p.panel1 +
+         (p.dim2 + p.dense_size + lanes<T>)*lanes<T> + 16 * pieces;
+}
+
+template <class T>
+constexpr ProductKernels<T> channel_kernels = {&channels<T, 0>, &channels<T, 1>, &channels<T, 2>,
+                                               &channels_scratch<T>};
+
+}  // namespace
+}  // namespace clebsch

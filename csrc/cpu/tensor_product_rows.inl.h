@@ -1,0 +1,522 @@
+// Products of any connection mode, degree and multiplicity: lanes are rows (or edges of one receiver).
+//
+// Operands of a vector's worth of rows are transposed into tiles (element, lane); everything else is driven
+// by the tables of the program. As in the channelwise kernel the coupling meets y first, M_v = C y_v, for
+// each copy v of y; then a pair of channels (u, v) costs one multiply-add a cell:
+//
+//   P_uv = x_u M_v,   out_w += W_uvw P_uv,   Q_uv = sum_w W_uvw g_w,   gW_uvw = g_w P_uv,   gx_u += M_v Q_uv,
+//   gM_v += x_u Q_uv,   gy_v = C gM_v;   with tangents P' = ax M + x N, N = C ay, and Q' = aW g.
+//
+// Pairs are taken in the order of the weights, u outermost, a block at a time, so that the weights of a block
+// are contiguous and the work space is bounded whatever the multiplicities and the batch. A mode says which v
+// belong to a u and whether a pair reaches one output channel or all.
+#pragma once
+
+#include "tensor_product.h"
+#include "vec.h"
+
+namespace clebsch {
+namespace {
+
+constexpr int kBlockVectors = 128;   // of P in a block of pairs, if more than one u fits
+constexpr int kBlockWeights = 1024;  // of weights in a block of pairs, likewise
+
+// tile[d] = lane r: rows[r][d], zero in lanes from count on. Reads no more than dim elements of a row.
+template <class T>
+void load_tile(const T* const* rows, int count, std::int64_t dim, Vec<T>* tile) {
+  constexpr int W = lanes<T>;
+  for (std::int64_t d = 0; d < dim; d += W) {
+    const std::int64_t left = dim - d;
+    const Mask<T> mask(left < W ? static_cast<int>(left) : W);
+    Vec<T> v[W];
+    for (int r = 0; r < W; ++r) v[r] = r < count ? load(rows[r] + d, mask) : Vec<T>{};
+    transpose<T>(v);
+    for (int q = 0; q < W && q < left; ++q) tile[d + q] = v[q];
+  }
+}
+
+template <bool Add, class T>
+void store_tile(const Vec<T>* tile, std::int64_t dim, T* const* rows, int count) {
+  constexpr int W = lanes<T>;
+  for (std::int64_t d = 0; d < dim; d += W) {
+    const std::int64_t left = dim - d;
+    const Mask<T> mask(left < W ? static_cast<int>(left) : W);
+    Vec<T> v[W];
+    for (int q = 0; q < W; ++q) v[q] = q < left ? tile[d + q] : Vec<T>{};
+    transpose<T>(v);
+    for (int r = 0; r < count; ++r) {
+      if constexpr (Add) v[r] += load(rows[r] + d, mask);
+      store(rows[r] + d, v[r], mask);
+    }
+  }
+}
+
+// row[d] (+)= the sum over the lanes of tile[d].
+template <bool Add, class T>
+void store_sums(const Vec<T>* tile, std::int64_t dim, T* row) {
+  constexpr int W = lanes<T>;
+  for (std::int64_t d = 0; d < dim; d += W) {
+    const std::int64_t left = dim - d;
+    const Mask<T> mask(left < W ? static_cast<int>(left) : W);
+    Vec<T> v[W];
+    for (int q = 0; q < W; ++q) v[q] = q < left ? tile[d + q] : Vec<T>{};
+    Vec<T> sums = sum_lanes<T>(v);
+    if constexpr (Add) sums += load(row + d, mask);
+    store(row + d, sums, mask);
+  }
+}
+
+template <class T>
+void clear(Vec<T>* v, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) v[i] = Vec<T>{};
+}
+
+// Component m of channel u of a block in a tile.
+struct TileIndex {
+  std::int64_t offset, channel, component;
+  TileIndex(const Block& b, bool mul_ir)
+      : offset(b.offset), channel(mul_ir ? 2 * b.l + 1 : 1), component(mul_ir ? 1 : b.mul) {}
+  std::int64_t operator()(std::int64_t u, int m) const { return offset + u * channel + m * component; }
+};
+
+// The pairs of channels of a path in the order of its weights.
+struct Pairs {
+  Mode mode;
+  int mul1, mul2;
+  explicit Pairs(const Path& p) : mode(p.mode), mul1(p.in1.mul), mul2(p.in2.mul) {}
+  bool diagonal() const { return mode == Mode::uuw || mode == Mode::uuu; }
+  bool triangle() const { return mode == Mode::uvu_triangle || mode == Mode::triangle_w; }
+  int first(int u) const { return diagonal() ? u : (triangle() ? u + 1 : 0); }  // the v of a u: [first, last)
+  int last(int u) const { return diagonal() ? u + 1 : mul2; }
+  std::int64_t before(int u) const {  // pairs of smaller u
+    const std::int64_t n = u;
+    return diagonal() ? n : (triangle() ? n * (2 * mul2 - n - 1) / 2 : n * mul2);
+  }
+  std::int64_t output(int u, int v) const {  // the channel reached by a pair that reaches one
+    switch (mode) {
+      case Mode::uvv:
+        return v;
+      case Mode::uvuv:
+        return std::int64_t{u} * mul2 + v;
+      case Mode::uvu_triangle:
+        return before(u) + v - u - 1;
+      default:
+        return u;
+    }
+  }
+};
+
+// Sizes of the work space of a path, in vectors.
+struct RowSpace {
+  std::int64_t matrix, pair_values, weights;
+};
+static inline int block_end(const Path& p, const Pairs& pairs, int u) {
+  const std::int64_t columns = 2 * p.out.l + 1, fan = connects_all(p.mode) ? p.out.mul : 1;
+  int end = u + 1;
+  while (end < p.in1.mul) {
+    const std::int64_t count = pairs.before(end + 1) - pairs.before(u);
+    if (count * columns > kBlockVectors || count * fan > kBlockWeights) break;
+    ++end;
+  }
+  return end;
+}
+static inline RowSpace row_space(const Program& program) {
+  RowSpace space{0, 0, 0};
+  const auto raise = [](std::int64_t& to, std::int64_t value) { to = to < value ? value : to; };
+  for (int n = 0; n < program.path_count; ++n) {
+    const Path& p = program.paths[n];
+    const Pairs pairs(p);
+    const std::int64_t columns = 2 * p.out.l + 1, fan = connects_all(p.mode) ? p.out.mul : 1;
+    const std::int64_t widest = p.in2.mul > kBlockVectors ? p.in2.mul : kBlockVectors;  // pairs of a block
+    raise(space.matrix, std::int64_t{pairs.diagonal() ? kBlockVectors : p.in2.mul} * p.cell_count);
+    raise(space.pair_values, widest * columns);
+    raise(space.weights, p.in2.mul * fan > kBlockWeights ? p.in2.mul * fan : kBlockWeights);
+  }
+  return space;
+}
+
+// Weights of a block of pairs: vectors with a lane for each row, or scalars for all rows.
+template <class T, bool PerRow>
+using Weight = std::conditional_t<PerRow, Vec<T>, T>;
+
+// sums[o][k] += sum_n weight[n][o] * value[n][k], four outputs at a time so that each value is loaded once
+// for four.
+template <class T, class W>
+CLEBSCH_INLINE void spread(const W* weight, const Vec<T>* value, int pairs, int outputs, int columns,
+                           Vec<T>* sums, std::int64_t channel, std::int64_t component) {
+  int o = 0;
+  for (; o + 4 <= outputs; o += 4) {
+    for (int k = 0; k < columns; ++k) {
+      Vec<T>* to = sums + o * channel + k * component;
+      Vec<T> s0 = to[0], s1 = to[channel], s2 = to[2 * channel], s3 = to[3 * channel];
+      for (int n = 0; n < pairs; ++n) {
+        const W* w = weight + std::int64_t{n} * outputs + o;
+        const Vec<T> v = value[n * columns + k];
+        s0 += v * w[0];
+        s1 += v * w[1];
+        s2 += v * w[2];
+        s3 += v * w[3];
+      }
+      to[0] = s0;
+      to[channel] = s1;
+      to[2 * channel] = s2;
+      to[3 * channel] = s3;
+    }
+  }
+  for (; o < outputs; ++o) {
+    for (int k = 0; k < columns; ++k) {
+      Vec<T> s = sums[o * channel + k * component];
+      for (int n = 0; n < pairs; ++n) s += value[n * columns + k] * weight[std::int64_t{n} * outputs + o];
+      sums[o * channel + k * component] = s;
+    }
+  }
+}
+
+// value[n][k] = sum_o weight[n][o] * g[o][k]
+template <class T, class W>
+CLEBSCH_INLINE void collect(const W* weight, const Vec<T>* g, int pairs, int outputs, int columns,
+                            Vec<T>* value, std::int64_t channel, std::int64_t component) {
+  int n = 0;
+  for (; n + 4 <= pairs; n += 4) {
+    const W* w = weight + std::int64_t{n} * outputs;
+    for (int k = 0; k < columns; ++k) {
+      Vec<T> s0{}, s1{}, s2{}, s3{};
+      for (int o = 0; o < outputs; ++o) {
+        const Vec<T> v = g[o * channel + k * component];
+        s0 += v * w[o];
+        s1 += v * w[outputs + o];
+        s2 += v * w[2 * outputs + o];
+        s3 += v * w[3 * outputs + o];
+      }
+      value[n * columns + k] = s0;
+      value[(n + 1) * columns + k] = s1;
+      value[(n + 2) * columns + k] = s2;
+      value[(n + 3) * columns + k] = s3;
+    }
+  }
+  for (; n < pairs; ++n) {
+    for (int k = 0; k < columns; ++k) {
+      Vec<T> s{};
+      for (int o = 0; o < outputs; ++o)
+        s += g[o * channel + k * component] * weight[std::int64_t{n} * outputs + o];
+      value[n * columns + k] = s;
+    }
+  }
+}
+
+template <class T, int Derivative>
+class RowWalk {
+  static constexpr bool Forward = Derivative != 1, Backward = Derivative != 0, Tangent = Derivative == 2;
+  static constexpr int W = lanes<T>;
+
+ public:
+  RowWalk(const ProductArgs<T>& args, T* scratch) : a(args), program(*args.program) {
+    const RowSpace space = row_space(program);
+    Vec<T>* next = reinterpret_cast<Vec<T>*>(scratch);
+    const auto take = [&next](std::int64_t count) __attribute__((always_inline)) {
+      Vec<T>* piece = next;
+      next += count;
+      return piece;
+    };
+    x = take(program.dim1);
+    y = take(program.dim2);
+    m = take(space.matrix);
+    value = take(space.pair_values);
+    w = take(space.weights);
+    if constexpr (Forward) out = take(program.dim_out);
+    if constexpr (Tangent) {
+      ax = take(program.dim1);
+      ay = take(program.dim2);
+      am = take(space.matrix);
+      avalue = take(space.pair_values);
+      aw = take(space.weights);
+      aq = take(space.pair_values);
+    }
+    if constexpr (Backward) {
+      g = take(program.dim_out);
+      gx = take(program.dim1);
+      gy = take(program.dim2);
+      gm = take(space.matrix);
+      q = take(space.pair_values);
+      gw = take(space.weights);
+    }
+    T* constants = reinterpret_cast<T*>(take(2 * (space.weights / W + 1)));
+    ones = constants;
+    zeros = constants + space.weights;
+    for (std::int64_t i = 0; i < space.weights; ++i) {
+      constants[i] = T{1};
+      constants[space.weights + i] = T{};
+    }
+  }
+
+  void receivers(std::int64_t begin, std::int64_t end) {
+    const Graph& graph = *a.graph;
+    for (std::int64_t r = begin; r < end; ++r) {
+      if constexpr (Forward) clear<T>(out, program.dim_out);
+      if constexpr (Backward) {
+        for (std::int64_t d = 0; d < program.dim_out; ++d) g[d] = broadcast(a.g[r][d]);
+      }
+      for (std::int64_t at = graph.receiver_begin[r]; at < graph.receiver_begin[r + 1]; at += W) {
+        const std::int64_t left = graph.receiver_begin[r + 1] - at;
+        const int count = left < W ? static_cast<int>(left) : W;
+        group(count, [&](int e) { return graph.sender[at + e]; }, [&](int e) { return graph.edge[at + e]; });
+        if constexpr (Backward) {
+          // Two edges of the group may share a slot: one after the other, never as a tile.
+          for (int e = 0; e < count; ++e) {
+            const std::int64_t slot = graph.slot[at + e];
+            if (slot >= 0) continue;
+            T* sum = a.gx[~slot];
+            for (std::int64_t d = 0; d < program.dim1; ++d) sum[d] = T{};
+          }
+          T* rows[W];
+          for (int e = 0; e < count; ++e) {
+            const std::int64_t slot = graph.slot[at + e];
+            rows[e] = a.gx[slot < 0 ? ~slot : slot];
+          }
+          store_tile<true, T>(gx, program.dim1, rows, count);
+        }
+      }
+      if constexpr (Forward) store_sums<false, T>(out, program.dim_out, a.out[r]);
+    }
+  }
+
+  void rows(std::int64_t begin, std::int64_t end) {
+    for (std::int64_t first = begin; first < end; first += W) {
+      const int count = end - first < W ? static_cast<int>(end - first) : W;
+      const auto row = [first](int e) { return first + e; };
+      if constexpr (Backward) read(a.g, count, row, program.dim_out, g);
+      if constexpr (Forward) clear<T>(out, program.dim_out);
+      group(count, row, row);
+      if constexpr (Forward) write(out, a.out, count, row, program.dim_out);
+      if constexpr (Backward) write(gx, a.gx, count, row, program.dim1);
+    }
+  }
+
+ private:
+  template <class Index>
+  void read(const Rows<const T>& from, int count, Index index, std::int64_t dim, Vec<T>* tile,
+            std::int64_t begin = 0) {
+    const T* rows[W];
+    for (int e = 0; e < count; ++e) rows[e] = from[index(e)] + begin;
+    load_tile<T>(rows, count, dim, tile);
+  }
+  template <class Index>
+  void write(const Vec<T>* tile, const Rows<T>& to, int count, Index index, std::int64_t dim,
+             std::int64_t begin = 0) {
+    T* rows[W];
+    for (int e = 0; e < count; ++e) rows[e] = to[index(e)] + begin;
+    store_tile<false, T>(tile, dim, rows, count);
+  }
+
+  template <class Node, class Edge>
+  void group(int count, Node node, Edge edge) {
+    read(a.x, count, node, program.dim1, x);
+    read(a.y, count, edge, program.dim2, y);
+    if constexpr (Tangent) {
+      read(a.ax, count, node, program.dim1, ax);
+      read(a.ay, count, edge, program.dim2, ay);
+    }
+    if constexpr (Backward) {
+      clear<T>(gx, program.dim1);
+      clear<T>(gy, program.dim2);
+    }
+    for (int n = 0; n < program.path_count; ++n) {
+      const Path& p = program.paths[n];
+      if (p.weighted && !a.shared_weights) {
+        path<true>(p, count, edge);
+      } else {
+        path<false>(p, count, edge);
+      }
+    }
+    if constexpr (Backward) write(gy, a.gy, count, edge, program.dim2);
+  }
+
+  template <bool PerRow, class Edge>
+  void path(const Path& p, int count, Edge edge) {
+    const Pairs pairs(p);
+    const int fan = connects_all(p.mode) ? p.out.mul : 1;
+    if (!pairs.diagonal()) contract(p, 0, p.in2.mul);
+    for (int u = 0; u < p.in1.mul;) {
+      const int end = block_end(p, pairs, u);
+      const int v0 = pairs.diagonal() ? u : 0;
+      if (pairs.diagonal()) contract(p, u, end);
+      const int n = static_cast<int>(pairs.before(end) - pairs.before(u));
+      const std::int64_t weight = p.weight + pairs.before(u) * fan, weights = std::int64_t{n} * fan;
+      const Weight<T, PerRow>*wb, *awb = nullptr;
+      if constexpr (PerRow) {
+        read(a.w, count, edge, weights, w, weight);
+        if constexpr (Tangent) read(a.aw, count, edge, weights, aw, weight);
+        wb = w;
+        awb = aw;
+      } else {
+        wb = p.weighted ? a.w[0] + weight : ones;
+        if constexpr (Tangent) awb = p.weighted ? a.aw[0] + weight : zeros;
+      }
+      block<PerRow>(p, pairs, u, end, v0, n, fan, wb, awb);
+      if constexpr (Backward) {
+        if (p.weighted) {
+          if constexpr (PerRow) {
+            write(gw, a.gw, count, edge, weights, weight);
+          } else {
+            store_sums<true, T>(gw, weights, a.gw[0] + weight);
+          }
+        }
+        if (pairs.diagonal()) give_y(p, u, end);
+      }
+      u = end;
+    }
+    if constexpr (Backward) {
+      if (!pairs.diagonal()) give_y(p, 0, p.in2.mul);
+    }
+  }
+
+  // M_v (and N_v) for v in [begin, end), at (v - begin) * cells; gM cleared.
+  void contract(const Path& p, int begin, int end) {
+    const TileIndex at(p.in2, program.mul_ir);
+    const T* values = path_values<T>(p);
+    clear<T>(m, std::int64_t{end - begin} * p.cell_count);
+    if constexpr (Tangent) clear<T>(am, std::int64_t{end - begin} * p.cell_count);
+    if constexpr (Backward) clear<T>(gm, std::int64_t{end - begin} * p.cell_count);
+    for (int v = begin; v < end; ++v) {
+      const std::int64_t base = std::int64_t{v - begin} * p.cell_count;
+      for (int n = 0; n < p.term_count; ++n) {
+        const Term& t = p.terms[n];
+        m[base + t.cell] += y[at(v, t.m2)] * values[n];
+        if constexpr (Tangent) am[base + t.cell] += ay[at(v, t.m2)] * values[n];
+      }
+    }
+  }
+
+  void give_y(const Path& p, int begin, int end) {
+    const TileIndex at(p.in2, program.mul_ir);
+    const T* values = path_values<T>(p);
+    for (int v = begin; v < end; ++v) {
+      const Vec<T>* from = gm + std::int64_t{v - begin} * p.cell_count;
+      for (int n = 0; n < p.term_count; ++n) gy[at(v, p.terms[n].m2)] += from[p.terms[n].cell] * values[n];
+    }
+  }
+
+  // All that a block of n pairs, u in [u0, u1), adds.
+  template <bool PerRow>
+  void block(const Path& p, const Pairs& pairs, int u0, int u1, int v0, int n, int fan,
+             const Weight<T, PerRow>* wb, const Weight<T, PerRow>* awb) {
+    const TileIndex at1(p.in1, program.mul_ir), at_out(p.out, program.mul_ir);
+    const int columns = 2 * p.out.l + 1;
+    each_pair(pairs, u0, u1, [&](int i, int u, int v) { couple(p, at1, u, v - v0, i * columns); });
+
+    const Vec<T>* final_value = Tangent ? avalue : value;
+    if (connects_all(p.mode)) {
+      if constexpr (Forward) {
+        spread<T>(wb, final_value, n, fan, columns, out + at_out.offset, at_out.channel, at_out.component);
+        if constexpr (Tangent)
+          spread<T>(awb, value, n, fan, columns, out + at_out.offset, at_out.channel, at_out.component);
+      }
+      if constexpr (Backward) {
+        collect<T>(wb, g + at_out.offset, n, fan, columns, q, at_out.channel, at_out.component);
+        if constexpr (Tangent)
+          collect<T>(awb, g + at_out.offset, n, fan, columns, aq, at_out.channel, at_out.component);
+        for (int i = 0; i < n; ++i) {
+          for (int o = 0; o < fan; ++o) {
+            Vec<T> sum{};
+            for (int k = 0; k < columns; ++k) sum += g[at_out(o, k)] * final_value[i * columns + k];
+            gw[std::int64_t{i} * fan + o] = sum;
+          }
+        }
+      }
+    } else {
+      each_pair(pairs, u0, u1, [&](int i, int u, int v) {
+        const std::int64_t o = pairs.output(u, v);
+        Vec<T> sum{};
+        for (int k = 0; k < columns; ++k) {
+          const int at = i * columns + k;
+          if constexpr (Forward) {
+            out[at_out(o, k)] += final_value[at] * wb[i];
+            if constexpr (Tangent) out[at_out(o, k)] += value[at] * awb[i];
+          }
+          if constexpr (Backward) {
+            const Vec<T> gk = g[at_out(o, k)];
+            sum += gk * final_value[at];
+            q[at] = gk * wb[i];
+            if constexpr (Tangent) aq[at] = gk * awb[i];
+          }
+        }
+        if constexpr (Backward) gw[i] = sum;
+      });
+    }
+    if constexpr (Backward) {
+      each_pair(pairs, u0, u1, [&](int i, int u, int v) { uncouple(p, at1, u, v - v0, i * columns); });
+    }
+  }
+
+  template <class F>
+  CLEBSCH_INLINE static void each_pair(const Pairs& pairs, int u0, int u1, F f) {
+    int i = 0;
+    for (int u = u0; u < u1; ++u) {
+      for (int v = pairs.first(u); v < pairs.last(u); ++v) f(i++, u, v);
+    }
+  }
+
+  // value = x_u M_v, avalue = ax_u M_v + x_u N_v
+  CLEBSCH_INLINE void couple(const Path& p, const TileIndex& at1, int u, int v, int to) {
+    const std::int64_t base = std::int64_t{v} * p.cell_count;
+    for (int n = 0; n < p.cell_count;) {
+      const int k = p.cells[n].m3;
+      Vec<T> sum{}, asum{};
+      for (; n < p.cell_count && p.cells[n].m3 == k; ++n) {
+        const std::int64_t i = at1(u, p.cells[n].m1);
+        sum += x[i] * m[base + n];
+        if constexpr (Tangent) asum += ax[i] * m[base + n] + x[i] * am[base + n];
+      }
+      value[to + k] = sum;
+      if constexpr (Tangent) avalue[to + k] = asum;
+    }
+  }
+
+  // gx_u += M_v Q, gM_v += x_u Q; with tangents gx_u += M_v Q' + N_v Q, gM_v += x_u Q' + ax_u Q
+  CLEBSCH_INLINE void uncouple(const Path& p, const TileIndex& at1, int u, int v, int from) {
+    const std::int64_t base = std::int64_t{v} * p.cell_count;
+    for (int n = 0; n < p.cell_count; ++n) {
+      const std::int64_t i = at1(u, p.cells[n].m1);
+      const Vec<T> qk = q[from + p.cells[n].m3];
+      if constexpr (Tangent) {
+        const Vec<T> aqk = aq[from + p.cells[n].m3];
+        gx[i] += m[base + n] * aqk + am[base + n] * qk;
+        gm[base + n] += x[i] * aqk + ax[i] * qk;
+      } else {
+        gx[i] += m[base + n] * qk;
+        gm[base + n] += x[i] * qk;
+      }
+    }
+  }
+
+  const ProductArgs<T>& a;
+  const Program& program;
+  Vec<T>*x, *y, *m, *value, *w, *out = nullptr;
+  Vec<T>*ax = nullptr, *ay = nullptr, *am = nullptr, *avalue = nullptr, *aw = nullptr, *aq = nullptr;
+  Vec<T>*g = nullptr, *gx = nullptr, *gy = nullptr, *gm = nullptr, *q = nullptr, *gw = nullptr;
+  T *ones, *zeros;
+};
+
+template <class T, int Derivative>
+void rows(const ProductArgs<T>& args, std::int64_t begin, std::int64_t end, T* scratch) {
+  RowWalk<T, Derivative> walk(args, scratch);
+  if (args.graph) {
+    walk.receivers(begin, end);
+  } else {
+    walk.rows(begin, end);
+  }
+}
+
+template <class T>
+std::int64_t rows_scratch(const Program& p) {
+  const RowSpace s = row_space(p);
+  const std::int64_t vectors =
+      3 * p.dim1 + 3 * p.dim2 + 2 * p.dim_out + 3 * s.matrix + 4 * s.pair_values + 3 * s.weights;
+  return (vectors + 2 * (s.weights / lanes<T> + 1)) * lanes<T>;
+}
+
+template <class T>
+constexpr ProductKernels<T> row_kernels = {&rows<T, 0>, &rows<T, 1>, &rows<T, 2>, &rows_scratch<T>};
+
+}  // namespace
+}  // namespace clebsch

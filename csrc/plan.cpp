@@ -1,0 +1,307 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+#include <stdexcept>
+#include <unordered_map>
+
+#include "coupling.h"
+
+namespace clebsch {
+namespace {
+
+constexpr int kMaxDegree = 100;  // component indices are stored in a byte
+constexpr int kPadding = 16;     // channels of a panel: one cache line of floats, two of doubles
+constexpr std::int64_t kMaxNumel = std::int64_t{1} << 40;
+
+[[noreturn]] void fail(const std::string& what, std::string_view where) {
+  throw std::invalid_argument("plan: " + what + " in '" + std::string(where) + "'");
+}
+
+std::vector<std::string_view> split(std::string_view text, char separator) {
+  std::vector<std::string_view> parts;
+  for (std::size_t begin = 0;;) {
+    const std::size_t end = text.find(separator, begin);
+    parts.push_back(text.substr(begin, end - begin));
+    if (end == std::string_view::npos) return parts;
+    begin = end + 1;
+  }
+}
+
+template <class N>
+N number(std::string_view text, std::string_view where) {
+  N value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size())
+    fail("cannot read a number '" + std::string(text) + "'", where);
+  return value;
+}
+
+int padded(int mul) { return (mul + kPadding - 1) / kPadding * kPadding; }
+
+std::vector<Block> parse_irreps(std::string_view text) {
+  std::vector<Block> blocks;
+  if (text.empty()) return blocks;
+  std::int64_t offset = 0, panel = 0;
+  for (std::string_view part : split(text, '+')) {
+    const std::size_t x = part.find('x');
+    if (x == std::string_view::npos || part.size() < x + 3) fail("expected <mul>x<l><parity>", text);
+    const char parity = part.back();
+    if (parity != 'e' && parity != 'o') fail("expected parity e or o", text);
+    const int mul = number<int>(part.substr(0, x), text);
+    const int l = number<int>(part.substr(x + 1, part.size() - x - 2), text);
+    if (mul < 0) fail("negative multiplicity", text);
+    if (l < 0 || l > kMaxDegree) fail("degree outside 0.." + std::to_string(kMaxDegree), text);
+    blocks.push_back({mul, l, offset, panel, padded(mul)});
+    offset += std::int64_t{mul} * (2 * l + 1);
+    panel += std::int64_t{padded(mul)} * (2 * l + 1);
+    if (panel > kMaxNumel) fail("irreps too large", text);
+  }
+  return blocks;
+}
+
+Mode parse_mode(std::string_view text, std::string_view where) {
+  static constexpr std::array<std::string_view, 8> names = {"uvw", "uvu",  "uvv",   "uuw",
+                                                            "uuu", "uvuv", "uvu<v", "u<vw"};
+  const auto found = std::find(names.begin(), names.end(), text);
+  if (found == names.end()) fail("unknown connection mode '" + std::string(text) + "'", where);
+  return static_cast<Mode>(found - names.begin());
+}
+
+// Multiplicities that the mode demands; weights that the path takes.
+std::int64_t weights_of(const Path& p, std::string_view where) {
+  const std::int64_t u = p.in1.mul, v = p.in2.mul, w = p.out.mul;
+  const auto require = [&](bool ok) {
+    if (!ok) fail("multiplicities do not fit the connection mode", where);
+  };
+  const std::int64_t pairs = u * (u - 1) / 2;
+  switch (p.mode) {
+    case Mode::uvw:
+      return u * v * w;
+    case Mode::uvu:
+      require(u == w);
+      return u * v;
+    case Mode::uvv:
+      require(v == w);
+      return u * v;
+    case Mode::uuw:
+      require(u == v && (p.weighted || w == 1));
+      return u * w;
+    case Mode::uuu:
+      require(u == v && v == w);
+      return u;
+    case Mode::uvuv:
+      require(u * v == w);
+      return u * v;
+    case Mode::uvu_triangle:
+      require(u == v && pairs == w);
+      return pairs;
+    case Mode::triangle_w:
+      require(u == v);
+      return pairs * w;
+  }
+  return 0;
+}
+
+struct Registry {
+  std::shared_mutex mutex;
+  std::map<std::array<int, 3>, std::vector<CouplingEntry>> blocks;
+};
+Registry& registry() {
+  static Registry& one = *new Registry;  // never destroyed: plans may outlive static destruction
+  return one;
+}
+
+std::pair<const CouplingEntry*, int> coupling_of(int l1, int l2, int l3) {
+  const std::array<int, 3> key{l1, l2, l3};
+  const auto* end = coupling_blocks + coupling_block_count;
+  const auto* block = std::lower_bound(coupling_blocks, end, key, [](const CouplingBlock& b, const auto& k) {
+    return std::array<int, 3>{b.l1, b.l2, b.l3} < k;
+  });
+  if (block != end && block->l1 == l1 && block->l2 == l2 && block->l3 == l3)
+    return {block->entries, block->size};
+  std::shared_lock lock(registry().mutex);
+  const auto found = registry().blocks.find(key);
+  if (found == registry().blocks.end()) return {nullptr, 0};
+  return {found->second.data(), static_cast<int>(found->second.size())};
+}
+
+Path parse_path(std::string_view text, const std::vector<Block>& in1, const std::vector<Block>& in2,
+                const std::vector<Block>& out) {
+  const auto fields = split(text, ' ');
+  if (fields.size() != 6) fail("expected 'i1 i2 i_out mode w|- coefficient'", text);
+  const auto block = [&](const std::vector<Block>& blocks, std::string_view field) {
+    const int i = number<int>(field, text);
+    if (i < 0 || i >= static_cast<int>(blocks.size()))
+      fail("block index " + std::to_string(i) + " out of range", text);
+    return blocks[i];
+  };
+  Path p{};
+  p.in1 = block(in1, fields[0]);
+  p.in2 = block(in2, fields[1]);
+  p.out = block(out, fields[2]);
+  p.mode = parse_mode(fields[3], text);
+  if (fields[4] != "w" && fields[4] != "-") fail("expected 'w' or '-'", text);
+  p.weighted = fields[4] == "w";
+  if (!p.weighted && (p.mode == Mode::uvw || p.mode == Mode::triangle_w))
+    fail("this connection mode needs weights", text);
+  p.coefficient = number<double>(fields[5], text);
+  const int l1 = p.in1.l, l2 = p.in2.l, l3 = p.out.l;
+  if (l3 < std::abs(l1 - l2) || l3 > l1 + l2) fail("degrees violate the triangle rule", text);
+  const std::int64_t numel = weights_of(p, text);
+  p.weight_numel = p.weighted ? numel : 0;
+  return p;
+}
+
+struct Coupling {
+  std::vector<Cell> cells;
+  std::vector<Term> terms;
+  std::vector<double> values;
+};
+
+Coupling sparse_coupling(const Path& p, const CouplingEntry* entries, int count) {
+  const int rows = 2 * p.in1.l + 1, columns = 2 * p.out.l + 1;
+  Coupling c;
+  std::vector<int> cell_of(rows * columns, -1);
+  for (int n = 0; n < count; ++n) cell_of[entries[n].m3 * rows + entries[n].m1] = 0;
+  for (int at = 0; at < rows * columns; ++at) {
+    if (cell_of[at] < 0) continue;
+    cell_of[at] = static_cast<int>(c.cells.size());
+    c.cells.push_back({static_cast<unsigned char>(at % rows), static_cast<unsigned char>(at / rows)});
+  }
+  std::vector<CouplingEntry> sorted(entries, entries + count);
+  std::stable_sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.m2 < b.m2; });
+  for (const CouplingEntry& e : sorted) {
+    c.terms.push_back({cell_of[e.m3 * rows + e.m1], e.m1 * columns + e.m3, e.m2});
+    c.values.push_back(e.value * p.coefficient);
+  }
+  return c;
+}
+
+// Channels in the lanes: a whole vector of work for every padded channel block. Rows in the lanes: work for
+// each channel, at about 2.5 times the cost of a multiply-add since every operand passes through a
+// transposition.
+bool lanes_are_channels(const std::vector<Path>& paths) {
+  double channels = 0, rows = 0;
+  for (const Path& p : paths) {
+    if (p.mode != Mode::uvu || p.in2.mul != 1 || p.out.l > kChannelwiseMaxDegree) return false;
+    const double cells = double(2 * p.in1.l + 1) * (2 * p.out.l + 1);
+    channels += (cells + 4) * (p.in1.stride / kPadding);
+    rows += 2.5 * (cells + 4) * p.in1.mul / kPadding;
+  }
+  return !paths.empty() && channels <= rows;
+}
+
+std::int64_t row_length(const std::vector<Block>& blocks) {
+  return blocks.empty() ? 0
+                        : blocks.back().offset + std::int64_t{blocks.back().mul} * (2 * blocks.back().l + 1);
+}
+
+std::int64_t panel_length(const std::vector<Block>& blocks) {
+  return blocks.empty()
+             ? 0
+             : blocks.back().panel + std::int64_t{blocks.back().stride} * (2 * blocks.back().l + 1);
+}
+
+bool whole_lines(const std::vector<Block>& blocks) {
+  return std::all_of(blocks.begin(), blocks.end(), [](const Block& b) { return b.mul == b.stride; });
+}
+
+}  // namespace
+
+const Plan& parse_plan(const std::string& text) {
+  static std::shared_mutex& mutex = *new std::shared_mutex;
+  static auto& plans = *new std::unordered_map<std::string, std::unique_ptr<Plan>>;
+  {
+    std::shared_lock lock(mutex);
+    const auto found = plans.find(text);
+    if (found != plans.end()) return *found->second;
+  }
+  const auto fields = split(text, ';');
+  if (fields.size() != 3) fail("expected '<irreps1>*<irreps2>-><irreps_out>;<layout>;<paths>'", text);
+  const std::size_t star = fields[0].find('*'), arrow = fields[0].find("->");
+  if (star == std::string_view::npos || arrow == std::string_view::npos || arrow < star)
+    fail("expected '<irreps1>*<irreps2>-><irreps_out>'", text);
+
+  auto plan = std::make_unique<Plan>();
+  plan->in1_ = parse_irreps(fields[0].substr(0, star));
+  plan->in2_ = parse_irreps(fields[0].substr(star + 1, arrow - star - 1));
+  plan->out_ = parse_irreps(fields[0].substr(arrow + 2));
+  if (fields[1] != "mul_ir" && fields[1] != "ir_mul")
+    fail("unknown layout '" + std::string(fields[1]) + "'", text);
+  Program& program = plan->program;
+  program.mul_ir = fields[1] == "mul_ir";
+  program.dim1 = row_length(plan->in1_);
+  program.dim2 = row_length(plan->in2_);
+  program.dim_out = row_length(plan->out_);
+  program.panel1 = panel_length(plan->in1_);
+  program.panel_out = panel_length(plan->out_);
+  program.whole_lines1 = !program.mul_ir && whole_lines(plan->in1_);
+  program.whole_lines_out = !program.mul_ir && whole_lines(plan->out_);
+  program.widest = kPadding;
+  for (const Block& b : plan->in1_) program.widest = std::max(program.widest, b.stride);
+
+  if (!fields[2].empty()) {
+    for (std::string_view part : split(fields[2], ',')) {
+      Path p = parse_path(part, plan->in1_, plan->in2_, plan->out_);
+      p.weight = program.weight_numel;
+      program.weight_numel += p.weight_numel;
+      if (program.weight_numel > kMaxNumel) fail("too many weights", text);
+      if (p.in1.mul == 0 || p.in2.mul == 0 || p.out.mul == 0) continue;
+      const auto [entries, count] = coupling_of(p.in1.l, p.in2.l, p.out.l);
+      if (entries == nullptr) {
+        fail("no coupling for degrees (" + std::to_string(p.in1.l) + ", " + std::to_string(p.in2.l) + ", " +
+                 std::to_string(p.out.l) + "); those above " + std::to_string(table_l_max) +
+                 " are made known by clebsch.backend.register_couplings(plan)",
+             part);
+      }
+      p.dense = program.dense_size;
+      program.dense_size += std::int64_t{2 * p.in1.l + 1} * (2 * p.out.l + 1);
+      Coupling c = sparse_coupling(p, entries, count);
+      p.cell_count = static_cast<int>(c.cells.size());
+      p.term_count = count;
+      p.cells = plan->cells_.emplace_back(std::move(c.cells)).data();
+      p.terms = plan->terms_.emplace_back(std::move(c.terms)).data();
+      p.values_float = plan->values_float_.emplace_back(c.values.begin(), c.values.end()).data();
+      p.values = plan->values_.emplace_back(std::move(c.values)).data();
+      plan->paths_.push_back(p);
+    }
+  }
+  plan->channelwise = lanes_are_channels(plan->paths_);
+  program.paths = plan->paths_.data();
+  program.in1 = plan->in1_.data();
+  program.in2 = plan->in2_.data();
+  program.out = plan->out_.data();
+  program.path_count = static_cast<int>(plan->paths_.size());
+  program.in1_count = static_cast<int>(plan->in1_.size());
+  program.in2_count = static_cast<int>(plan->in2_.size());
+  program.out_count = static_cast<int>(plan->out_.size());
+
+  std::unique_lock lock(mutex);
+  return *plans.try_emplace(text, std::move(plan)).first->second;
+}
+
+void register_coupling(int l1, int l2, int l3, int n, const int* m, const double* values) {
+  std::vector<CouplingEntry> entries;
+  for (int i = 0; i < n; ++i) {
+    const int* e = m + 3 * i;
+    if (e[0] < 0 || e[0] > 2 * l1 || e[1] < 0 || e[1] > 2 * l2 || e[2] < 0 || e[2] > 2 * l3) {
+      throw std::invalid_argument("register_coupling: component index out of range");
+    }
+    entries.push_back({static_cast<unsigned char>(e[0]), static_cast<unsigned char>(e[1]),
+                       static_cast<unsigned char>(e[2]), values[i]});
+  }
+  if (l1 > kMaxDegree || l2 > kMaxDegree || l3 > kMaxDegree)
+    throw std::invalid_argument("register_coupling: degree too large");
+  std::unique_lock lock(registry().mutex);
+  registry().blocks.try_emplace({l1, l2, l3}, std::move(entries));
+}
+
+bool has_coupling(int l1, int l2, int l3) { return coupling_of(l1, l2, l3).first != nullptr; }
+
+}  // namespace clebsch

@@ -1,0 +1,37 @@
+// A product as the kernels see it: parsed once from the canonical string of python/clebsch/algebra/plan.py.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "api.h"
+#include "program.h"
+
+namespace clebsch {
+
+struct Plan {
+  Program program{};
+  // Lanes are channels (every path uvu with one copy of y, multiplicities wide enough) or rows.
+  bool channelwise = false;
+
+ private:
+  friend const Plan& parse_plan(const std::string&);
+  std::vector<Block> in1_, in2_, out_;
+  std::vector<Path> paths_;
+  std::vector<std::vector<Cell>> cells_;
+  std::vector<std::vector<Term>> terms_;
+  std::vector<std::vector<double>> values_;
+  std::vector<std::vector<float>> values_float_;
+};
+
+// The plan of a canonical string, parsed at first use and kept for the life of the process.
+// Throws std::invalid_argument that says what is wrong with the string.
+CLEBSCH_API const Plan& parse_plan(const std::string& text);
+
+// Adds the coupling of (l1, l2, l3) for degrees beyond the compiled table: n entries of
+// (m1, m2, m3) and their values.
+CLEBSCH_API void register_coupling(int l1, int l2, int l3, int n, const int* m, const double* values);
+CLEBSCH_API bool has_coupling(int l1, int l2, int l3);
+
+}  // namespace clebsch

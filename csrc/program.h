@@ -1,0 +1,75 @@
+// The plan that kernels run: plain arrays, no container, so that files compiled for one instruction set
+// pull in no code that could be shared with another.
+#pragma once
+
+#include <cstdint>
+
+namespace clebsch {
+
+// A block of an Irreps: `mul` copies of degree l, `offset` in the row. Its panel is the same block with
+// components outermost and channels padded to whole cache lines: (2l+1) x stride, at `panel`.
+struct Block {
+  int mul, l;
+  std::int64_t offset, panel;
+  int stride;
+};
+
+// Which channels meet: the connection modes of e3nn ("uvu<v" and "u<vw" are the triangular ones).
+enum class Mode : int { uvw, uvu, uvv, uuw, uuu, uvuv, uvu_triangle, triangle_w };
+
+// How the coupling is contracted with the second operand first: matrix[cell] += value * y[m2], then
+// out[m3] += x[m1] * matrix[cell] with cell = (m1, m3). Cells are sorted by (m3, m1), terms by m2.
+struct Cell {
+  unsigned char m1, m3;
+};
+struct Term {
+  int cell;   // among the non-zero cells of the path
+  int dense;  // m1 * (2 l3 + 1) + m3
+  int m2;
+};
+
+struct Path {
+  Block in1, in2, out;
+  Mode mode;
+  bool weighted;
+  std::int64_t weight, weight_numel;  // in the row of weights
+  // Sparse coupling, coefficient of the path included.
+  int cell_count, term_count;
+  const Cell* cells;
+  const Term* terms;
+  const double* values;
+  const float* values_float;  // the same, rounded
+  std::int64_t dense;         // offset of this path's (2 l1 + 1) x (2 l3 + 1) matrix among those of all paths
+  double coefficient;
+};
+
+// The values of the terms in the type of the arithmetic.
+template <class T>
+static inline const T* path_values(const Path& p) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return p.values;
+  } else {
+    return p.values_float;
+  }
+}
+
+// Does the mode connect every output channel w (weight [..., w]) or one?
+static inline bool connects_all(Mode mode) {
+  return mode == Mode::uvw || mode == Mode::uuw || mode == Mode::triangle_w;
+}
+
+// The channelwise kernel keeps the 2 l3 + 1 sums of a path in registers or close by; beyond, lanes are rows.
+constexpr int kChannelwiseMaxDegree = 12;
+
+struct Program {
+  const Path* paths;
+  const Block *in1, *in2, *out;
+  int path_count, in1_count, in2_count, out_count;
+  bool mul_ir;
+  // Lengths of a row of x, y, out and the weights; of a panel of x and of out; of all dense matrices.
+  std::int64_t dim1, dim2, dim_out, weight_numel, panel1, panel_out, dense_size;
+  int widest;                          // the largest padded multiplicity
+  bool whole_lines1, whole_lines_out;  // rows are panels already: ir_mul, multiplicities in whole cache lines
+};
+
+}  // namespace clebsch

@@ -1,0 +1,113 @@
+// What is not an operator: instruction sets, plans, couplings, and products of NumPy arrays without torch.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "coupling.h"
+#include "cpu/dispatch.h"
+#include "cpu/run_product.h"
+#include "plan.h"
+
+namespace py = pybind11;
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+py::dict describe_plan(const std::string& text) {
+  const clebsch::Plan& plan = clebsch::parse_plan(text);
+  const clebsch::Program& p = plan.program;
+  const int unrolled = clebsch::kernels<float>().tensor_product.unrolled_degree;
+  py::list paths;
+  for (int i = 0; i < p.path_count; ++i) {
+    const clebsch::Path& path = p.paths[i];
+    py::dict d;
+    d["degrees"] = py::make_tuple(path.in1.l, path.in2.l, path.out.l);
+    d["cells"] = path.cell_count;
+    d["terms"] = path.term_count;
+    d["unrolled"] = plan.channelwise && std::max({path.in1.l, path.in2.l, path.out.l}) <= unrolled;
+    paths.append(d);
+  }
+  py::dict d;
+  d["kernel"] = plan.channelwise ? "channels" : "rows";
+  d["dim1"] = p.dim1;
+  d["dim2"] = p.dim2;
+  d["dim_out"] = p.dim_out;
+  d["weight_numel"] = p.weight_numel;
+  d["paths"] = paths;
+  return d;
+}
+
+// x (rows, dim1), y (rows, dim2), weight (rows, numel) or (numel,); rows of length 1 repeat.
+template <class T>
+Array<T> tensor_product(Array<T> x, Array<T> y, Array<T> weight, const std::string& text) {
+  const clebsch::Plan& plan = clebsch::parse_plan(text);
+  const clebsch::Program& program = plan.program;
+  const auto require = [](bool ok, const char* what) {
+    if (!ok) throw std::invalid_argument(std::string("tensor_product: ") + what);
+  };
+  require(x.ndim() == 2 && x.shape(1) == program.dim1, "x must have shape (rows, dim of irreps_in1)");
+  require(y.ndim() == 2 && y.shape(1) == program.dim2 && y.shape(0) == x.shape(0),
+          "y must have shape (rows, dim of irreps_in2) with the rows of x");
+  require(
+      (weight.ndim() == 1 && weight.shape(0) == program.weight_numel) ||
+          (weight.ndim() == 2 && weight.shape(1) == program.weight_numel && weight.shape(0) == x.shape(0)),
+      "weight must have shape (weight_numel,) or (rows, weight_numel)");
+  Array<T> out({x.shape(0), static_cast<py::ssize_t>(program.dim_out)});
+  clebsch::ProductCall<T> call{};
+  call.plan = &plan;
+  call.rows = x.shape(0);
+  call.x = {x.data(), program.dim1};
+  call.y = {y.data(), program.dim2};
+  call.shared_weights = weight.ndim() == 1;
+  call.w = {weight.data(), call.shared_weights ? 0 : program.weight_numel};
+  call.out = {out.mutable_data(), program.dim_out};
+  {
+    py::gil_scoped_release release;
+    clebsch::run_product(call, clebsch::Derivative::none, &clebsch::run_here);
+  }
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Instruction sets, plans, and products of NumPy arrays.";
+  m.def("compiled_instruction_sets", &clebsch::compiled_instruction_sets);
+  m.def("usable_instruction_sets", &clebsch::usable_instruction_sets);
+  m.def("instruction_set", &clebsch::instruction_set);
+  m.def("select_instruction_set", &clebsch::select_instruction_set, py::arg("name"));
+  m.def("describe_plan", &describe_plan, py::arg("plan"));
+  m.def("has_coupling", &clebsch::has_coupling);
+  m.def("register_coupling", [](int l1, int l2, int l3, const std::vector<std::array<int, 3>>& m,
+                                const std::vector<double>& values) {
+    if (m.size() != values.size())
+      throw std::invalid_argument("register_coupling: as many values as components");
+    clebsch::register_coupling(l1, l2, l3, static_cast<int>(m.size()), m.empty() ? nullptr : m[0].data(),
+                               values.data());
+  });
+  // Every compiled coefficient, for the test that reads the table back.
+  m.def("coupling", [](int l1, int l2, int l3) {
+    py::list entries;
+    for (int i = 0; i < clebsch::coupling_block_count; ++i) {
+      const clebsch::CouplingBlock& b = clebsch::coupling_blocks[i];
+      if (b.l1 != l1 || b.l2 != l2 || b.l3 != l3) continue;
+      for (int n = 0; n < b.size; ++n) {
+        const clebsch::CouplingEntry& e = b.entries[n];
+        entries.append(py::make_tuple(int{e.m1}, int{e.m2}, int{e.m3}, e.value));
+      }
+    }
+    return entries;
+  });
+  m.def("tensor_product", &tensor_product<float>, py::arg("x").noconvert(), py::arg("y").noconvert(),
+        py::arg("weight").noconvert(), py::arg("plan"));
+  m.def("tensor_product", &tensor_product<double>, py::arg("x"), py::arg("y"), py::arg("weight"),
+        py::arg("plan"));
+}

@@ -1,0 +1,57 @@
+// Products over rows and over the edges of a graph: what a kernel is given, and the kernels of one
+// instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "graph.h"
+#include "program.h"
+
+namespace clebsch {
+
+// Row r starts at data + r * stride; stride 0 repeats one row for all.
+template <class T>
+struct Rows {
+  T* data;
+  std::int64_t stride;
+  T* operator[](std::int64_t r) const { return data + r * stride; }
+};
+
+// F(g, x, y, w) = <g, product(x, y, w)> is linear in each of its four operands. A kernel computes, in one
+// pass,
+//   forward           out = F_g
+//   backward          gx, gy, gw = F_x, F_y, F_w
+//   double_backward   out, gx, gy, gw = the gradient of F_x ax + F_y ay + F_w aw in g, x, y, w.
+//
+// Without a graph everything is indexed by row. With one, x and ax hold a panel (program.h) for every node,
+// y, w, ay, aw, gy, gw a row for every edge, g and out a row for every node, and gx a panel for every slot of
+// the graph. Results that nobody wants are still computed: their rows point to a scratch row with stride 0.
+template <class T>
+struct ProductArgs {
+  const Program* program;
+  const Graph* graph;  // null: rows
+  Rows<const T> x, y, w, g, ax, ay, aw;
+  Rows<T> out, gx, gy, gw;
+  bool shared_weights;  // one row of w (and aw) for all; gw is one row, added to
+};
+
+// Tasks [begin, end) are rows, or the receivers of a graph.
+template <class T>
+using ProductKernel = void (*)(const ProductArgs<T>&, std::int64_t begin, std::int64_t end, T* scratch);
+
+template <class T>
+struct ProductKernels {
+  ProductKernel<T> forward, backward, double_backward;
+  std::int64_t (*scratch_size)(const Program&);  // elements that each of them needs
+};
+
+template <class T>
+struct TensorProductKernels {
+  ProductKernels<T> channels, rows;  // what lies in the lanes of a vector
+  int unrolled_degree;               // channelwise kernels know degrees up to this one at compile time
+  // Rows of irreps to panels and back; `blocks` describes either x or out.
+  void (*to_panel)(const Block* blocks, int count, bool mul_ir, const T* row, T* panel);
+  void (*from_panel)(const Block* blocks, int count, bool mul_ir, const T* panel, T* row);
+};
+
+}  // namespace clebsch

@@ -1,0 +1,297 @@
+// The operators: torch's stable ABI on one side, kernels on the other. Autograd and fake kernels are in
+// Python.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/run_product.h"
+#include "graph_order.h"
+#include "pages.h"
+#include "plan.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+void run_in_torch_threads(int64_t tasks, clebsch::Body body, void* context) {
+  if (tasks <= 1) return clebsch::run_here(tasks, body, context);
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+}
+
+bool is_float(const Tensor& t, const char* noun) {
+  const ScalarType type = t.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, noun,
+                  ": tensors must be float32 or float64");
+  return type == ScalarType::Float;
+}
+
+// A float matrix (or, for shared weights, vector) with contiguous rows of the given length.
+struct Matrix {
+  Tensor tensor;
+  int64_t rows = 0, stride = 0;
+
+  template <class T>
+  clebsch::Rows<const T> read() const {
+    return {static_cast<const T*>(tensor.const_data_ptr()), stride};
+  }
+};
+
+Matrix matrix(const char* noun, const char* name, const Tensor& t, const Tensor& like, int64_t columns,
+              bool may_be_vector = false) {
+  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), noun, ": ", name,
+                  " must have the dtype of the other tensors");
+  STD_TORCH_CHECK(t.dim() == 2 || (may_be_vector && t.dim() == 1), noun, ": ", name,
+                  " must have 2 dimensions, got ", t.dim());
+  const int64_t last = t.dim() - 1;
+  STD_TORCH_CHECK(t.size(last) == columns, noun, ": ", name, " must have ", columns, " columns, got ",
+                  t.size(last));
+  Matrix m;
+  m.tensor = (t.size(last) <= 1 || t.stride(last) == 1) ? t : torch::stable::contiguous(t);
+  m.rows = last == 1 ? t.size(0) : 1;
+  m.stride = last == 1 ? m.tensor.stride(0) : 0;
+  return m;
+}
+
+// Fresh memory, never zero-filled: kernels write every element.
+Tensor fresh(const Tensor& like, std::vector<int64_t> sizes) {
+  Tensor t = torch::stable::new_empty(like, sizes);
+  const int64_t bytes = t.numel() * (like.scalar_type() == ScalarType::Float ? 4 : 8);
+  if (bytes) clebsch::advise_huge_pages(t.mutable_data_ptr(), static_cast<size_t>(bytes));
+  return t;
+}
+
+template <class T>
+clebsch::Rows<T> writable(const Tensor& t, bool wanted) {
+  if (!wanted) return {nullptr, 0};
+  return {static_cast<T*>(t.mutable_data_ptr()), t.dim() == 2 ? t.size(1) : 0};
+}
+
+// The operands that all derivatives share, checked.
+struct Product {
+  const char* noun;
+  const clebsch::Plan& plan;
+  Matrix x, y, weight;
+  std::optional<clebsch::Graph> graph;
+  Tensor order;
+  int64_t out_rows;
+  bool shared_weights;
+
+  Product(const char* noun_, const Tensor& x_, const Tensor& y_, const Tensor& weight_,
+          const std::optional<Tensor>& order_, const std::string& text)
+      : noun(noun_), plan(clebsch::parse_plan(text)) {
+    const clebsch::Program& program = plan.program;
+    is_float(x_, noun);
+    x = matrix(noun, "x", x_, x_, program.dim1);
+    y = matrix(noun, "y", y_, x_, program.dim2);
+    weight = matrix(noun, "weight", weight_, x_, program.weight_numel, true);
+    shared_weights = weight_.dim() == 1;
+    STD_TORCH_CHECK(shared_weights || weight.rows == y.rows, noun, ": weight must have ", y.rows,
+                    " rows, got ", weight.rows);
+    if (order_) {
+      const int64_t nodes = x.rows;
+      STD_TORCH_CHECK(order_->scalar_type() == ScalarType::Long && order_->dim() == 1 &&
+                          order_->numel() == clebsch::order_size(y.rows, nodes),
+                      noun, ": order must come from graph_order with ", y.rows, " edges and ", nodes,
+                      " nodes");
+      order = torch::stable::contiguous(*order_);
+      graph = clebsch::view_order(static_cast<const int64_t*>(order.const_data_ptr()), y.rows, nodes);
+    } else {
+      STD_TORCH_CHECK(x.rows == y.rows, noun, ": x and y must have the same number of rows, got ", x.rows,
+                      " and ", y.rows);
+    }
+    out_rows = x.rows;
+  }
+
+  Matrix grad_of_out(const Tensor& grad) const {
+    Matrix g = matrix(noun, "grad", grad, x.tensor, plan.program.dim_out);
+    STD_TORCH_CHECK(g.rows == out_rows, noun, ": grad must have ", out_rows, " rows, got ", g.rows);
+    return g;
+  }
+  Matrix tangent(const char* name, const Tensor& t, const Matrix& of, int64_t columns) const {
+    Matrix m = matrix(noun, name, t, x.tensor, columns, true);
+    STD_TORCH_CHECK(t.dim() == of.tensor.dim() && m.rows == of.rows, noun, ": ", name,
+                    " must have the shape of its operand");
+    return m;
+  }
+
+  Tensor new_out(bool wanted) const { return fresh(x.tensor, shape(wanted, out_rows, plan.program.dim_out)); }
+  Tensor new_gx(bool wanted) const { return fresh(x.tensor, shape(wanted, x.rows, plan.program.dim1)); }
+  Tensor new_gy(bool wanted) const { return fresh(x.tensor, shape(wanted, y.rows, plan.program.dim2)); }
+  Tensor new_gw(bool wanted) const {
+    if (wanted && shared_weights) return fresh(x.tensor, {plan.program.weight_numel});
+    return fresh(x.tensor, shape(wanted, y.rows, plan.program.weight_numel));
+  }
+
+  template <class T>
+  clebsch::ProductCall<T> call() const {
+    clebsch::ProductCall<T> c{};
+    c.plan = &plan;
+    c.graph = graph ? &*graph : nullptr;
+    c.rows = y.rows;
+    c.x = x.read<T>();
+    c.y = y.read<T>();
+    c.w = weight.read<T>();
+    c.shared_weights = shared_weights;
+    return c;
+  }
+
+  template <class F>
+  void dispatch(F f) const {
+    if (x.tensor.scalar_type() == ScalarType::Float) {
+      f(call<float>());
+    } else {
+      f(call<double>());
+    }
+  }
+
+ private:
+  static std::vector<int64_t> shape(bool wanted, int64_t rows, int64_t columns) {
+    return wanted ? std::vector<int64_t>{rows, columns} : std::vector<int64_t>{0};
+  }
+};
+
+template <class T>
+void run(const clebsch::ProductCall<T>& call, clebsch::Derivative derivative) {
+  clebsch::run_product(call, derivative, &run_in_torch_threads);
+}
+
+Tensor product(const Product& p) {
+  Tensor out = p.new_out(true);
+  p.dispatch([&]<class T>(clebsch::ProductCall<T> call) {
+    call.out = writable<T>(out, true);
+    run(call, clebsch::Derivative::none);
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> product_backward(const Product& p, const Tensor& grad, int64_t needs) {
+  const Matrix g = p.grad_of_out(grad);
+  const bool x = needs & 1, y = needs & 2, w = needs & 4;
+  Tensor gx = p.new_gx(x), gy = p.new_gy(y), gw = p.new_gw(w);
+  p.dispatch([&]<class T>(clebsch::ProductCall<T> call) {
+    call.g = g.read<T>();
+    call.gx = writable<T>(gx, x);
+    call.gy = writable<T>(gy, y);
+    call.gw = writable<T>(gw, w);
+    run(call, clebsch::Derivative::first);
+  });
+  return {gx, gy, gw};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> product_double_backward(const Product& p,
+                                                                   const std::optional<Tensor>& ax,
+                                                                   const std::optional<Tensor>& ay,
+                                                                   const std::optional<Tensor>& aw,
+                                                                   const Tensor& grad, int64_t needs) {
+  const Matrix g = p.grad_of_out(grad);
+  const clebsch::Program& program = p.plan.program;
+  std::array<std::optional<Matrix>, 3> tangents;
+  if (ax) tangents[0] = p.tangent("ax", *ax, p.x, program.dim1);
+  if (ay) tangents[1] = p.tangent("ay", *ay, p.y, program.dim2);
+  if (aw) tangents[2] = p.tangent("aw", *aw, p.weight, program.weight_numel);
+  const bool o = needs & 1, x = needs & 2, y = needs & 4, w = needs & 8;
+  Tensor gg = p.new_out(o), gx = p.new_gx(x), gy = p.new_gy(y), gw = p.new_gw(w);
+  p.dispatch([&]<class T>(clebsch::ProductCall<T> call) {
+    call.g = g.read<T>();
+    if (tangents[0]) call.ax = tangents[0]->read<T>();
+    if (tangents[1]) call.ay = tangents[1]->read<T>();
+    if (tangents[2]) call.aw = tangents[2]->read<T>();
+    call.out = writable<T>(gg, o);
+    call.gx = writable<T>(gx, x);
+    call.gy = writable<T>(gy, y);
+    call.gw = writable<T>(gw, w);
+    run(call, clebsch::Derivative::second);
+  });
+  return {gg, gx, gy, gw};
+}
+
+Tensor tensor_product(const Tensor& x, const Tensor& y, const Tensor& weight, std::string plan) {
+  return product(Product("tensor_product", x, y, weight, std::nullopt, plan));
+}
+
+std::tuple<Tensor, Tensor, Tensor> tensor_product_backward(const Tensor& grad, const Tensor& x,
+                                                           const Tensor& y, const Tensor& weight,
+                                                           std::string plan, int64_t needs) {
+  return product_backward(Product("tensor_product", x, y, weight, std::nullopt, plan), grad, needs);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product_double_backward(
+    std::optional<Tensor> ax, std::optional<Tensor> ay, std::optional<Tensor> aw, const Tensor& grad,
+    const Tensor& x, const Tensor& y, const Tensor& weight, std::string plan, int64_t needs) {
+  return product_double_backward(Product("tensor_product", x, y, weight, std::nullopt, plan), ax, ay, aw,
+                                 grad, needs);
+}
+
+Tensor convolution(const Tensor& x, const Tensor& y, const Tensor& weight, const Tensor& order,
+                   std::string plan) {
+  return product(Product("convolution", x, y, weight, order, plan));
+}
+
+std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& x, const Tensor& y,
+                                                        const Tensor& weight, const Tensor& order,
+                                                        std::string plan, int64_t needs) {
+  return product_backward(Product("convolution", x, y, weight, order, plan), grad, needs);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> convolution_double_backward(
+    std::optional<Tensor> ax, std::optional<Tensor> ay, std::optional<Tensor> aw, const Tensor& grad,
+    const Tensor& x, const Tensor& y, const Tensor& weight, const Tensor& order, std::string plan,
+    int64_t needs) {
+  return product_double_backward(Product("convolution", x, y, weight, order, plan), ax, ay, aw, grad, needs);
+}
+
+Tensor graph_order(const Tensor& senders, const Tensor& receivers, int64_t num_nodes) {
+  STD_TORCH_CHECK(senders.scalar_type() == ScalarType::Long && receivers.scalar_type() == ScalarType::Long,
+                  "graph_order: senders and receivers must be int64");
+  STD_TORCH_CHECK(senders.dim() == 1 && receivers.dim() == 1 && senders.numel() == receivers.numel(),
+                  "graph_order: senders and receivers must be vectors of the same length");
+  STD_TORCH_CHECK(num_nodes >= 0, "graph_order: num_nodes must not be negative, got ", num_nodes);
+  const Tensor s = torch::stable::contiguous(senders), r = torch::stable::contiguous(receivers);
+  const int64_t edges = s.numel();
+  Tensor order = torch::stable::new_empty(s, {clebsch::order_size(edges, num_nodes)});
+  clebsch::build_order(static_cast<const int64_t*>(s.const_data_ptr()),
+                       static_cast<const int64_t*>(r.const_data_ptr()), edges, num_nodes,
+                       static_cast<int64_t*>(order.mutable_data_ptr()));
+  return order;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(clebsch, m) {
+  m.def("graph_order(Tensor senders, Tensor receivers, int num_nodes) -> Tensor");
+  m.def("tensor_product(Tensor x, Tensor y, Tensor weight, str plan) -> Tensor");
+  m.def(
+      "tensor_product_backward(Tensor grad, Tensor x, Tensor y, Tensor weight, str plan, int needs)"
+      " -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "tensor_product_double_backward(Tensor? ax, Tensor? ay, Tensor? aw, Tensor grad, Tensor x, Tensor y,"
+      " Tensor weight, str plan, int needs) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("convolution(Tensor x, Tensor y, Tensor weight, Tensor order, str plan) -> Tensor");
+  m.def(
+      "convolution_backward(Tensor grad, Tensor x, Tensor y, Tensor weight, Tensor order, str plan, int "
+      "needs)"
+      " -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "convolution_double_backward(Tensor? ax, Tensor? ay, Tensor? aw, Tensor grad, Tensor x, Tensor y,"
+      " Tensor weight, Tensor order, str plan, int needs) -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(clebsch, CPU, m) {
+  m.impl("graph_order", TORCH_BOX(&graph_order));
+  m.impl("tensor_product", TORCH_BOX(&tensor_product));
+  m.impl("tensor_product_backward", TORCH_BOX(&tensor_product_backward));
+  m.impl("tensor_product_double_backward", TORCH_BOX(&tensor_product_double_backward));
+  m.impl("convolution", TORCH_BOX(&convolution));
+  m.impl("convolution_backward", TORCH_BOX(&convolution_backward));
+  m.impl("convolution_double_backward", TORCH_BOX(&convolution_double_backward));
+}

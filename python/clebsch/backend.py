@@ -1,0 +1,114 @@
+"""The compiled libraries: where they are, which instruction set they run, and what they know of couplings.
+
+`load()` registers the torch operators; everything else works without torch.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from clebsch.algebra.plan import ProductPlan
+from clebsch.algebra.so3 import coupling
+
+__all__ = [
+    "backends",
+    "compiled_instruction_sets",
+    "describe_plan",
+    "instruction_set",
+    "load",
+    "native",
+    "register_couplings",
+    "select_instruction_set",
+    "usable_instruction_sets",
+]
+
+
+@functools.cache
+def native() -> ModuleType:
+    """The Python extension module. ImportError with the remedy if it was not built."""
+    try:
+        return import_module("clebsch._native")
+    except ImportError as error:
+        raise ImportError(
+            f"clebsch: the compiled library cannot be loaded ({error}). Build it with "
+            "'pip install --no-build-isolation .' or, in a source tree, 'make develop'."
+        ) from error
+
+
+@functools.cache
+def load() -> None:
+    """Register `torch.ops.clebsch.*`. ImportError with the remedy if the library was not built or is incompatible."""
+    import torch
+
+    native()
+    # In an editable install the libraries lie beside one of several package folders.
+    import clebsch
+
+    for folder in clebsch.__path__:
+        library = Path(folder) / "_clebsch_torch.so"
+        if library.is_file():
+            try:
+                torch.ops.load_library(library)
+            except OSError as error:
+                raise ImportError(
+                    f"clebsch: the operators do not load under torch {torch.__version__} ({error}). "
+                    "clebsch needs torch >= 2.10; reinstall it with 'pip install --no-build-isolation .'"
+                ) from error
+            return
+    raise ImportError("clebsch: _clebsch_torch.so is missing; build it with 'pip install --no-build-isolation .'")
+
+
+def compiled_instruction_sets() -> list[str]:
+    """Names of the instruction sets in this build, narrowest first."""
+    return native().compiled_instruction_sets()
+
+
+def usable_instruction_sets() -> list[str]:
+    """Those of them that this processor runs."""
+    return native().usable_instruction_sets()
+
+
+def instruction_set() -> str:
+    """The one in use: the widest usable, or what CLEBSCH_ISA or `select_instruction_set` says.
+
+    ValueError if CLEBSCH_ISA names none of the usable ones.
+    """
+    return native().instruction_set()
+
+
+def select_instruction_set(name: str) -> None:
+    """Use another instruction set from the next call on, in all threads. ValueError with the list if not usable."""
+    native().select_instruction_set(name)
+
+
+def backends() -> dict[str, str]:
+    """State of each backend, in a few words."""
+    return {
+        "cpu": f"usable ({instruction_set()})",
+        "cuda": "not built",
+        "triton": "not built",
+    }
+
+
+def describe_plan(plan: ProductPlan | str) -> dict[str, Any]:
+    """How a plan runs: "kernel" ("channels" or "rows" in the lanes of a vector), lengths, and the paths with the
+    cells and terms of their couplings."""
+    if isinstance(plan, ProductPlan):
+        register_couplings(plan)
+    return native().describe_plan(str(plan))
+
+
+@functools.lru_cache(maxsize=4096)
+def register_couplings(plan: ProductPlan) -> None:
+    """Tell the kernels the couplings of this plan whose degrees lie beyond the compiled table."""
+    for path in plan.paths:
+        degrees = (plan.irreps_in1[path.i_in1].ir.l, plan.irreps_in2[path.i_in2].ir.l, plan.irreps_out[path.i_out].ir.l)
+        if not native().has_coupling(*degrees):
+            entries = coupling(*degrees)
+            native().register_coupling(
+                *degrees, [(e.m1, e.m2, e.m3) for e in entries], [e.value for e in entries]
+            )
