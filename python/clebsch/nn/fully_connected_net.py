@@ -1,0 +1,97 @@
+"""FullyConnectedNet: the multi-layer perceptron that turns radial features into weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clebsch.nn.activation import Function, NormalizedActivation
+
+__all__ = ["FullyConnectedNet"]
+
+
+class _Layer(torch.nn.Module):
+    """act(x W / sqrt(h_in var_in)) sqrt(var_out), or x W sqrt(var_out / (h_in var_in)) where there is no
+    act.
+    """
+
+    def __init__(
+        self, h_in: int, h_out: int, act: NormalizedActivation | None, var_in: float, var_out: float
+    ) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(h_in, h_out))
+        self.act = act
+        self.h_in, self.h_out, self.var_in, self.var_out = h_in, h_out, var_in, var_out
+        self._weight_scale = (h_in * var_in / (1.0 if act else var_out)) ** -0.5
+        self._output_scale = act.scale * var_out**0.5 if act else 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, scale = self.unscaled(x, 1.0)
+        return y if scale == 1.0 else y * scale
+
+    def unscaled(self, x: Tensor, input_scale: float) -> tuple[Tensor, float]:
+        """The layer of input_scale * x as a tensor and a factor that is still to be multiplied in.
+
+        Constants go into the weights, which are small, and not into activations, one row per edge.
+        """
+        y = x @ (self.weight * (self._weight_scale * input_scale))
+        return (y, 1.0) if self.act is None else (self.act.f(y), self._output_scale)
+
+    def __repr__(self) -> str:
+        act = None if self.act is None else getattr(self.act.f, "__name__", type(self.act.f).__name__)
+        return f"Layer({self.h_in}->{self.h_out}, act={act})"
+
+
+class FullyConnectedNet(torch.nn.Sequential):
+    """Layers x -> act(x W / sqrt(size)) with activations of unit second moment and no biases.
+
+    Signature, parameter names (``layer{i}.weight``, of shape (in, out)) and numbers of
+    ``e3nn.nn.FullyConnectedNet`` 0.6.
+
+    Args:
+        hs: sizes of the input, the hidden layers and the output.
+        act: function after every layer but the last; None for a linear net.
+        variance_in, variance_out: second moments of the input (assumed) and the output (made so).
+        out_act: whether `act` follows the last layer too.
+    """
+
+    def __init__(
+        self,
+        hs: Sequence[int],
+        act: Function | None = None,
+        variance_in: float = 1,
+        variance_out: float = 1,
+        out_act: bool = False,
+    ) -> None:
+        super().__init__()
+        self.hs = list(hs)
+        if any(isinstance(h, bool) or not isinstance(h, int) or h < 0 for h in self.hs):
+            raise ValueError(f"FullyConnectedNet: hs must be sizes >= 0, got {self.hs}")
+        normalized = None if act is None else NormalizedActivation(act)
+        count = len(self.hs) - 1
+        for i in range(count):
+            is_last = i == count - 1
+            layer = _Layer(
+                self.hs[i],
+                self.hs[i + 1],
+                normalized if out_act or not is_last else None,
+                variance_in if i == 0 else 1,
+                variance_out if is_last else 1,
+            )
+            self.add_module(f"layer{i}", layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., hs[0]) to (..., hs[-1])."""
+        if self.hs and (x.dim() == 0 or x.shape[-1] != self.hs[0]):
+            raise ValueError(
+                f"FullyConnectedNet: x must have shape (..., {self.hs[0]}), got {tuple(x.shape)}"
+            )
+        scale = 1.0
+        for layer in self:
+            x, scale = layer.unscaled(x, scale)
+        return x if scale == 1.0 else x * scale
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self.hs}"

@@ -1,0 +1,106 @@
+"""Gate: scalars through functions, higher irreps multiplied by scalars of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clebsch.nn.activation import Activation, Function
+from clebsch.o3.irreps import Irreps
+from clebsch.o3.tensor_product import ElementwiseTensorProduct
+
+__all__ = ["Gate"]
+
+
+class Gate(torch.nn.Module):
+    """act_scalars(scalars) + act_gates(gates) * gated, with + the direct sum and one gate per gated irrep.
+
+    Signature, attributes, state_dict and numbers of ``e3nn.nn.Gate`` 0.6: irreps_in is the sorted and
+    simplified sum of the three, irreps_out the scalars followed by the gated irreps.
+
+    Args:
+        irreps_scalars, act_scalars: scalars and one function (or None) per block of them.
+        irreps_gates, act_gates: as many scalars as there are gated irreps, and a function per block.
+        irreps_gated: what is multiplied.
+
+    Raises:
+        ValueError: scalars or gates of degree > 0, a number of gates that is not that of the gated irreps,
+            and what
+        `Activation` raises.
+    """
+
+    def __init__(
+        self,
+        irreps_scalars: Any,
+        act_scalars: Sequence[Function | None],
+        irreps_gates: Any,
+        act_gates: Sequence[Function | None],
+        irreps_gated: Any,
+    ) -> None:
+        super().__init__()
+        irreps_scalars, irreps_gates, irreps_gated = map(Irreps, (irreps_scalars, irreps_gates, irreps_gated))
+        for name, irreps in (("irreps_scalars", irreps_scalars), ("irreps_gates", irreps_gates)):
+            if any(ir.l > 0 for mul, ir in irreps if mul > 0):
+                raise ValueError(f"Gate: {name} must be scalars, got '{irreps}'")
+        if irreps_gates.num_irreps != irreps_gated.num_irreps:
+            raise ValueError(
+                "Gate: irreps_gates must have one scalar per irrep of irreps_gated, "
+                f"{irreps_gated.num_irreps} in all, got {irreps_gates.num_irreps}"
+            )
+        parts = [irreps.simplify() for irreps in (irreps_scalars, irreps_gates, irreps_gated)]
+        self.irreps_scalars, self.irreps_gates, self.irreps_gated = parts
+        self.irreps_in, self._spans = _sorted_spans(parts)
+        self.act_scalars = Activation(irreps_scalars, act_scalars)
+        self.act_gates = Activation(irreps_gates, act_gates)
+        self.mul = ElementwiseTensorProduct(irreps_gated, self.act_gates.irreps_out)
+        self.irreps_out = self.act_scalars.irreps_out + self.mul.irreps_out
+        self._dim_in = self.irreps_in.dim
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features (..., irreps_in.dim) to (..., irreps_out.dim)."""
+        if features.dim() == 0 or features.shape[-1] != self._dim_in:
+            raise ValueError(
+                f"Gate: features must have shape (..., {self._dim_in}), got {tuple(features.shape)}"
+            )
+        scalars, gates, gated = (_select(features, spans) for spans in self._spans)
+        if not self._spans[1]:
+            return self.act_scalars(scalars)
+        gated = self.mul(gated, self.act_gates(gates))
+        return torch.cat((self.act_scalars(scalars), gated), dim=-1) if self._spans[0] else gated
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} ({self.irreps_in} -> {self.irreps_out})"
+
+
+Spans = list[tuple[int, int]]
+
+
+def _sorted_spans(parts: Sequence[Irreps]) -> tuple[Irreps, list[Spans]]:
+    """The sorted sum of `parts`, and for each part the (start, length) of its components there, neighbours
+    merged.
+    """
+    together = sum(parts, Irreps(""))
+    irreps, place, _ = together.sort()
+    slices = irreps.slices()
+    spans, block = [], 0
+    for part in parts:
+        merged: Spans = []
+        for _ in part:
+            where = slices[place[block]]
+            block += 1
+            if merged and sum(merged[-1]) == where.start:
+                merged[-1] = (merged[-1][0], merged[-1][1] + where.stop - where.start)
+            else:
+                merged.append((where.start, where.stop - where.start))
+        spans.append(merged)
+    return irreps.simplify(), spans
+
+
+def _select(features: Tensor, spans: Spans) -> Tensor:
+    parts = [features.narrow(-1, start, length) for start, length in spans]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts, dim=-1) if parts else features.narrow(-1, 0, 0)

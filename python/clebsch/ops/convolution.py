@@ -1,0 +1,74 @@
+"""Gather - product - scatter over a graph as a torch operator: checks, shapes without data, derivatives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from clebsch.algebra.plan import ProductPlan
+from clebsch.ops.multilinear import register_derivatives
+from clebsch.ops.tensor_product import PlanSizes, check_operands, constant_plan_sizes, plan_sizes, wanted_like
+
+if TYPE_CHECKING:
+    from clebsch.graph import Graph
+
+__all__ = ["convolution"]
+
+
+def convolution(x: Tensor, y: Tensor, weight: Tensor, graph: Graph, plan: ProductPlan | str) -> Tensor:
+    """For every node, the sum over the edges e it receives of the product of x[senders[e]] and y[e].
+
+    Nothing of the size of the gathered rows or of the messages is ever stored. Differentiable to any order.
+
+    Args:
+        x: (num_nodes, irreps_in1.dim), float32 or float64.
+        y: (num_edges, irreps_in2.dim), of the dtype and device of x.
+        weight: (num_edges, weight_numel), or (weight_numel,) shared by all edges; (0,) if no path is
+            weighted.
+        graph: `clebsch.Graph`; its order is made once and kept in it.
+        plan: a `ProductPlan` or its canonical string.
+
+    Returns:
+        (num_nodes, irreps_out.dim); zero for nodes that receive nothing.
+
+    Raises:
+        as `clebsch.ops.tensor_product`.
+    """
+    return convolve(x, y, weight, graph, constant_plan_sizes(plan))
+
+
+def convolve(x: Tensor, y: Tensor, weight: Tensor, graph: Graph, sizes: PlanSizes) -> Tensor:
+    """`convolution` for a caller that keeps the sizes of its plan."""
+    try:
+        num_nodes, num_edges, order = graph.num_nodes, graph.num_edges, graph.order
+    except AttributeError:
+        raise TypeError(f"convolution: graph must be a clebsch.Graph, got {type(graph).__name__}") from None
+    check_operands("convolution", x, y, weight, sizes, num_nodes, num_edges, ("num_nodes", "num_edges"))
+    if order.device != x.device:
+        raise ValueError(f"convolution: graph must be on the device of x, {x.device}, got {order.device}")
+    return torch.ops.clebsch.convolution(x, y, weight, order, sizes.plan)
+
+
+@torch.library.register_fake("clebsch::graph_order")
+def _(senders, receivers, num_nodes):
+    return senders.new_empty((4 * senders.shape[0] + 2 * num_nodes + 3,), dtype=torch.int64)
+
+
+@torch.library.register_fake("clebsch::convolution")
+def _(x, y, weight, order, plan):
+    return x.new_empty((x.shape[0], plan_sizes(plan).out))
+
+
+@torch.library.register_fake("clebsch::convolution_backward")
+def _(grad, x, y, weight, order, plan, needs):
+    return wanted_like(needs, x, y, weight)
+
+
+@torch.library.register_fake("clebsch::convolution_double_backward")
+def _(ax, ay, aw, grad, x, y, weight, order, plan, needs):
+    return wanted_like(needs, grad, x, y, weight)
+
+
+register_derivatives("convolution")

@@ -1,0 +1,162 @@
+"""Derivatives of a product that is linear in each of x, y and weight, for the operators of any noun.
+
+With a cotangent `grad` of the output, F = <grad, f(x, y, weight)> is linear in each of its four arguments.
+Three operators are enough for every order:
+
+    f(x, y, weight)                               dF/dgrad
+    B(grad, x, y, weight)                         dF/dx, dF/dy, dF/dweight
+    H(ax, ay, aw, grad, x, y, weight)             the gradient with respect to grad, x, y and weight of
+                                                  F(grad, ax, y, weight) + F(grad, x, ay, weight)
+                                                  + F(grad, x, y, aw)
+
+B differentiates f, H differentiates B, and H itself is a sum of three values of F in each of which one
+operand is replaced by its tangent, so B and H differentiate H. docs/derivatives.md says why it is registered
+this way.
+
+Paths without weights do not depend on weight: where aw stands in its place they are left out, by H on its
+own, and here by calling B and H with the weighted part of the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clebsch.algebra.plan import ProductPlan
+
+__all__ = ["register_derivatives"]
+
+
+def register_derivatives(noun: str) -> None:
+    """Register the reverse mode, to any order, of ``clebsch::noun``, ``noun_backward`` and
+    ``noun_double_backward``.
+
+    Their arguments are those of the three functions above, followed by what does not vary, the plan last of
+    it; the two derivatives end with `needs`, whose bits say which of their outputs are wanted. An output that
+    is not wanted is an empty tensor.
+    """
+    operators = _Operators(noun)
+    for name, backward, setup in (
+        (noun, operators.differentiate_forward, _save_forward),
+        (f"{noun}_backward", operators.differentiate_backward, _save_backward),
+        (f"{noun}_double_backward", operators.differentiate_double_backward, _save_double_backward),
+    ):
+        torch.library.register_autograd(f"clebsch::{name}", backward, setup_context=setup)
+
+
+def _bits(wanted: Sequence[bool]) -> int:
+    return sum(1 << i for i, is_wanted in enumerate(wanted) if is_wanted)
+
+
+def _chosen(outputs: Sequence[Tensor | None], needs: int) -> list[Tensor | None]:
+    """The outputs whose bit is set; None for the others, whatever stands in their place."""
+    return [output if needs >> i & 1 else None for i, output in enumerate(outputs)]
+
+
+@lru_cache(maxsize=1024)
+def _weighted_part(plan: str) -> str:
+    """The plan without its unweighted paths; weights keep their places."""
+    whole = ProductPlan.parse(plan)
+    return str(replace(whole, paths=tuple(path for path in whole.paths if path.has_weight)))
+
+
+def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _save(ctx: Any, operands: Sequence[Tensor | None], fixed: Sequence[Any]) -> None:
+    """Keep operands and constants; a constant tensor (the order) goes with the operands, as autograd asks."""
+    tensors = [value for value in fixed if isinstance(value, Tensor)]
+    ctx.save_for_backward(*operands, *tensors)
+    ctx.fixed = [value for value in fixed if not isinstance(value, Tensor)]
+
+
+def _saved(ctx: Any, count: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    tensors = ctx.saved_tensors
+    return tensors[:count], (*tensors[count:], *ctx.fixed)
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _save(ctx, inputs[:3], inputs[3:])
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.set_materialize_grads(False)
+    _save(ctx, inputs[:4], inputs[4:-1])
+    ctx.needs = inputs[-1]
+
+
+def _save_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.set_materialize_grads(False)
+    _save(ctx, inputs[:7], inputs[7:-1])
+    ctx.needs = inputs[-1]
+
+
+class _Operators:
+    """The derivative formulas of one noun."""
+
+    def __init__(self, noun: str) -> None:
+        self.noun = noun
+
+    def backward(self, operands: Sequence[Tensor], fixed: Sequence[Any], needs: int) -> list[Tensor | None]:
+        operator = getattr(torch.ops.clebsch, f"{self.noun}_backward")
+        return _chosen(operator(*operands, *fixed, needs), needs)
+
+    def double_backward(
+        self, tangents: Sequence[Tensor | None], operands: Sequence[Tensor], fixed: Sequence[Any], needs: int
+    ) -> list[Tensor | None]:
+        operator = getattr(torch.ops.clebsch, f"{self.noun}_double_backward")
+        return _chosen(operator(*tangents, *operands, *fixed, needs), needs)
+
+    def differentiate_forward(self, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        operands, fixed = _saved(ctx, 3)
+        needs = _bits(ctx.needs_input_grad[:3])
+        return (*self.backward((grad, *operands), fixed, needs), *[None] * len(fixed))
+
+    def differentiate_backward(self, ctx: Any, *tangents: Tensor | None) -> tuple[Any, ...]:
+        operands, fixed = _saved(ctx, 4)
+        tangents = _chosen(tangents, ctx.needs)
+        needs = _bits(ctx.needs_input_grad[:4])
+        grads = [None] * 4
+        if any(tangent is not None for tangent in tangents):
+            grads = self.double_backward(tangents, operands, fixed, needs)
+        return (*grads, *[None] * (len(fixed) + 1))
+
+    def differentiate_double_backward(self, ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+        """The gradient of <cg, H_grad> + <cx, H_x> + <cy, H_y> + <cw, H_weight>.
+
+        Of its nine terms the three with ax are F(cg, ax, y, w) + F(g, ax, cy, w) + F(g, ax, y, cw), whose
+        gradients are those of one B at (cg, ax, y, w) and one H at (g, ax, y, w) along (-, cy, cw); ay and aw
+        alike.
+        """
+        saved, fixed = _saved(ctx, 7)
+        substitutes, grad, operands = saved[:3], saved[3], saved[4:]
+        cotangent, *directions = _chosen(cotangents, ctx.needs)
+        wanted = ctx.needs_input_grad
+        grads: list[Tensor | None] = [None] * 7
+        for i, substitute in enumerate(substitutes):
+            if substitute is None:
+                continue
+            # Position i of the three operands holds the substitute: its gradient goes there, and nothing
+            # varies along it (the term is linear in it once).
+            targets = [i if j == i else 4 + j for j in range(3)]
+            at = [substitute if j == i else operand for j, operand in enumerate(operands)]
+            along = [None if j == i else direction for j, direction in enumerate(directions)]
+            constants = fixed if i < 2 else (*fixed[:-1], _weighted_part(fixed[-1]))
+            needs = _bits([wanted[target] for target in targets])
+            if cotangent is not None and needs:
+                for target, value in zip(
+                    targets, self.backward((cotangent, *at), constants, needs), strict=True
+                ):
+                    grads[target] = _plus(grads[target], value)
+            needs = _bits([wanted[target] for target in (3, *targets)])
+            if needs and any(direction is not None for direction in along):
+                values = self.double_backward(along, (grad, *at), constants, needs)
+                for target, value in zip((3, *targets), values, strict=True):
+                    grads[target] = _plus(grads[target], value)
+        return (*grads, *[None] * (len(fixed) + 1))

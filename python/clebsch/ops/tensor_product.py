@@ -1,0 +1,181 @@
+"""The tensor product over rows as a torch operator: checks, shapes without data, derivatives."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from clebsch import backend
+from clebsch.algebra.plan import ProductPlan
+from clebsch.ops.multilinear import register_derivatives
+
+__all__ = ["PlanSizes", "plan_sizes", "tensor_product"]
+
+
+class PlanSizes(NamedTuple):
+    """A plan as operators see it: its canonical string, and the length of a row of each operand."""
+
+    plan: str
+    in1: int
+    in2: int
+    out: int
+    weight: int
+
+
+@lru_cache(maxsize=1024)
+def plan_sizes(plan: ProductPlan | str) -> PlanSizes:
+    """Row lengths of `plan`; ValueError or TypeError if it is no plan.
+
+    Whatever runs a plan comes by here once, so the kernels learn the couplings that they were not compiled
+    with.
+    """
+    if not isinstance(plan, ProductPlan):
+        plan = ProductPlan.parse(plan)
+    backend.register_couplings(plan)
+    return PlanSizes(
+        str(plan), plan.irreps_in1.dim, plan.irreps_in2.dim, plan.irreps_out.dim, plan.weight_numel
+    )
+
+
+@torch.compiler.assume_constant_result
+def constant_plan_sizes(plan: ProductPlan | str) -> PlanSizes:
+    """`plan_sizes` where torch.compile may be tracing: it would look into the cache, and a plan is a
+    constant.
+    """
+    return plan_sizes(plan)
+
+
+def tensor_product(x: Tensor, y: Tensor, weight: Tensor, plan: ProductPlan | str) -> Tensor:
+    """Rows of the product that `plan` describes, by the compiled kernel; differentiable to any order.
+
+    Args:
+        x: (rows, irreps_in1.dim), float32 or float64.
+        y: (rows, irreps_in2.dim), of the dtype and device of x.
+        weight: (rows, weight_numel), or (weight_numel,) shared by all rows; shape (0,) if no path is
+            weighted.
+        plan: a `ProductPlan` or its canonical string.
+
+    Returns:
+        (rows, irreps_out.dim).
+
+    Raises:
+        ValueError: a shape or device that does not fit. TypeError: not a tensor, or a dtype that does not
+            fit.
+        NotImplementedError: an operand carries a forward-mode tangent.
+    """
+    return multiply_rows(x, y, weight, constant_plan_sizes(plan))
+
+
+def multiply_rows(x: Tensor, y: Tensor, weight: Tensor, sizes: PlanSizes) -> Tensor:
+    """`tensor_product` for a caller that keeps the sizes of its plan."""
+    rows = x.shape[0] if isinstance(x, Tensor) and x.dim() else 0
+    check_operands("tensor_product", x, y, weight, sizes, rows, rows, ("rows", "rows"))
+    return torch.ops.clebsch.tensor_product(x, y, weight, sizes.plan)
+
+
+def check_operands(
+    noun: str,
+    x: Any,
+    y: Any,
+    weight: Any,
+    sizes: PlanSizes,
+    x_rows: int,
+    rows: int,
+    row_names: tuple[str, str],
+) -> None:
+    """Raise what `tensor_product` documents unless x has `x_rows` rows, and y and weight have `rows`.
+
+    One pass over the conditions where all is well: this runs at every call.
+    """
+    if not (
+        isinstance(x, Tensor)
+        and isinstance(y, Tensor)
+        and isinstance(weight, Tensor)
+        and x.dim() == 2
+        and y.dim() == 2
+        and x.shape[0] == x_rows
+        and x.shape[1] == sizes.in1
+        and y.shape[0] == rows
+        and y.shape[1] == sizes.in2
+        and weight.dim() in (1, 2)
+        and weight.shape[-1] == sizes.weight
+        and (weight.dim() == 1 or weight.shape[0] == rows)
+        and x.dtype in (torch.float32, torch.float64)
+        and x.dtype == y.dtype == weight.dtype
+        and x.device == y.device == weight.device
+    ):
+        _explain(noun, x, y, weight, sizes, x_rows, rows, row_names)
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        _refuse_tangents(noun, x, y, weight)
+
+
+def _explain(noun, x, y, weight, sizes, x_rows, rows, row_names) -> None:
+    operands = {"x": x, "y": y, "weight": weight}
+    for name, value in operands.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{noun}: {name} must be a tensor, got {type(value).__name__}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{noun}: x must be float32 or float64, got {_dtype_name(x)}")
+    for name, value in operands.items():
+        if value.dtype != x.dtype:
+            raise TypeError(
+                f"{noun}: {name} must have the dtype of x, {_dtype_name(x)}, got {_dtype_name(value)}"
+            )
+        if value.device != x.device:
+            raise ValueError(f"{noun}: {name} must be on the device of x, {x.device}, got {value.device}")
+    x_name, row_name = row_names
+    for name, value, label, expected in (
+        ("x", x, x_name, (x_rows, sizes.in1)),
+        ("y", y, row_name, (rows, sizes.in2)),
+        ("weight", weight, row_name, (rows, sizes.weight)),
+    ):
+        shape = tuple(value.shape)
+        if shape == expected or (name == "weight" and shape == expected[1:]):
+            continue
+        shared = f" or ({expected[1]},)" if name == "weight" and len(shape) == 1 else ""
+        concrete = "" if name == "x" and row_names[0] == "rows" else f" = {expected}"
+        raise ValueError(
+            f"{noun}: {name} must have shape ({label}, {expected[1]}){concrete}{shared}, got {shape}"
+        )
+
+
+def _dtype_name(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _refuse_tangents(noun: str, *operands: Tensor) -> None:
+    # torch.library.register_autograd has no forward mode and would drop the tangents without a word.
+    if any(forward_ad.unpack_dual(operand).tangent is not None for operand in operands):
+        raise NotImplementedError(
+            f"{noun}: forward-mode derivatives (torch.func.jvp, jacfwd, forward_ad) are not available yet; "
+            "use reverse mode (torch.autograd.grad), or reverse over reverse for a Hessian"
+        )
+
+
+def wanted_like(needs: int, *operands: Tensor) -> tuple[Tensor, ...]:
+    """What a derivative operator returns, without data: like each operand whose bit is set, else empty."""
+    return tuple(
+        operand.new_empty(operand.shape if needs >> i & 1 else (0,)) for i, operand in enumerate(operands)
+    )
+
+
+@torch.library.register_fake("clebsch::tensor_product")
+def _(x, y, weight, plan):
+    return x.new_empty((x.shape[0], plan_sizes(plan).out))
+
+
+@torch.library.register_fake("clebsch::tensor_product_backward")
+def _(grad, x, y, weight, plan, needs):
+    return wanted_like(needs, x, y, weight)
+
+
+@torch.library.register_fake("clebsch::tensor_product_double_backward")
+def _(ax, ay, aw, grad, x, y, weight, plan, needs):
+    return wanted_like(needs, grad, x, y, weight)
+
+
+register_derivatives("tensor_product")

@@ -1,0 +1,224 @@
+"""torch.compile, torch.export, opcheck: what sees operators through their fake kernels."""
+
+import pytest
+import torch
+
+from clebsch import Graph, nn, o3, ops
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+CHANNELWISE = (
+    "4x0e+4x1o",
+    "1x0e+1x1o",
+    "4x0e+4x1o+4x1o",
+    [(0, 0, 0, "uvu", True), (1, 1, 0, "uvu", True), (0, 1, 1, "uvu", True), (1, 0, 2, "uvu", False)],
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def random_graph(num_nodes, num_edges):
+    return Graph(torch.randint(num_nodes, (num_edges,)), torch.randint(num_nodes, (num_edges,)), num_nodes)
+
+
+class Conv(torch.nn.Module):
+    """The convolution with its graph made inside: how an exported model takes edges."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TensorProductConv(*CHANNELWISE)
+
+    def forward(self, x, y, weight, senders, receivers):
+        return self.layer(x, y, weight, Graph(senders, receivers, x.shape[0]))
+
+
+def conv_operands(num_nodes, num_edges):
+    graph = random_graph(num_nodes, num_edges)
+    return (
+        torch.randn(num_nodes, 16),
+        torch.randn(num_edges, 4),
+        torch.randn(num_edges, 12),
+        graph.senders,
+        graph.receivers,
+    )
+
+
+def rows_of(*widths):
+    return lambda rows: tuple(torch.randn(rows, width) for width in widths)
+
+
+# name: (module, operands for a number of rows)
+LAYERS = {
+    "TensorProduct": (lambda: o3.TensorProduct(*CHANNELWISE), rows_of(16, 4)),
+    "TensorProduct, weights per row": (
+        lambda: o3.TensorProduct(*CHANNELWISE, shared_weights=False),
+        rows_of(16, 4, 12),
+    ),
+    "FullyConnectedTensorProduct": (
+        lambda: o3.FullyConnectedTensorProduct("4x0e+4x1o", "1x0e+1x1o", "4x0e+4x1o"),
+        rows_of(16, 4),
+    ),
+    "TensorProductConv": (Conv, lambda rows: conv_operands(rows, 3 * rows)),
+    "Linear": (lambda: o3.Linear("4x0e+4x1o", "3x0e+2x1o", biases=True), rows_of(16)),
+    "SphericalHarmonics": (lambda: o3.SphericalHarmonics([0, 1, 2], True, "component"), rows_of(3)),
+    "Gate": (lambda: nn.Gate("4x0e", [torch.tanh], "3x0e", [torch.sigmoid], "2x1o+1x2e"), rows_of(18)),
+    "FullyConnectedNet": (lambda: nn.FullyConnectedNet([8, 16, 4], torch.tanh), rows_of(8)),
+}
+
+
+def outputs_and_gradients(function, operands, parameters):
+    given = [t.detach().requires_grad_() if t.is_floating_point() else t for t in operands]
+    wanted = [t for t in given if t.requires_grad] + parameters
+    out = function(*given)
+    return out, torch.autograd.grad(out.sin().sum(), wanted)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_compile_forward_and_backward(name):
+    make, operands_for = LAYERS[name]
+    module = make()
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    parameters = list(module.parameters())
+    for rows in (6, 9):
+        operands = operands_for(rows)
+        eager = outputs_and_gradients(module, operands, parameters)
+        traced = outputs_and_gradients(compiled, operands, parameters)
+        torch.testing.assert_close(traced, eager, rtol=1e-5, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_compile_with_inductor():
+    module = Conv()
+    compiled = torch.compile(module, fullgraph=True, dynamic=True)
+    operands = conv_operands(6, 20)
+    eager = outputs_and_gradients(module, operands, [])
+    traced = outputs_and_gradients(compiled, operands, [])
+    torch.testing.assert_close(traced, eager, rtol=1e-5, atol=1e-5)
+
+
+def test_compile_with_a_graph_from_outside():
+    layer = nn.TensorProductConv(*CHANNELWISE)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for num_nodes, num_edges in ((6, 20), (7, 30), (8, 31)):
+        *operands, senders, receivers = conv_operands(num_nodes, num_edges)
+        graph = Graph(senders, receivers, num_nodes)
+        expected = layer(*operands, graph)
+        torch.testing.assert_close(compiled(*operands, graph), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_compile_functions():
+    plan = o3.TensorProduct(*CHANNELWISE).plan
+
+    def function(x, y, weight):
+        return ops.tensor_product(x, y, weight, plan) + ops.tensor_product(x, y, weight, str(plan))
+
+    operands = rows_of(16, 4, 12)(5)
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*operands), function(*operands))
+
+
+def test_compile_forces_of_a_training_step():
+    """Second derivatives under compile: make_fx over a function that differentiates inside."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    module = Conv()
+
+    def loss_gradient(x, y, weight, senders, receivers):
+        energy = module(x, y, weight, senders, receivers).sin().sum()
+        (force,) = torch.autograd.grad(energy, y, create_graph=True)
+        return torch.autograd.grad((force**2).sum(), weight)[0]
+
+    def operands(num_nodes, num_edges):
+        x, y, weight, senders, receivers = conv_operands(num_nodes, num_edges)
+        return x, y.requires_grad_(), weight.requires_grad_(), senders, receivers
+
+    traced = make_fx(loss_gradient, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*operands(6, 20))
+    names = [str(node.target) for node in traced.graph.nodes]
+    assert any("convolution_double_backward" in name for name in names)
+    given = operands(8, 31)
+    torch.testing.assert_close(traced(*given), loss_gradient(*given), rtol=1e-5, atol=1e-5)
+
+
+def dynamic_shapes(name):
+    rows = torch.export.Dim("rows", min=2)
+    if name != "TensorProductConv":
+        return rows
+    nodes, edges = torch.export.Dim("nodes", min=2), torch.export.Dim("edges", min=2)
+    return {"x": {0: nodes}} | {key: {0: edges} for key in ("y", "weight", "senders", "receivers")}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_export_with_dynamic_sizes(name):
+    make, operands_for = LAYERS[name]
+    module, operands = make(), operands_for(6)
+    shapes = dynamic_shapes(name)
+    if not isinstance(shapes, dict):
+        shapes = tuple({0: shapes} for _ in operands)
+    exported = torch.export.export(module, operands, dynamic_shapes=shapes)
+    assert name not in ("TensorProduct", "TensorProductConv") or "clebsch" in str(exported.graph)
+    for rows in (6, 11):
+        operands = operands_for(rows)
+        torch.testing.assert_close(exported.module()(*operands), module(*operands), rtol=1e-5, atol=1e-5)
+
+
+def test_exported_convolution_has_independent_nodes_and_edges_and_checks_them():
+    exported = torch.export.export(
+        Conv(), conv_operands(6, 20), dynamic_shapes=dynamic_shapes("TensorProductConv")
+    )
+    module = exported.module()
+    for num_nodes, num_edges in ((6, 21), (9, 5), (30, 2)):
+        operands = conv_operands(num_nodes, num_edges)
+        assert module(*operands).shape == (num_nodes, 28)
+    x, y, weight, senders, receivers = conv_operands(6, 20)
+    receivers[3] = 6
+    with pytest.raises(RuntimeError, match="graph_order: receivers"):
+        module(x, y, weight, senders, receivers)
+
+
+class TestOpcheck:
+    plan = str(o3.TensorProduct(*CHANNELWISE).plan)
+    graph = random_graph(6, 9)
+
+    def operands(self, noun, shared):
+        rows = 6 if noun == "convolution" else 9
+        shapes = [(rows, 16), (9, 4), (12,) if shared else (9, 12)]
+        fixed = (self.graph.order, self.plan) if noun == "convolution" else (self.plan,)
+        return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes], fixed
+
+    def cotangent(self, operands):
+        return torch.randn(operands[0].shape[0], 28, dtype=torch.float64, requires_grad=True)
+
+    def test_graph_order(self):
+        torch.library.opcheck(
+            torch.ops.clebsch.graph_order.default, (self.graph.senders, self.graph.receivers, 6)
+        )
+
+    @pytest.mark.parametrize("shared", [False, True])
+    @pytest.mark.parametrize("noun", ["tensor_product", "convolution"])
+    def test_forward(self, noun, shared):
+        operands, fixed = self.operands(noun, shared)
+        torch.library.opcheck(getattr(torch.ops.clebsch, noun).default, (*operands, *fixed))
+
+    @pytest.mark.parametrize("needs", [7, 2])
+    @pytest.mark.parametrize("noun", ["tensor_product", "convolution"])
+    def test_backward(self, noun, needs):
+        operands, fixed = self.operands(noun, shared=False)
+        operator = getattr(torch.ops.clebsch, f"{noun}_backward").default
+        torch.library.opcheck(operator, (self.cotangent(operands), *operands, *fixed, needs))
+
+    @pytest.mark.parametrize("given, needs", [((True, True, True), 15), ((True, False, False), 9)])
+    @pytest.mark.parametrize("noun", ["tensor_product", "convolution"])
+    def test_double_backward(self, noun, given, needs):
+        operands, fixed = self.operands(noun, shared=False)
+        tangents = [
+            torch.randn_like(operand, requires_grad=True) if is_given else None
+            for operand, is_given in zip(operands, given, strict=True)
+        ]
+        operator = getattr(torch.ops.clebsch, f"{noun}_double_backward").default
+        torch.library.opcheck(operator, (*tangents, self.cotangent(operands), *operands, *fixed, needs))

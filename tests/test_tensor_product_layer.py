@@ -1,0 +1,433 @@
+"""o3.TensorProduct and its subclasses against e3nn 0.6: numbers, shapes, state_dict; broadcasting and the
+rest.
+"""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+from clebsch import o3
+
+e3nn_o3 = pytest.importorskip("e3nn.o3")
+
+IN = "4x0e+3x1o+2x2e"
+NORMALIZATIONS = [
+    ("component", "element"),
+    ("component", "path"),
+    ("component", "none"),
+    ("norm", "element"),
+    ("norm", "path"),
+    ("none", "element"),
+]
+
+# name: (irreps_in1, irreps_in2, irreps_out, instructions)
+PRODUCTS = {
+    "uvw": (
+        IN,
+        "2x0e+3x1o",
+        "5x0e+2x1o+3x1e+2x2e",
+        [
+            (0, 0, 0, "uvw", True),
+            (1, 1, 0, "uvw", True, 0.7),
+            (0, 1, 1, "uvw", True),
+            (2, 1, 1, "uvw", True),
+            (1, 1, 2, "uvw", True),
+            (2, 0, 3, "uvw", True),
+        ],
+    ),
+    "uvu": (
+        IN,
+        "2x0e+1x1o",
+        "4x0e+3x0e+3x1o+4x1o+2x1o+3x2e",
+        [
+            (0, 0, 0, "uvu", True),
+            (1, 1, 1, "uvu", True, 2.5),
+            (1, 0, 2, "uvu", False),
+            (0, 1, 3, "uvu", True),
+            (2, 1, 4, "uvu", True),
+            (1, 1, 5, "uvu", True),
+            (1, 0, 2, "uvu", True),
+        ],
+    ),
+    "uvv": (
+        "2x0e+1x1o",
+        IN,
+        "4x0e+3x0e+3x1o+4x1o+2x1o",
+        [
+            (0, 0, 0, "uvv", True),
+            (1, 1, 1, "uvv", False),
+            (0, 1, 2, "uvv", True),
+            (1, 0, 3, "uvv", True),
+            (1, 2, 4, "uvv", True),
+        ],
+    ),
+    "uuw": (
+        "3x0e+3x1o",
+        "3x1o+3x0e",
+        "2x0e+5x1o+1x1e",
+        [(0, 1, 0, "uuw", True), (1, 0, 0, "uuw", True), (0, 0, 1, "uuw", True), (1, 0, 2, "uuw", False)],
+    ),
+    "uuu": (
+        "3x0e+3x1o+3x2e",
+        "3x1o+3x0e",
+        "3x0e+3x1o+3x1e+3x2o",
+        [
+            (0, 1, 0, "uuu", True),
+            (1, 0, 0, "uuu", False),
+            (2, 0, 1, "uuu", True),
+            (1, 0, 2, "uuu", False),
+            (2, 0, 3, "uuu", True),
+        ],
+    ),
+    "uvuv": (
+        "3x0e+2x1o",
+        "2x1o+1x0e",
+        "6x1o+4x0e+4x2e+2x1o",
+        [
+            (0, 0, 0, "uvuv", False),
+            (1, 0, 1, "uvuv", True),
+            (1, 0, 2, "uvuv", False),
+            (1, 1, 3, "uvuv", True),
+        ],
+    ),
+    "uvu<v": (
+        "4x1o+3x0e",
+        "4x1o+3x0e",
+        "6x0e+6x1e+3x0e",
+        [(0, 0, 0, "uvu<v", False), (0, 0, 1, "uvu<v", True), (1, 1, 2, "uvu<v", True)],
+    ),
+    "u<vw": (
+        "4x1o+3x0e",
+        "4x1o+3x0e",
+        "5x0e+2x1e",
+        [(0, 0, 0, "u<vw", True), (0, 0, 1, "u<vw", True), (1, 1, 0, "u<vw", True)],
+    ),
+    "mixed": (
+        "2x0e+3x1o",
+        "1x0e+3x1o",
+        "3x1o+2x0e+9x1e",
+        [
+            (1, 0, 0, "uvu", True),
+            (0, 1, 0, "uvv", True),
+            (1, 1, 1, "uvw", True),
+            (1, 1, 1, "uuw", True),
+            (1, 1, 2, "uvuv", False),
+        ],
+    ),
+    "zero multiplicities": (
+        "2x0e+0x1o+3x1o",
+        "0x0e+1x1o+1x0e",
+        "0x0e+2x1o+3x0e",
+        [
+            (0, 0, 0, "uvw", True),
+            (0, 1, 1, "uvu", True),
+            (2, 1, 2, "uvu", True),
+            (1, 2, 1, "uvw", True),
+            (1, 1, 0, "uvw", True),
+        ],
+    ),
+    "no path": ("2x0e", "1x1o", "3x1o", []),
+    "empty irreps": ("", "1x1o", "", []),
+}
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    assert a.shape == b.shape and a.dtype == b.dtype
+    return float(((a - b).norm() / b.norm().clamp_min(1e-300)).detach()) if b.numel() else 0.0
+
+
+def both(name: str, **options):
+    """The product of both packages with the same weights, in float64."""
+    torch.set_default_dtype(torch.float64)
+    theirs = e3nn_o3.TensorProduct(*PRODUCTS[name], **options)
+    ours = o3.TensorProduct(*PRODUCTS[name], **options)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def rows(module, *batch: int):
+    return torch.randn(*batch, module.irreps_in1.dim), torch.randn(*batch, module.irreps_in2.dim)
+
+
+@pytest.mark.parametrize("irrep_normalization, path_normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_equals_e3nn(name, irrep_normalization, path_normalization):
+    ours, theirs = both(name, irrep_normalization=irrep_normalization, path_normalization=path_normalization)
+    x, y = rows(ours, 5)
+    assert relative(ours(x, y), theirs(x, y)) < 1e-12
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_attributes_are_e3nns(name):
+    ours, theirs = both(name)
+    assert [tuple(ins)[:5] for ins in ours.instructions] == [tuple(ins)[:5] for ins in theirs.instructions]
+    assert [ins.path_shape for ins in ours.instructions] == [ins.path_shape for ins in theirs.instructions]
+    assert [ins.path_weight for ins in ours.instructions] == [ins.path_weight for ins in theirs.instructions]
+    for attribute in ("weight_numel", "shared_weights", "internal_weights"):
+        assert getattr(ours, attribute) == getattr(theirs, attribute)
+    assert torch.equal(ours.output_mask, theirs.output_mask)
+    assert repr(ours) == repr(theirs)
+    assert [str(getattr(ours, f"irreps_{i}")) for i in ("in1", "in2", "out")] == [
+        str(getattr(theirs, f"irreps_{i}")) for i in ("in1", "in2", "out")
+    ]
+    assert {n: p.shape for n, p in ours.named_parameters()} == {
+        n: p.shape for n, p in theirs.named_parameters()
+    }
+    assert set(ours.state_dict()) == {"weight", "output_mask"} <= set(theirs.state_dict())
+    for mine, its in zip(ours.weight_views(), theirs.weight_views(), strict=True):
+        assert torch.equal(mine, its)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_gradients_equal_e3nns_with_weights_per_row(name):
+    ours, theirs = both(name, shared_weights=False)
+    assert not ours.internal_weights and ours.weight.shape == (0,)
+    x, y = rows(ours, 4)
+    operands = [t.requires_grad_() for t in (x, y, torch.randn(4, ours.weight_numel))]
+    outputs = [module(*operands) for module in (ours, theirs)]
+    assert relative(*outputs) < 1e-12
+    if not outputs[1].requires_grad:
+        return
+    cotangent = torch.randn_like(outputs[0])
+    gradients = [torch.autograd.grad(out, operands, cotangent, allow_unused=True) for out in outputs]
+    for mine, its in zip(*gradients, strict=True):
+        assert relative(mine, torch.zeros_like(mine) if its is None else its) < 1e-12
+
+
+def test_variances():
+    variances = {"in1_var": [2.0, 0.5, 1.0], "in2_var": [0.25, 3.0], "out_var": [1.5, 1.0, 2.0, 0.1]}
+    ours, theirs = both("uvw", **variances)
+    x, y = rows(ours, 3)
+    assert relative(ours(x, y), theirs(x, y)) < 1e-12
+    with pytest.warns(DeprecationWarning, match="irrep_normalization"):
+        old = o3.TensorProduct(*PRODUCTS["uvw"], normalization="norm")
+    assert old.plan == o3.TensorProduct(*PRODUCTS["uvw"], irrep_normalization="norm").plan
+
+
+@pytest.mark.parametrize(
+    "x_batch, y_batch, weight_batch",
+    [
+        ((), (), None),
+        ((), (6,), None),
+        ((6,), (), None),
+        ((1,), (6,), None),
+        ((3, 1), (1, 4), None),
+        ((2, 3, 4), (4,), None),
+        ((0,), (0,), None),
+        ((0, 3), (1, 3), None),
+        ((6,), (6,), (6,)),
+        ((6,), (6,), (1,)),
+        ((1,), (1,), (6,)),
+        ((2, 3), (3,), (2, 1)),
+        ((), (), (2, 3)),
+        ((0,), (1,), (0,)),
+    ],
+)
+def test_leading_dimensions_broadcast(x_batch, y_batch, weight_batch):
+    module, theirs = both("mixed", shared_weights=weight_batch is None, internal_weights=False)
+    x, y = torch.randn(*x_batch, module.irreps_in1.dim), torch.randn(*y_batch, module.irreps_in2.dim)
+    weight = torch.randn(*(weight_batch or ()), module.weight_numel)
+    out = module(x, y, weight)
+    batch = torch.broadcast_shapes(x_batch, y_batch, weight_batch or ())
+    assert out.shape == (*batch, module.irreps_out.dim)
+    assert relative(out, theirs(x, y, weight)) < 1e-12
+
+
+def test_operands_that_are_not_contiguous():
+    module, _ = both("mixed", shared_weights=False)
+    x, y = rows(module, 6)
+    weight = torch.randn(6, module.weight_numel)
+    expected = module(x, y, weight)
+    wide = torch.randn(6, 2 * x.shape[1])
+    wide[:, 1::2] = x
+    turned, wider = y.t().contiguous().t(), torch.cat((weight, weight), 1)[:, : weight.shape[1]]
+    assert torch.equal(module(wide[:, 1::2], turned, wider), expected)
+
+
+def test_list_of_weights():
+    module, _ = both("mixed", shared_weights=False)
+    x, y = rows(module, 6)
+    weight = torch.randn(6, module.weight_numel)
+    assert torch.equal(module(x, y, list(module.weight_views(weight))), module(x, y, weight))
+    shared, _ = both("mixed")
+    views = [view.detach() for view in shared.weight_views()]
+    assert torch.equal(shared(x, y, views), shared(x, y))
+
+
+def test_weight_view_after_an_unweighted_path():
+    # e3nn 0.6 counts the unweighted path into the offset.
+    module, _ = both("uvu")
+    views = dict(enumerate(module.weight_views()))
+    by_instruction = [
+        module.weight_view_for_instruction(i) for i, ins in enumerate(module.instructions) if ins.has_weight
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(views.values(), by_instruction, strict=True))
+    assert torch.equal(torch.cat([view.flatten() for view in by_instruction]), module.weight)
+    with pytest.raises(ValueError, match="instruction 2 has no weights"):
+        module.weight_view_for_instruction(2)
+    indices = [i for i, _, _ in module.weight_views(yield_instruction=True)]
+    assert indices == [0, 1, 3, 4, 5, 6]
+    with torch.no_grad():
+        module.weight_view_for_instruction(1)[:] = 7.0
+    assert (module.weight == 7.0).sum() == 3
+
+
+def test_layout_ir_mul():
+    module, _ = both("mixed")
+    transposed = o3.TensorProduct(*PRODUCTS["mixed"], layout="ir_mul")
+    transposed.load_state_dict(module.state_dict())
+
+    def turn(tensor, irreps, back=False):
+        blocks = []
+        for part, (mul, ir) in zip(irreps.slices(), irreps, strict=True):
+            shape = (ir.dim, mul) if back else (mul, ir.dim)
+            blocks.append(tensor[:, part].reshape(-1, *shape).transpose(1, 2).flatten(1))
+        return torch.cat(blocks, 1)
+
+    x, y = rows(module, 5)
+    out = transposed(turn(x, module.irreps_in1), turn(y, module.irreps_in2))
+    assert relative(turn(out, module.irreps_out, back=True), module(x, y)) < 1e-13
+
+
+def test_without_weights_follows_the_dtype_of_the_input():
+    module = o3.TensorProduct("2x1o", "2x1o", "2x1e", [(0, 0, 0, "uuu", False)])
+    assert module.weight.dtype == torch.float32 and not module.internal_weights
+    x, y = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, 6, dtype=torch.float64)
+    assert module(x, y).dtype == torch.float64
+
+
+def test_copies_compute_the_same():
+    module, _ = both("mixed")
+    module._absorb(frozenset({(1, 1, 1)}))
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    copies = [
+        copy.deepcopy(module),
+        pickle.loads(pickle.dumps(module)),
+        torch.load(file, weights_only=False),
+    ]
+    x, y = rows(module, 4)
+    for other in copies:
+        assert torch.equal(other(x, y), module(x, y))
+        assert other.weight is not module.weight
+
+
+class TestStateDict:
+    """e3nn's checkpoints, with the phase they were written in."""
+
+    PRODUCT = (
+        "2x1o+2x2e",
+        "1x1o+1x2e",
+        "2x1o+2x2e+2x2o",
+        [
+            (0, 1, 0, "uvu", True),
+            (1, 0, 0, "uvu", True),
+            (1, 1, 1, "uvu", True),
+            (0, 1, 2, "uvu", True),
+            (1, 0, 2, "uvu", True),
+        ],
+    )
+
+    def pair(self):
+        torch.set_default_dtype(torch.float64)
+        return o3.TensorProduct(*self.PRODUCT), e3nn_o3.TensorProduct(*self.PRODUCT)
+
+    def old_checkpoint(self, theirs):
+        """The constants of e3nn 0.4 for the triples whose sign changed."""
+        state = theirs.state_dict()
+        flipped = [f"_compiled_main_left_right._w3j_{triple}" for triple in ("1_2_2", "2_1_2")]
+        assert set(flipped) <= set(state)
+        return {name: -value if name in flipped else value for name, value in state.items()}
+
+    def test_signs_of_e3nn_04_are_absorbed(self):
+        ours, theirs = self.pair()
+        state = self.old_checkpoint(theirs)
+        before = copy.deepcopy(state)
+        theirs.load_state_dict(state)
+        ours.load_state_dict(state)
+        assert state.keys() == before.keys()
+        x, y = rows(ours, 5)
+        assert relative(ours(x, y), theirs(x, y)) < 1e-12
+        # and a checkpoint of ours keeps them
+        again = o3.TensorProduct(*self.PRODUCT)
+        again.load_state_dict(ours.state_dict())
+        assert torch.equal(again(x, y), ours(x, y))
+        # until one of the present phase is loaded
+        again.load_state_dict(e3nn_o3.TensorProduct(*self.PRODUCT).state_dict())
+        assert again.plan == o3.TensorProduct(*self.PRODUCT).plan
+        again.load_state_dict(ours.state_dict())
+        again.load_state_dict(o3.TensorProduct(*self.PRODUCT).state_dict())
+        assert again.plan == o3.TensorProduct(*self.PRODUCT).plan
+
+    def test_signs_within_a_larger_module(self):
+        ours, theirs = self.pair()
+        state = {f"0.{name}": value.float() for name, value in self.old_checkpoint(theirs).items()}
+        torch.nn.Sequential(ours).load_state_dict(state)
+        assert ours._absorbed_signs == {(1, 2, 2), (2, 1, 2)}
+
+    def test_another_convention_is_refused(self):
+        ours, theirs = self.pair()
+        key = "_compiled_main_left_right._w3j_1_2_2"
+        state = theirs.state_dict()
+        for wrong in (2 * state[key], state[key].transpose(0, 1), state[key].roll(1, 0)):
+            with pytest.raises(RuntimeError, match=rf"{key} is not \+1 or -1 times the coupling"):
+                ours.load_state_dict(state | {key: wrong})
+
+    def test_keys_of_right_and_of_index_tables(self):
+        torch.set_default_dtype(torch.float64)
+        for name, right, part in (
+            ("uvu<v", False, "_triu_indices_4"),
+            ("mixed", True, "_compiled_main_right._w3j"),
+        ):
+            theirs = e3nn_o3.TensorProduct(*PRODUCTS[name], compile_right=right)
+            assert any(part in key for key in theirs.state_dict())
+            o3.TensorProduct(*PRODUCTS[name], compile_right=right).load_state_dict(theirs.state_dict())
+
+    def test_other_keys_stay_unexpected(self):
+        ours, theirs = self.pair()
+        with pytest.raises(RuntimeError, match=r"Unexpected key.*other"):
+            ours.load_state_dict(theirs.state_dict() | {"other": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("normalization", ["component", "norm"])
+def test_fully_connected(normalization):
+    torch.set_default_dtype(torch.float64)
+    arguments = ("5x0e+2x1o+1x2e", "3x0e+1x1o", "4x0e+3x1o+2x1e")
+    theirs = e3nn_o3.FullyConnectedTensorProduct(*arguments, irrep_normalization=normalization)
+    ours = o3.FullyConnectedTensorProduct(*arguments, irrep_normalization=normalization)
+    ours.load_state_dict(theirs.state_dict())
+    x, y = rows(ours, 4)
+    assert relative(ours(x, y), theirs(x, y)) < 1e-12
+    assert repr(ours) == repr(theirs)
+
+
+@pytest.mark.parametrize("kept", [None, ["0e", "1e", "2o"]])
+@pytest.mark.parametrize(
+    "name, irreps_in1, irreps_in2",
+    [
+        ("FullTensorProduct", "5x0e+2x1o+1x2e", "3x0e+1x1o+2x1o"),
+        ("ElementwiseTensorProduct", "5x0e+2x1o+3x2e", "3x1o+4x2e+3x1o"),
+        ("ElementwiseTensorProduct", "", ""),
+    ],
+)
+def test_derived_outputs(name, irreps_in1, irreps_in2, kept):
+    torch.set_default_dtype(torch.float64)
+    theirs = getattr(e3nn_o3, name)(irreps_in1, irreps_in2, kept)
+    ours = getattr(o3, name)(irreps_in1, irreps_in2, kept)
+    assert str(ours.irreps_out) == str(theirs.irreps_out) and repr(ours) == repr(theirs)
+    x, y = rows(ours, 4)
+    assert relative(ours(x, y), theirs(x, y)) < 1e-12
+
+
+def test_names_that_are_not_here_are_e3nns():
+    from clebsch import nn
+
+    assert o3.Norm is e3nn_o3.Norm
+    assert nn.BatchNorm.__module__.startswith("e3nn.")
+    with pytest.raises(AttributeError, match=r"'clebsch.o3' has no attribute 'Nothing', nor has e3nn.o3"):
+        _ = o3.Nothing
+    assert not hasattr(nn, "__wrapped__")
