@@ -67,6 +67,7 @@ def _running() -> Iterator[tuple[str, str]]:
     yield "instruction sets", f"compiled {', '.join(backend.compiled_instruction_sets())}"
     yield "", f"usable here {', '.join(backend.usable_instruction_sets())}"
     yield "", f"in use {backend.instruction_set()}"
+    backend.load()  # the operators too
     import torch
 
     yield "threads", str(torch.get_num_threads())
