@@ -287,6 +287,12 @@ class TestLinear:
             module(torch.randn(5, 15))
         with raises(TypeError, "Linear: features must be a tensor, got list"):
             module([1.0])
+        with raises(TypeError, "Linear: features must have the dtype of weight, float32, got float64"):
+            module(torch.randn(5, 16, dtype=torch.float64))
+        with raises(TypeError, "Linear: features must have the dtype of weight, float32, got int64"):
+            module(torch.zeros(5, 16, dtype=torch.int64))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert module(torch.randn(5, 16, dtype=torch.bfloat16)).dtype == torch.bfloat16
         with raises(ValueError, "Linear: features must have shape (..., 3, 16), got (5, 16)"):
             o3.Linear("4x0e+4x1o", "2x0e", f_in=3, f_out=2)(torch.randn(5, 16))
 

@@ -88,6 +88,8 @@ class Linear(torch.nn.Module):
                 f"Linear: path_normalization must be 'element' or 'path', got {path_normalization!r}"
             )
         self.f_in, self.f_out = f_in, f_out
+        self._axes = () if f_in is None else (f_in, f_out)
+        self._axes_out = self._axes[1:]
         pairs = self._pairs(instructions)
         self.instructions = [
             *self._weighted(pairs, path_normalization),
@@ -101,6 +103,9 @@ class Linear(torch.nn.Module):
         self.bias_numel = sum(math.prod(ins.path_shape) for ins in self.instructions if ins.i_in < 0)
         self._dim_in, self._dim_out = self.irreps_in.dim, self.irreps_out.dim
         self._outputs = self._arrange()
+        coefficients = {product.coefficient for output in self._outputs for product in output.products}
+        # One for all products, if so: then one small product scales all weights.
+        self._coefficient = coefficients.pop() if len(coefficients) == 1 else None
         self._set_weights(internal_weights, shared_weights)
         self.register_buffer("output_mask", self._make_output_mask())
 
@@ -211,13 +216,12 @@ class Linear(torch.nn.Module):
                 "holds are the same for every row"
             )
         self.internal_weights, self.shared_weights = internal_weights, shared_weights
-        axes_in = () if self.f_in is None else (self.f_in, self.f_out)
         if internal_weights and self.weight_numel > 0:
-            self.weight = torch.nn.Parameter(torch.randn(*axes_in, self.weight_numel))
+            self.weight = torch.nn.Parameter(torch.randn(*self._axes, self.weight_numel))
         else:
             self.register_buffer("weight", torch.empty(0))
         if internal_weights and self.bias_numel > 0:
-            self.bias = torch.nn.Parameter(torch.zeros(*axes_in[1:], self.bias_numel))
+            self.bias = torch.nn.Parameter(torch.zeros(*self._axes_out, self.bias_numel))
         else:
             self.register_buffer("bias", torch.empty(0))
 
@@ -235,38 +239,50 @@ class Linear(torch.nn.Module):
         weight: ([f_in, f_out,] weight_numel), or (..., the same) where weights are not shared; bias:
         ([f_out,] bias_numel), or (..., the same). Both must be given if the module holds none.
         """
-        trailing = (self._dim_in,) if self.f_in is None else (self.f_in, self._dim_in)
-        count = len(trailing)
-        if not isinstance(features, Tensor):
-            raise TypeError(f"Linear: features must be a tensor, got {type(features).__name__}")
-        if features.dim() < count or tuple(features.shape[-count:]) != trailing:
-            raise ValueError(
-                f"Linear: features must have shape (..., {', '.join(map(str, trailing))}), "
-                f"got {tuple(features.shape)}"
-            )
-        axes = () if self.f_in is None else (self.f_in, self.f_out)
-        weight = self._given("weight", weight, self.weight, (*axes, self.weight_numel))
-        bias = self._given("bias", bias, self.bias, (*axes[1:], self.bias_numel))
+        self._check_features(features)
+        count = len(self._axes_out) + 1
+        weight = self._given("weight", weight, self.weight, (*self._axes, self.weight_numel), features)
+        bias = self._given("bias", bias, self.bias, (*self._axes_out, self.bias_numel), features)
         batch = features.shape[:-count]
         if not self.shared_weights and self.weight_numel > 0:
-            batch, features, weight = self._broadcast(features, count, weight, len(axes) + 1)
-        x = features if len(batch) == 1 else features.reshape(math.prod(batch), *trailing)
-        if bias.dim() > len(axes[1:]) + 1:
-            bias = bias.expand(*batch, *bias.shape[len(bias.shape) - len(axes[1:]) - 1 :])
-            bias = bias.reshape(x.shape[0], *axes[1:], self.bias_numel)
-        per_row = weight.dim() == len(axes) + 2
+            batch, features, weight = self._broadcast(features, weight)
+        x = features if len(batch) == 1 else features.reshape(math.prod(batch), *features.shape[-count:])
+        if bias.dim() > count:
+            own = bias.shape[bias.dim() - count :]
+            bias = bias.expand(*batch, *own).reshape(x.shape[0], *own)
+        per_row = weight.dim() == len(self._axes) + 2
         blocks = self._per_row(x, weight) if per_row else self._shared(x, weight)
         parts = [
             self._complete(x, block, output, bias)
             for block, output in zip(blocks, self._outputs, strict=True)
         ]
-        shape = (*axes[1:], self._dim_out)
         if not parts:
-            return x.new_zeros(*batch, *shape)
+            return x.new_zeros(*batch, *self._axes_out, 0)
         out = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
-        return out if len(batch) == 1 else out.reshape(*batch, *shape)
+        return out if len(batch) == 1 else out.reshape(*batch, *self._axes_out, self._dim_out)
 
-    def _given(self, name: str, value: Tensor | None, own: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _check_features(self, features: Any) -> None:
+        if not isinstance(features, Tensor):
+            raise TypeError(f"Linear: features must be a tensor, got {type(features).__name__}")
+        trailing = (*self._axes[:1], self._dim_in)
+        if features.dim() < len(trailing) or tuple(features.shape[-len(trailing) :]) != trailing:
+            raise ValueError(
+                f"Linear: features must have shape (..., {', '.join(map(str, trailing))}), "
+                f"got {tuple(features.shape)}"
+            )
+
+    def _given(
+        self, name: str, value: Tensor | None, own: Tensor, shape: tuple[int, ...], features: Tensor
+    ) -> Tensor:
+        """The weight or bias to use: the given one or the module's own, checked."""
+        value = self._given_or_own(name, value, own, shape)
+        if value.dtype != features.dtype and shape[-1] > 0:
+            if not torch.is_autocast_enabled(features.device.type):
+                wanted, got = (str(t.dtype).removeprefix("torch.") for t in (value, features))
+                raise TypeError(f"Linear: features must have the dtype of {name}, {wanted}, got {got}")
+        return value
+
+    def _given_or_own(self, name: str, value: Tensor | None, own: Tensor, shape: tuple[int, ...]) -> Tensor:
         if value is None:
             if shape[-1] > 0 and not self.internal_weights:
                 raise ValueError(
@@ -286,12 +302,9 @@ class Linear(torch.nn.Module):
             )
         return value
 
-    def _broadcast(
-        self, features: Tensor, feature_axes: int, weight: Tensor, weight_axes: int
-    ) -> tuple[torch.Size, Tensor, Tensor]:
-        """Features over the common leading dimensions; the weight alike in one axis, without it if it is one
-        row.
-        """
+    def _broadcast(self, features: Tensor, weight: Tensor) -> tuple[torch.Size, Tensor, Tensor]:
+        """Features over the common leading dimensions; the weight alike, over one axis or none (one row)."""
+        feature_axes, weight_axes = len(self._axes_out) + 1, len(self._axes) + 1
         leading = weight.shape[:-weight_axes]
         own = weight.shape[len(leading) :]
         try:
@@ -307,16 +320,13 @@ class Linear(torch.nn.Module):
         return batch, features, weight.expand(*batch, *own).reshape(math.prod(batch), *own)
 
     def _shared(self, x: Tensor, weight: Tensor) -> list[Tensor | None]:
-        """Each block of the output, (rows, [f_out,] mul * width) or None for zero, by one matrix product per
-        input.
+        """Each block of the output, (rows, [f_out,] mul * width), or None for zero.
 
         A block of width > 1 lies with its components innermost: these are brought out of the way of the
         matrix product and back, at the price of one strided copy each way.
         """
-        coefficients = {product.coefficient for output in self._outputs for product in output.products}
-        common = len(coefficients) == 1
-        if common:
-            weight = weight * coefficients.pop()
+        if self._coefficient is not None:
+            weight = weight * self._coefficient
         rows = x.shape[0]
         columns: dict[tuple[int, int], Tensor] = {}
         blocks = []
@@ -327,15 +337,14 @@ class Linear(torch.nn.Module):
                 if where not in columns:
                     columns[where] = self._columns(x, product, output.width)
                 matrix = self._matrix(weight, product, output.mul)
-                if not common:
+                if self._coefficient is None:
                     matrix = matrix * product.coefficient
                 column = columns[where]
                 total = column @ matrix if total is None else torch.addmm(total, column, matrix)
             if total is not None and output.width > 1:
                 total = total.view(rows, output.width, self.f_out or 1, output.mul).permute(0, 2, 3, 1)
             if total is not None and (output.width > 1 or self.f_out is not None):
-                axes = () if self.f_out is None else (self.f_out,)
-                total = total.reshape(rows, *axes, output.mul * output.width)
+                total = total.reshape(rows, *self._axes_out, output.mul * output.width)
             blocks.append(total)
         return blocks
 
@@ -382,12 +391,10 @@ class Linear(torch.nn.Module):
             own = bias.narrow(-1, output.bias_offset, output.mul)
             if block is not None:
                 return block + own
-            axes = () if self.f_out is None else (self.f_out,)
-            return own.to(x.dtype).expand(x.shape[0], *axes, output.mul)
+            return own.expand(x.shape[0], *self._axes_out, output.mul)
         if block is not None:
             return block
-        axes = () if self.f_out is None else (self.f_out,)
-        return x.new_zeros(x.shape[0], *axes, output.mul * output.width)
+        return x.new_zeros(x.shape[0], *self._axes_out, output.mul * output.width)
 
     def weight_view_for_instruction(self, instruction: int, weight: Tensor | None = None) -> Tensor:
         """A view of the weights of one instruction: (..., *path_shape). ValueError if it is a bias."""
