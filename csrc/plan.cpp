@@ -174,12 +174,21 @@ Coupling sparse_coupling(const Path& p, const CouplingEntry* entries, int count)
     cell_of[at] = static_cast<int>(c.cells.size());
     c.cells.push_back({static_cast<unsigned char>(at % rows), static_cast<unsigned char>(at / rows)});
   }
-  std::vector<CouplingEntry> sorted(entries, entries + count);
-  std::stable_sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.m2 < b.m2; });
-  for (const CouplingEntry& e : sorted) {
+  const auto add = [&](const CouplingEntry& e) {
     c.terms.push_back({cell_of[e.m3 * rows + e.m1], e.m1 * columns + e.m3, e.m2});
     c.values.push_back(e.value * p.coefficient);
+  };
+  std::vector<const CouplingEntry*> first(c.cells.size(), nullptr), others;
+  for (int n = 0; n < count; ++n) {
+    const CouplingEntry*& known = first[cell_of[entries[n].m3 * rows + entries[n].m1]];
+    if (known) {
+      others.push_back(entries + n);
+    } else {
+      known = entries + n;
+    }
   }
+  for (const CouplingEntry* e : first) add(*e);
+  for (const CouplingEntry* e : others) add(*e);
   return c;
 }
 

@@ -18,7 +18,8 @@ struct Block {
 enum class Mode : int { uvw, uvu, uvv, uuw, uuu, uvuv, uvu_triangle, triangle_w };
 
 // How the coupling is contracted with the second operand first: matrix[cell] += value * y[m2], then
-// out[m3] += x[m1] * matrix[cell] with cell = (m1, m3). Cells are sorted by (m3, m1), terms by m2.
+// out[m3] += x[m1] * matrix[cell] with cell = (m1, m3). Cells are sorted by (m3, m1); the first terms
+// are one for each cell, in the order of the cells.
 struct Cell {
   unsigned char m1, m3;
 };

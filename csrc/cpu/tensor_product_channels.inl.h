@@ -36,7 +36,7 @@ template <class T>
 struct Group {
   const T *x[kGroup], *w[kGroup], *ax[kGroup], *aw[kGroup];
   const T *matrix, *tangent_matrix;
-  const T *ones, *zeros;  // the weights of unweighted paths and their tangents
+  const T *ones[kGroup], *zeros[kGroup];  // the weights of unweighted paths and their tangents
 };
 
 // Where the gradients of one edge go.
@@ -57,11 +57,11 @@ struct PathOperands {
   const T *x, *w, *ax = nullptr, *aw = nullptr, *matrix, *tangent = nullptr;
   CLEBSCH_INLINE PathOperands(const Path& p, const Group<T>& group, int e)
       : x(group.x[e] + p.in1.panel),
-        w(p.weighted ? group.w[e] + p.weight : group.ones),
+        w(p.weighted ? group.w[e] + p.weight : group.ones[e]),
         matrix(group.matrix + p.dense * kGroup + e) {
     if constexpr (Tangent) {
       ax = group.ax[e] + p.in1.panel;
-      aw = p.weighted ? group.aw[e] + p.weight : group.zeros;
+      aw = p.weighted ? group.aw[e] + p.weight : group.zeros[e];
       tangent = group.tangent_matrix + p.dense * kGroup + e;
     }
   }
@@ -98,55 +98,76 @@ struct Unrolled {
     return false;
   }
 
+  static constexpr int registers = CLEBSCH_VEC_BYTES == 64 ? 32 : 16;
+
+  // Vectors of channels taken together: enough independent sums to hide the latency of a multiply-add.
+  static constexpr int vectors = K == 1 ? 4 : (2 * K + 4 <= registers ? 2 : 1);
+
   template <bool Tangent>
   static void forward(const Path& p, const Group<T>& group, int begin, int end, T* out) {
+    int c = 0;
+    if constexpr (vectors > 1) {
+      constexpr int step = vectors * lanes<T>;
+      for (; c + step <= p.in1.mul; c += step)
+        forward_channels<Tangent, vectors>(p, group, begin, end, out, c);
+    }
+    for (; c < p.in1.mul; c += lanes<T>) forward_channels<Tangent, 1>(p, group, begin, end, out, c);
+  }
+
+  template <bool Tangent, int N>
+  static CLEBSCH_INLINE void forward_channels(const Path& p, const Group<T>& group, int begin, int end,
+                                              T* out, int c) {
     constexpr int W = lanes<T>;
     const std::int64_t stride = p.in1.stride;
-    const T *x[kGroup], *w[kGroup], *ax[kGroup], *aw[kGroup];
-    for (int e = begin; e < end; ++e) {
-      x[e] = group.x[e] + p.in1.panel;
-      w[e] = p.weighted ? group.w[e] + p.weight : group.ones;
-      if constexpr (Tangent) {
-        ax[e] = group.ax[e] + p.in1.panel;
-        aw[e] = p.weighted ? group.aw[e] + p.weight : group.zeros;
-      }
-    }
+    const T* const* ws = p.weighted ? group.w : group.ones;
+    const T* const* aws = p.weighted ? group.aw : group.zeros;
+    const std::int64_t at_w = (p.weighted ? p.weight : 0) + c, at_x = p.in1.panel + c;
     const T* matrix = group.matrix + p.dense * kGroup;
     const T* tangent = Tangent ? group.tangent_matrix + p.dense * kGroup : nullptr;
-    T* sums = out + p.out.panel;
-    for (int c = 0; c < p.in1.mul; c += W) {
-      const Mask<T> mask(p.in1.mul - c);
-      Vec<T> sum[K];
-      each<K>([&]<int k>() { sum[k] = load(sums + k * stride + c); });
-      for (int e = begin; e < end; ++e) {
-        const Vec<T> we = load(w[e] + c, mask);
-        Vec<T> awe;
-        if constexpr (Tangent) awe = load(aw[e] + c, mask);
-        each<A>([&]<int i>() {
-          const Vec<T> xi = load(x[e] + i * stride + c);
-          const Vec<T> wx = we * xi;
-          if constexpr (Tangent) {
-            const Vec<T> change = we * load(ax[e] + i * stride + c) + awe * xi;
-            each<K>([&]<int k>() {
-              if constexpr (coupled(i, k)) {
-                sum[k] += change * matrix[(i * K + k) * kGroup + e];
-                sum[k] += wx * tangent[(i * K + k) * kGroup + e];
-              }
-            });
-          } else {
-            each<K>([&]<int k>() {
-              if constexpr (coupled(i, k)) sum[k] += wx * matrix[(i * K + k) * kGroup + e];
-            });
-          }
+    T* sums = out + p.out.panel + c;
+    const Mask<T> mask(N > 1 ? W : p.in1.mul - c);
+    // One vector of channels alone is too little to hide latency: then every other edge has sums of its own.
+    constexpr int U = N == 1 && 2 * K + 4 <= registers ? 2 : 1;
+    Vec<T> sum[U * N * K];
+    each<N * K>([&]<int n>() { sum[n] = load(sums + n % K * stride + n / K * W); });
+    each<(U - 1) * N * K>([&]<int n>() { sum[N * K + n] = Vec<T>{}; });
+    const auto add = [&]<int First>(int e) __attribute__((always_inline)) {
+      const T *w = ws[e] + at_w, *x = group.x[e] + at_x;
+      const T *aw = Tangent ? aws[e] + at_w : nullptr, *ax = Tangent ? group.ax[e] + at_x : nullptr;
+      Vec<T> we[N], awe[N];
+      each<N>([&]<int v>() {
+        we[v] = load(w + v * W, mask);
+        if constexpr (Tangent) awe[v] = load(aw + v * W, mask);
+      });
+      each<A>([&]<int i>() {
+        each<N>([&]<int v>() {
+          const Vec<T> xi = load(x + i * stride + v * W);
+          const Vec<T> wx = we[v] * xi;
+          Vec<T> change = wx;
+          if constexpr (Tangent) change = we[v] * load(ax + i * stride + v * W) + awe[v] * xi;
+          each<K>([&]<int k>() {
+            if constexpr (coupled(i, k)) {
+              sum[First + v * K + k] += change * matrix[(i * K + k) * kGroup + e];
+              if constexpr (Tangent) sum[First + v * K + k] += wx * tangent[(i * K + k) * kGroup + e];
+            }
+          });
         });
+      });
+    };
+    int e = begin;
+    if constexpr (U == 2) {
+      for (; e + 2 <= end; e += 2) {
+        add.template operator()<0>(e);
+        add.template operator()<N * K>(e + 1);
       }
-      each<K>([&]<int k>() { store(sums + k * stride + c, sum[k]); });
     }
+    for (; e < end; ++e) add.template operator()<0>(e);
+    if constexpr (U == 2) each<N * K>([&]<int n>() { sum[n] += sum[N * K + n]; });
+    each<N * K>([&]<int n>() { store(sums + n % K * stride + n / K * W, sum[n]); });
   }
 
   // Rows of gM that fit the registers beside g and a few operands; several passes over the channels if A is
   // larger.
-  static constexpr int registers = CLEBSCH_VEC_BYTES == 64 ? 32 : 16;
   static constexpr int rows_per_pass = (registers - 6 - K) / K < 1 ? 1 : (registers - 6 - K) / K;
 
   template <bool Tangent, int First = 0>
@@ -388,8 +409,10 @@ class ChannelWalk {
     T* constants = s.take(2 * program.widest);
     for (int c = 0; c < program.widest; ++c) constants[c] = T{1};
     zero(constants + program.widest, program.widest);
-    group.ones = constants;
-    group.zeros = constants + program.widest;
+    for (int e = 0; e < kGroup; ++e) {
+      group.ones[e] = constants;
+      group.zeros[e] = constants + program.widest;
+    }
     if (!a.graph) x_panels = s.take(program.panel1 * kGroup);
     if constexpr (Tangent) {
       tangent_matrix = s.take(program.dense_size * kGroup);

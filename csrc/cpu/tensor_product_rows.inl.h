@@ -20,18 +20,29 @@ namespace {
 
 constexpr int kBlockVectors = 128;   // of P in a block of pairs, if more than one u fits
 constexpr int kBlockWeights = 1024;  // of weights in a block of pairs, likewise
+constexpr int kWholeWeights = 1024;  // a row of weights up to this long is transposed whole, for all paths at once
 
-// tile[d] = lane r: rows[r][d], zero in lanes from count on. Reads no more than dim elements of a row.
+// tile[d] = lane r: rows[r][d]. Reads no more than dim elements of a row.
 template <class T>
-void load_tile(const T* const* rows, int count, std::int64_t dim, Vec<T>* tile) {
+void load_tile(const T* const* rows, std::int64_t dim, Vec<T>* tile) {
   constexpr int W = lanes<T>;
-  for (std::int64_t d = 0; d < dim; d += W) {
-    const std::int64_t left = dim - d;
-    const Mask<T> mask(left < W ? static_cast<int>(left) : W);
+  std::int64_t d = 0;
+  for (; d + W <= dim; d += W) {
     Vec<T> v[W];
-    for (int r = 0; r < W; ++r) v[r] = r < count ? load(rows[r] + d, mask) : Vec<T>{};
+#pragma GCC unroll 16
+    for (int r = 0; r < W; ++r) v[r] = load(rows[r] + d);
     transpose<T>(v);
-    for (int q = 0; q < W && q < left; ++q) tile[d + q] = v[q];
+#pragma GCC unroll 16
+    for (int q = 0; q < W; ++q) tile[d + q] = v[q];
+  }
+  if (d < dim) {
+    const int left = static_cast<int>(dim - d);
+    const Mask<T> mask(left);
+    Vec<T> v[W];
+#pragma GCC unroll 16
+    for (int r = 0; r < W; ++r) v[r] = load(rows[r] + d, mask);
+    transpose_columns<T>(v, left);
+    for (int q = 0; q < left; ++q) tile[d + q] = v[q];
   }
 }
 
@@ -132,6 +143,7 @@ static inline RowSpace row_space(const Program& program) {
     raise(space.pair_values, widest * columns);
     raise(space.weights, p.in2.mul * fan > kBlockWeights ? p.in2.mul * fan : kBlockWeights);
   }
+  raise(space.weights, kWholeWeights);
   return space;
 }
 
@@ -239,6 +251,7 @@ class RowWalk {
       gm = take(space.matrix);
       q = take(space.pair_values);
       gw = take(space.weights);
+      sink = take(space.pair_values);
     }
     T* constants = reinterpret_cast<T*>(take(2 * (space.weights / W + 1)));
     ones = constants;
@@ -296,9 +309,20 @@ class RowWalk {
   template <class Index>
   void read(const Rows<const T>& from, int count, Index index, std::int64_t dim, Vec<T>* tile,
             std::int64_t begin = 0) {
+    // Lanes without a row repeat the last one: every load is whole, no branch in the tile.
     const T* rows[W];
-    for (int e = 0; e < count; ++e) rows[e] = from[index(e)] + begin;
-    load_tile<T>(rows, count, dim, tile);
+    for (int e = 0; e < W; ++e) rows[e] = from[index(e < count ? e : count - 1)] + begin;
+    load_tile<T>(rows, dim, tile);
+  }
+  // All that is summed over lanes is linear in y or ay: zero there silences lanes without a row.
+  template <class Index>
+  void read_y(const Rows<const T>& from, int count, Index index, Vec<T>* tile) {
+    read(from, count, index, program.dim2, tile);
+    if (count == W) return;
+    alignas(64) T keep[W];
+    for (int e = 0; e < W; ++e) keep[e] = e < count ? T{1} : T{};
+    const auto present = load(keep) > T{};
+    for (std::int64_t d = 0; d < program.dim2; ++d) tile[d] = present ? tile[d] : Vec<T>{};
   }
   template <class Index>
   void write(const Vec<T>* tile, const Rows<T>& to, int count, Index index, std::int64_t dim,
@@ -311,14 +335,19 @@ class RowWalk {
   template <class Node, class Edge>
   void group(int count, Node node, Edge edge) {
     read(a.x, count, node, program.dim1, x);
-    read(a.y, count, edge, program.dim2, y);
+    read_y(a.y, count, edge, y);
     if constexpr (Tangent) {
       read(a.ax, count, node, program.dim1, ax);
-      read(a.ay, count, edge, program.dim2, ay);
+      read_y(a.ay, count, edge, ay);
     }
     if constexpr (Backward) {
       clear<T>(gx, program.dim1);
       clear<T>(gy, program.dim2);
+    }
+    const bool whole = whole_weights();
+    if (whole) {
+      read(a.w, count, edge, program.weight_numel, w);
+      if constexpr (Tangent) read(a.aw, count, edge, program.weight_numel, aw);
     }
     for (int n = 0; n < program.path_count; ++n) {
       const Path& p = program.paths[n];
@@ -328,13 +357,19 @@ class RowWalk {
         path<false>(p, count, edge);
       }
     }
-    if constexpr (Backward) write(gy, a.gy, count, edge, program.dim2);
+    if constexpr (Backward) {
+      if (whole) write(gw, a.gw, count, edge, program.weight_numel);
+      write(gy, a.gy, count, edge, program.dim2);
+    }
   }
+
+  bool whole_weights() const { return !a.shared_weights && program.weight_numel <= kWholeWeights; }
 
   template <bool PerRow, class Edge>
   void path(const Path& p, int count, Edge edge) {
     const Pairs pairs(p);
     const int fan = connects_all(p.mode) ? p.out.mul : 1;
+    const bool whole = whole_weights();
     if (!pairs.diagonal()) contract(p, 0, p.in2.mul);
     for (int u = 0; u < p.in1.mul;) {
       const int end = block_end(p, pairs, u);
@@ -343,20 +378,23 @@ class RowWalk {
       const int n = static_cast<int>(pairs.before(end) - pairs.before(u));
       const std::int64_t weight = p.weight + pairs.before(u) * fan, weights = std::int64_t{n} * fan;
       const Weight<T, PerRow>*wb, *awb = nullptr;
+      const std::int64_t tile = PerRow && whole ? weight : 0;  // where the tiles of w, aw, gw hold this block
       if constexpr (PerRow) {
-        read(a.w, count, edge, weights, w, weight);
-        if constexpr (Tangent) read(a.aw, count, edge, weights, aw, weight);
-        wb = w;
-        awb = aw;
+        if (!whole) {
+          read(a.w, count, edge, weights, w, weight);
+          if constexpr (Tangent) read(a.aw, count, edge, weights, aw, weight);
+        }
+        wb = w + tile;
+        awb = Tangent ? aw + tile : nullptr;
       } else {
         wb = p.weighted ? a.w[0] + weight : ones;
         if constexpr (Tangent) awb = p.weighted ? a.aw[0] + weight : zeros;
       }
-      block<PerRow>(p, pairs, u, end, v0, n, fan, wb, awb);
+      block<PerRow>(p, pairs, u, end, v0, n, fan, wb, awb, p.weighted ? gw + tile : sink);
       if constexpr (Backward) {
         if (p.weighted) {
           if constexpr (PerRow) {
-            write(gw, a.gw, count, edge, weights, weight);
+            if (!whole) write(gw, a.gw, count, edge, weights, weight);
           } else {
             store_sums<true, T>(gw, weights, a.gw[0] + weight);
           }
@@ -374,17 +412,21 @@ class RowWalk {
   void contract(const Path& p, int begin, int end) {
     const TileIndex at(p.in2, program.mul_ir);
     const T* values = path_values<T>(p);
-    clear<T>(m, std::int64_t{end - begin} * p.cell_count);
-    if constexpr (Tangent) clear<T>(am, std::int64_t{end - begin} * p.cell_count);
     if constexpr (Backward) clear<T>(gm, std::int64_t{end - begin} * p.cell_count);
     for (int v = begin; v < end; ++v) {
-      const std::int64_t base = std::int64_t{v - begin} * p.cell_count;
-      for (int n = 0; n < p.term_count; ++n) {
-        const Term& t = p.terms[n];
-        m[base + t.cell] += y[at(v, t.m2)] * values[n];
-        if constexpr (Tangent) am[base + t.cell] += ay[at(v, t.m2)] * values[n];
-      }
+      const std::int64_t to = std::int64_t{v - begin} * p.cell_count;
+      contract_copy(p, values, y + at(v, 0), at.component, m + to);
+      if constexpr (Tangent) contract_copy(p, values, ay + at(v, 0), at.component, am + to);
     }
+  }
+
+  // The first terms are one for each cell.
+  static CLEBSCH_INLINE void contract_copy(const Path& p, const T* values, const Vec<T>* __restrict from,
+                                           std::int64_t component, Vec<T>* __restrict to) {
+    const Term* terms = p.terms;
+    const int cells = p.cell_count, count = p.term_count;
+    for (int n = 0; n < cells; ++n) to[n] = from[terms[n].m2 * component] * values[n];
+    for (int n = cells; n < count; ++n) to[terms[n].cell] += from[terms[n].m2 * component] * values[n];
   }
 
   void give_y(const Path& p, int begin, int end) {
@@ -399,7 +441,7 @@ class RowWalk {
   // All that a block of n pairs, u in [u0, u1), adds.
   template <bool PerRow>
   void block(const Path& p, const Pairs& pairs, int u0, int u1, int v0, int n, int fan,
-             const Weight<T, PerRow>* wb, const Weight<T, PerRow>* awb) {
+             const Weight<T, PerRow>* wb, const Weight<T, PerRow>* awb, Vec<T>* gwb) {
     const TileIndex at1(p.in1, program.mul_ir), at_out(p.out, program.mul_ir);
     const int columns = 2 * p.out.l + 1;
     each_pair(pairs, u0, u1, [&](int i, int u, int v) { couple(p, at1, u, v - v0, i * columns); });
@@ -419,7 +461,7 @@ class RowWalk {
           for (int o = 0; o < fan; ++o) {
             Vec<T> sum{};
             for (int k = 0; k < columns; ++k) sum += g[at_out(o, k)] * final_value[i * columns + k];
-            gw[std::int64_t{i} * fan + o] = sum;
+            gwb[std::int64_t{i} * fan + o] = sum;
           }
         }
       }
@@ -440,7 +482,7 @@ class RowWalk {
             if constexpr (Tangent) aq[at] = gk * awb[i];
           }
         }
-        if constexpr (Backward) gw[i] = sum;
+        if constexpr (Backward) gwb[i] = sum;
       });
     }
     if constexpr (Backward) {
@@ -458,15 +500,19 @@ class RowWalk {
 
   // value = x_u M_v, avalue = ax_u M_v + x_u N_v
   CLEBSCH_INLINE void couple(const Path& p, const TileIndex& at1, int u, int v, int to) {
-    const std::int64_t base = std::int64_t{v} * p.cell_count;
-    for (int n = 0; n < p.cell_count;) {
-      const int k = p.cells[n].m3;
+    const std::int64_t base = std::int64_t{v} * p.cell_count, step = at1.component;
+    const Vec<T>*xu = x + at1(u, 0), *mv = m + base;
+    const Vec<T>*axu = Tangent ? ax + at1(u, 0) : nullptr, *nv = Tangent ? am + base : nullptr;
+    const Cell* cells = p.cells;
+    const int count = p.cell_count;
+    for (int n = 0; n < count;) {
+      const int k = cells[n].m3;
       Vec<T> sum{}, asum{};
-      for (; n < p.cell_count && p.cells[n].m3 == k; ++n) {
-        const std::int64_t i = at1(u, p.cells[n].m1);
-        sum += x[i] * m[base + n];
-        if constexpr (Tangent) asum += ax[i] * m[base + n] + x[i] * am[base + n];
-      }
+      do {
+        const std::int64_t i = cells[n].m1 * step;
+        sum += xu[i] * mv[n];
+        if constexpr (Tangent) asum += axu[i] * mv[n] + xu[i] * nv[n];
+      } while (++n < count && cells[n].m3 == k);
       value[to + k] = sum;
       if constexpr (Tangent) avalue[to + k] = asum;
     }
@@ -494,6 +540,7 @@ class RowWalk {
   Vec<T>*x, *y, *m, *value, *w, *out = nullptr;
   Vec<T>*ax = nullptr, *ay = nullptr, *am = nullptr, *avalue = nullptr, *aw = nullptr, *aq = nullptr;
   Vec<T>*g = nullptr, *gx = nullptr, *gy = nullptr, *gm = nullptr, *q = nullptr, *gw = nullptr;
+  Vec<T>* sink = nullptr;  // gw of unweighted paths
   T *ones, *zeros;
 };
 
@@ -511,7 +558,7 @@ template <class T>
 std::int64_t rows_scratch(const Program& p) {
   const RowSpace s = row_space(p);
   const std::int64_t vectors =
-      3 * p.dim1 + 3 * p.dim2 + 2 * p.dim_out + 3 * s.matrix + 4 * s.pair_values + 3 * s.weights;
+      3 * p.dim1 + 3 * p.dim2 + 2 * p.dim_out + 3 * s.matrix + 5 * s.pair_values + 3 * s.weights;
   return (vectors + 2 * (s.weights / lanes<T> + 1)) * lanes<T>;
 }
 

@@ -162,6 +162,27 @@ CLEBSCH_INLINE void transpose(Vec<T>* v) {
   }
 }
 
+// The same where only the first `columns` of the results are wanted: a few columns need few shuffles.
+template <class T, int S = lanes<T> / 2>
+CLEBSCH_INLINE void transpose_columns(Vec<T>* v, int columns) {
+  if constexpr (S > 0) {
+    if (columns <= S) {
+#pragma GCC unroll 64
+      for (int i = 0; i < S; ++i) v[i] = shuffle<KeepLow<S>>(v[i], v[i + S]);
+      transpose_columns<T, S / 2>(v, columns);
+    } else {
+#pragma GCC unroll 64
+      for (int i = 0; i < S; ++i) {
+        const Vec<T> a = v[i], b = v[i + S];
+        v[i] = shuffle<KeepLow<S>>(a, b);
+        v[i + S] = shuffle<KeepHigh<S>>(a, b);
+      }
+      transpose_columns<T, S / 2>(v, S);
+      transpose_columns<T, S / 2>(v + S, columns - S);
+    }
+  }
+}
+
 // Lane i of the result is the sum over the lanes of v[i], for lanes<T> vectors; v is used up. Halving the
 // number of vectors at each step costs 3 instructions per sum instead of 10.
 template <class T, int S = lanes<T> / 2>
