@@ -1,0 +1,287 @@
+"""The product operators with all their derivatives, called in every way, next to what the reference says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clebsch import backend, ops, reference  # noqa: F401  ops loads the operators
+from clebsch.algebra.irreps import Irreps
+from clebsch.algebra.plan import ProductPlan
+from clebsch.testing import RandomGraph, poison, random_operands, tolerance
+
+__all__ = [
+    "RESULTS",
+    "Problem",
+    "broadcast",
+    "channelwise_plan",
+    "instruction_sets",
+    "kernel",
+    "plan_of_mode",
+    "poisoned_memory",
+    "same_bits",
+    "views",
+    "wide_plan",
+]
+
+# What the project promises, relative to the norm of a result.
+PROMISED = {torch.float32: 1e-5, torch.float64: 1e-13}
+RESULTS = ("out", "grad_x", "grad_y", "grad_weight", "grad_grad", "second_x", "second_y", "second_weight")
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fresh tensors are full of NaN, those made in C++ among them, so that what is not written shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        assert torch.ones(2).new_empty(3).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+def instruction_sets() -> Iterator[str]:
+    """Every instruction set that this machine runs, each in use while it is the current one."""
+    before = backend.instruction_set()
+    try:
+        for name in backend.usable_instruction_sets():
+            backend.select_instruction_set(name)
+            assert backend.instruction_set() == name
+            yield name
+    finally:
+        backend.select_instruction_set(before)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A plan with operands, a cotangent and tangents; with a graph, x and the cotangent belong to nodes."""
+
+    plan: ProductPlan
+    operands: tuple[Tensor, Tensor, Tensor]
+    grad: Tensor
+    tangents: tuple[Tensor | None, Tensor | None, Tensor | None]
+    graph: RandomGraph | None = None
+
+    @classmethod
+    def random(
+        cls,
+        plan: ProductPlan,
+        rows: int | RandomGraph,
+        *,
+        shared: bool = False,
+        dtype: torch.dtype = torch.float64,
+        seed: int = 0,
+    ) -> Problem:
+        """`rows` rows, or a graph; numbers that both dtypes hold, so that one reference serves both."""
+        graph = None if isinstance(rows, int) else rows
+        count, nodes = (rows, None) if graph is None else (len(graph.senders), graph.num_nodes)
+        draws = [
+            random_operands(plan, count, num_nodes=nodes, shared=shared, dtype=np.float32, seed=2 * seed + i)
+            for i in range(2)
+        ]
+        rng = np.random.default_rng(seed)
+        grad = rng.standard_normal((count if nodes is None else nodes, plan.irreps_out.dim), np.float32)
+        operands, tangents = (tuple(torch.from_numpy(a).to(dtype) for a in arrays) for arrays in draws)
+        return cls(plan, operands, torch.from_numpy(grad).to(dtype), tangents, graph)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.grad.dtype
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        operands, tangents = (
+            tuple(None if t is None else t.to(dtype) for t in tensors)
+            for tensors in (self.operands, self.tangents)
+        )
+        other = replace(self, operands=operands, grad=self.grad.to(dtype), tangents=tangents)
+        if "expected" in self.__dict__:
+            other.__dict__["expected"] = self.expected
+        return other
+
+    @cached_property
+    def order(self) -> Tensor:
+        return torch.ops.clebsch.graph_order(
+            torch.from_numpy(self.graph.senders), torch.from_numpy(self.graph.receivers), self.graph.num_nodes
+        )
+
+    @property
+    def fixed(self) -> tuple[Any, ...]:
+        """What follows the operands in a call, the bits of `needs` aside."""
+        backend.register_couplings(self.plan)
+        return (str(self.plan),) if self.graph is None else (self.order, str(self.plan))
+
+    def operator(self, suffix: str) -> Any:
+        noun = "tensor_product" if self.graph is None else "convolution"
+        return getattr(torch.ops.clebsch, noun + suffix)
+
+    def forward(self) -> Tensor:
+        return self.operator("")(*self.operands, *self.fixed)
+
+    def backward(self, needs: int = 7) -> tuple[Tensor, ...]:
+        return self.operator("_backward")(self.grad, *self.operands, *self.fixed, needs)
+
+    def double_backward(self, needs: int = 15) -> tuple[Tensor, ...]:
+        operator = self.operator("_double_backward")
+        return operator(*self.tangents, self.grad, *self.operands, *self.fixed, needs)
+
+    def results(self) -> tuple[Tensor, ...]:
+        """All of `RESULTS`."""
+        return (self.forward(), *self.backward(), *self.double_backward())
+
+    @cached_property
+    def expected(self) -> list[tuple[NDArray, NDArray, NDArray]]:
+        """For each of `RESULTS` what the reference says, its magnitude, and the number of its terms."""
+        noun = "tensor_product" if self.graph is None else "convolution"
+        edges = () if self.graph is None else (self.graph.senders, self.graph.receivers)
+        grad, operands, tangents = (
+            [None if t is None else t.double().numpy() for t in tensors]
+            for tensors in ([self.grad], self.operands, self.tangents)
+        )
+        found: list[tuple[NDArray, NDArray, NDArray]] = []
+        for suffix, given in (
+            ("", operands),
+            ("_backward", grad + operands),
+            ("_double_backward", tangents + grad + operands),
+        ):
+            function = getattr(reference, noun + suffix)
+            arguments = (self.plan, *given, *edges)
+            parts = [
+                value if isinstance(value, tuple) else (value,)
+                for value in (
+                    function(*arguments),
+                    reference.magnitude(function, *arguments),
+                    reference.term_counts(function, *arguments),
+                )
+            ]
+            found += zip(*parts, strict=True)
+        return found
+
+    def check(self, results: tuple[Tensor, ...] | None = None) -> None:
+        """Assert that the operators give what the reference gives: each number within the derived tolerance,
+        and each result within what is promised for its norm."""
+        results = self.results() if results is None else results
+        for name, actual, (expected, magnitude, terms) in zip(RESULTS, results, self.expected, strict=True):
+            label = f"{name} of {self.plan}, {backend.instruction_set()}, {self.dtype}"
+            assert actual.dtype == self.dtype and actual.is_contiguous(), label
+            assert tuple(actual.shape) == expected.shape, f"{label}: {expected.shape}, got {actual.shape}"
+            error = np.abs(actual.double().numpy() - expected)
+            wrong = ~(error <= tolerance(magnitude, terms, self.dtype))
+            assert not wrong.any(), (
+                f"{label}: {wrong.sum()} of {wrong.size} numbers are too far off, the first at "
+                f"{tuple(map(int, np.argwhere(wrong)[0]))}: {actual.numpy()[wrong][0]!r} for "
+                f"{expected[wrong][0]!r}, magnitude {magnitude[wrong][0]:.3g}"
+            )
+            # Where terms cancel, the norm of a result says nothing of the roundings in it.
+            norm = max(np.linalg.norm(expected), 0.1 * np.linalg.norm(magnitude))
+            assert np.linalg.norm(error) <= PROMISED[self.dtype] * norm, label
+
+    def check_everywhere(self) -> None:
+        """`check` under every instruction set and in both dtypes, on poisoned memory."""
+        for _ in instruction_sets():
+            for dtype in PROMISED:
+                with poisoned_memory():
+                    self.expected  # noqa: B018  once for all
+                    self.to(dtype).check()
+
+
+def same_bits(left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> bool:
+    """Whether two lists of tensors hold the same bits, signs of zeros and kinds of NaN included."""
+    return len(left) == len(right) and all(
+        a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+def views(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Tensors with the same values that lie otherwise in memory, NaN around them."""
+    shape = tuple(tensor.shape)
+    wide = poison(torch.empty(*(2 * size + 3 for size in shape), dtype=tensor.dtype))
+    yield "part", wide[tuple(slice(1, 1 + size) for size in shape)].copy_(tensor)
+    wide = poison(torch.empty_like(wide))
+    yield "every other", wide[tuple(slice(1, 1 + 2 * size, 2) for size in shape)].copy_(tensor)
+    if len(shape) == 2:
+        yield "column by column", tensor.t().contiguous().t()
+        tall = poison(torch.empty(3 * shape[0], shape[1], dtype=tensor.dtype))
+        yield "every third row", tall[1::3].copy_(tensor)
+    negated = torch.complex(tensor, -tensor).conj().imag
+    assert negated.is_neg()
+    yield "sign to be flipped when read", negated
+
+
+def broadcast(tensor: Tensor) -> Tensor:
+    """One row for all, repeated by a stride of 0."""
+    return tensor[:1].expand(tensor.shape) if tensor.dim() == 2 and len(tensor) else tensor
+
+
+def kernel(plan: ProductPlan) -> str:
+    """What lies in the lanes of a vector: "channels" or "rows"."""
+    return backend.describe_plan(plan)["kernel"]
+
+
+def channelwise_plan(
+    irreps_in1: str, irreps_in2: str, l_max: int, layout: str = "mul_ir", unweighted: int = 0
+) -> ProductPlan:
+    """Every "uvu" path of the two into a block of its own, the first `unweighted` of them without weights.
+
+    Blocks are sorted, as layers have them: paths do not meet them in order.
+    """
+    in1, in2 = Irreps(irreps_in1), Irreps(irreps_in2)
+    out, paths = [], []
+    for i, (mul, ir1) in enumerate(in1):
+        for j, (_, ir2) in enumerate(in2):
+            for ir in ir1 * ir2:
+                if ir.l <= l_max:
+                    paths.append((i, j, len(out), "uvu", len(out) >= unweighted))
+                    out.append((mul, ir))
+    sorted_out, place, _ = Irreps(out).sort()
+    moved = [(i, j, place[k], *rest) for i, j, k, *rest in paths]
+    return ProductPlan.from_instructions(in1, in2, sorted_out, moved, layout=layout)
+
+
+def wide_plan(mul: int, layout: str = "mul_ir") -> ProductPlan:
+    """`mul` scalars and vectors with harmonics, as messages are made; several paths into a block."""
+    irreps = f"{mul}x0e+{mul}x1o"
+    instructions = [
+        (0, 0, 0, "uvu", True),
+        (1, 1, 0, "uvu", True),
+        (0, 1, 1, "uvu", True),
+        (1, 0, 1, "uvu", False),
+        (1, 2, 1, "uvu", True),
+        (1, 1, 2, "uvu", True),
+    ]
+    return ProductPlan.from_instructions(
+        irreps, "1x0e+1x1o+1x2e", irreps + f"+{mul}x2e", instructions, layout=layout
+    )
+
+
+# Irreps for each mode, with multiplicities that tell all indices apart and exceed the blocks of kernels.
+_OF_MODE = {
+    "uvw": ("17x1o", "5x1o", "31x2e"),
+    "uvu": ("33x1o", "7x1o", "33x2e"),
+    "uvv": ("7x1o", "33x1o", "33x2e"),
+    "uuw": ("31x1o", "31x1o", "37x2e"),
+    "uuu": ("67x1o", "67x1o", "67x2e"),
+    "uvuv": ("11x1o", "13x1o", "143x2e"),
+    "uvu<v": ("19x1o", "19x1o", "171x1e"),
+    "u<vw": ("13x1o", "13x1o", "17x1e"),
+}
+
+
+def plan_of_mode(mode: str, layout: str = "mul_ir") -> ProductPlan:
+    """One large path of the mode, with weights; where it can do without, another one into the same block."""
+    in1, in2, out = _OF_MODE[mode]
+    paths = [(0, 0, 0, mode, True)]
+    if mode not in ("uvw", "u<vw", "uuw"):
+        paths.append((0, 0, 0, mode, False, 0.3))
+    return ProductPlan.from_instructions(in1, in2, out, paths, layout=layout)

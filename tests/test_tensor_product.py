@@ -1,0 +1,345 @@
+"""The product over rows, forward, backward and double backward, as operators, against the reference."""
+
+import concurrent.futures
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from clebsch import o3, ops
+from clebsch.algebra.plan import LAYOUTS, MODES, ProductPlan
+from clebsch.testing import random_plans, relative_error
+from product_calls import (
+    RESULTS,
+    Problem,
+    broadcast,
+    channelwise_plan,
+    instruction_sets,
+    kernel,
+    plan_of_mode,
+    poisoned_memory,
+    same_bits,
+    views,
+    wide_plan,
+)
+
+ROWS = (0, 1, 7, 17, 40)
+layouts = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+# Against the reference
+
+
+@settings(max_examples=80, derandomize=True)
+@given(random_plans(max_terms=2000), st.sampled_from(ROWS), st.booleans(), st.integers(0, 2**20))
+@example(ProductPlan("", "", "", ()), 7, False, 0)
+@example(ProductPlan("3x0e", "1x0e", "", ()), 7, True, 0)
+@example(ProductPlan("", "1x0e", "3x0e+2x1o", (), "ir_mul"), 7, False, 0)
+def test_random_plans(plan, rows, shared, seed):
+    Problem.random(plan, rows, shared=shared, seed=seed).check_everywhere()
+
+
+@settings(max_examples=30, derandomize=True)
+@given(
+    random_plans(["uvu"], l_max=5, multiplicities=(1, 16, 17, 31, 33, 48), max_terms=2000),
+    st.sampled_from(ROWS),
+    st.booleans(),
+    st.integers(0, 2**20),
+)
+def test_random_plans_with_wide_blocks(plan, rows, shared, seed):
+    Problem.random(plan, rows, shared=shared, seed=seed).check_everywhere()
+
+
+@layouts
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("mul", [16, 31, 33, 100, 128])
+def test_wide_multiplicities(mul, shared, layout):
+    plan = wide_plan(mul, layout)
+    assert kernel(plan) == "channels"
+    Problem.random(plan, 9, shared=shared, seed=mul).check_everywhere()
+
+
+@layouts
+@pytest.mark.parametrize("mul", [1, 2, 3, 5])
+def test_narrow_multiplicities(mul, layout):
+    plan = wide_plan(mul, layout)
+    assert kernel(plan) == "rows"
+    Problem.random(plan, 17, seed=mul).check_everywhere()
+
+
+# Degrees that channelwise kernels know when compiled, and those that they look up; 12 lies beyond the table.
+@layouts
+@pytest.mark.parametrize(
+    "irreps_in1, irreps_in2, l_max",
+    [
+        ("16x0e+17x1o", "1x0e+1x1o+1x2e+1x3o", 3),
+        ("31x2e+16x3o", "1x0e+1x1o+1x2e", 3),
+        ("16x4e", "1x0e+1x3o+1x4e", 4),
+        ("16x1o+17x5o", "1x4e+1x5o", 5),
+        ("16x8e", "1x0e+1x1o+1x8e", 8),
+        ("17x12e", "1x0e+1x1o+1x12e", 12),
+        ("16x14e", "1x14e", 2),
+    ],
+)
+def test_degrees_in_channels(irreps_in1, irreps_in2, l_max, layout):
+    plan = channelwise_plan(irreps_in1, irreps_in2, l_max, layout, unweighted=1)
+    assert kernel(plan) == "channels"
+    Problem.random(plan, 9, seed=l_max).check_everywhere()
+
+
+@layouts
+@pytest.mark.parametrize(
+    "irreps_in1, irreps_in2, l_max",
+    [
+        ("3x4e+1x3o", "2x0e+1x4e", 4),
+        ("2x8e", "1x1o+2x8e", 8),
+        ("1x12e", "3x1o+1x12e", 12),
+        ("16x13o", "1x1o", 14),
+    ],
+)
+def test_degrees_in_rows(irreps_in1, irreps_in2, l_max, layout):
+    plan = channelwise_plan(irreps_in1, irreps_in2, l_max, layout, unweighted=1)
+    assert kernel(plan) == "rows"
+    Problem.random(plan, 17, seed=l_max).check_everywhere()
+
+
+@layouts
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_with_many_copies(mode, shared, layout):
+    plan = plan_of_mode(mode, layout)
+    assert kernel(plan) == "rows"
+    Problem.random(plan, 9, shared=shared, seed=1).check_everywhere()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("plan", [wide_plan(16), wide_plan(3)], ids=kernel)
+def test_rows_in_several_chunks(plan, shared):
+    Problem.random(plan, 203, shared=shared).check_everywhere()
+
+
+def test_all_digits_of_float64():
+    """Elsewhere operands hold numbers that float32 holds too."""
+    for plan in (wide_plan(33), wide_plan(3), plan_of_mode("uvw")):
+        problem = Problem.random(plan, 9)
+        doubles = [torch.rand_like(t) + 0.5 for t in (*problem.operands, *problem.tangents)]
+        problem = replace(problem, operands=tuple(doubles[:3]), tangents=tuple(doubles[3:]))
+        for _ in instruction_sets():
+            problem.check()
+
+
+# How operands lie in memory
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("plan", [wide_plan(17), wide_plan(3, "ir_mul"), plan_of_mode("uuw")], ids=str)
+def test_operands_that_are_not_contiguous(plan, shared):
+    problem = Problem.random(plan, 7, shared=shared, dtype=torch.float32)
+    for _ in instruction_sets():
+        expected = problem.results()
+        for i in range(7):
+            given = [*problem.operands, problem.grad, *problem.tangents]
+            for name, view in views(given[i]):
+                assert torch.equal(view, given[i])
+                moved = [*given[:i], view, *given[i + 1 :]]
+                other = replace(problem, operands=tuple(moved[:3]), grad=moved[3], tangents=tuple(moved[4:]))
+                assert same_bits(other.results(), expected), (i, name)
+
+
+@pytest.mark.parametrize("plan", [wide_plan(17), wide_plan(3, "ir_mul"), plan_of_mode("uvv")], ids=str)
+def test_rows_that_repeat(plan):
+    problem = Problem.random(plan, 7)
+    for i in range(7):
+        given = [*problem.operands, problem.grad, *problem.tangents]
+        given[i] = broadcast(given[i])
+        assert given[i].stride(0) == 0
+        repeated = replace(problem, operands=tuple(given[:3]), grad=given[3], tangents=tuple(given[4:]))
+        given[i] = given[i].contiguous()
+        copied = replace(problem, operands=tuple(given[:3]), grad=given[3], tangents=tuple(given[4:]))
+        assert same_bits(repeated.results(), copied.results())
+    everything = [broadcast(t) for t in (*problem.operands, problem.grad, *problem.tangents)]
+    replace(
+        problem, operands=tuple(everything[:3]), grad=everything[3], tangents=tuple(everything[4:])
+    ).check_everywhere()
+
+
+def test_operands_are_left_alone():
+    for plan in (wide_plan(17), plan_of_mode("uvw")):
+        problem = Problem.random(plan, 7)
+        given = (*problem.operands, problem.grad, *problem.tangents)
+        before = tuple(t.clone() for t in given)
+        results = problem.results()
+        assert same_bits(given, before)
+        assert len({t.data_ptr() for t in (*given, *results)}) == 7 + len(RESULTS)
+
+
+# What is asked for
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("plan", [wide_plan(17), wide_plan(3), plan_of_mode("uuw")], ids=str)
+def test_needs(plan, shared):
+    problem = Problem.random(plan, 7, shared=shared)
+    with poisoned_memory():
+        every = (problem.backward(), problem.double_backward())
+        for call, count, all_of_it in zip((problem.backward, problem.double_backward), (3, 4), every):
+            for needs in range(2**count):
+                for i, (some, whole) in enumerate(zip(call(needs), all_of_it, strict=True)):
+                    if needs >> i & 1:
+                        assert same_bits((some,), (whole,)), (needs, i)
+                    else:
+                        assert some.shape == (0,) and some.dtype == whole.dtype
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("plan", [wide_plan(17), wide_plan(3), plan_of_mode("uuw")], ids=str)
+def test_tangents_that_are_not_given(plan, shared):
+    problem = Problem.random(plan, 7, shared=shared)
+    for given_bits in range(8):
+        tangents = tuple(t if given_bits >> i & 1 else None for i, t in enumerate(problem.tangents))
+        replace(problem, tangents=tangents).check_everywhere()
+
+
+# Laws
+
+
+@settings(max_examples=30, derandomize=True)
+@given(random_plans(max_terms=20_000), st.sampled_from((1, 7, 40)), st.booleans(), st.integers(0, 2**20))
+@example(wide_plan(128), 40, False, 0)
+@example(wide_plan(100), 40, True, 0)
+def test_one_form_of_four_operands(plan, rows, shared, seed):
+    """<g, out> = <x, grad_x> = <y, grad_y> = <w, grad_w>, the last for the weighted paths alone."""
+    problem = Problem.random(plan, rows, shared=shared, seed=seed)
+    weighted = replace(
+        problem, plan=replace(plan, paths=tuple(path for path in plan.paths if path.has_weight))
+    )
+    for _ in instruction_sets():
+        for case, count in ((problem, 3), (weighted, 4)):
+            given = (case.grad, *case.operands)[:count]
+            gradients = (case.forward(), *case.backward())[:count]
+            products = [float((a * b).sum()) for a, b in zip(given, gradients, strict=True)]
+            size = max(float((a * b).abs().sum()) for a, b in zip(given, gradients, strict=True))
+            assert max(products) - min(products) <= 1e-13 * size
+
+
+@settings(max_examples=30, derandomize=True)
+@given(random_plans(l_max=6, layouts=["mul_ir"], max_terms=20_000), st.integers(0, 2**20))
+@example(wide_plan(33), 0)
+def test_equivariance(plan, seed):
+    """Where x and y are turned, so is the output, and each gradient with the operand it belongs to."""
+    torch.manual_seed(seed)
+    problem = Problem.random(plan, 5, seed=seed)
+    rotation = (-1) ** seed * o3.rand_matrix(dtype=torch.float64)
+    in1, in2, out = (
+        o3.Irreps(irreps).D_from_matrix(rotation)
+        for irreps in (plan.irreps_in1, plan.irreps_in2, plan.irreps_out)
+    )
+    x, y, weight = problem.operands
+    ax, ay, aw = problem.tangents
+    turned = replace(
+        problem,
+        operands=(x @ in1.T, y @ in2.T, weight),
+        grad=problem.grad @ out.T,
+        tangents=(ax @ in1.T, ay @ in2.T, aw),
+    )
+    matrices = (out, in1, in2, None, out, in1, in2, None)
+    for name, before, after, matrix in zip(
+        RESULTS, problem.results(), turned.results(), matrices, strict=True
+    ):
+        expected = before if matrix is None else before @ matrix.T
+        assert relative_error(after, expected) < 1e-12, name
+
+
+# Derivatives of the operators in autograd: test_multilinear.py; here those of the channelwise kernel.
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_autograd_of_the_channelwise_kernel(shared):
+    plan = channelwise_plan("16x0e+17x1o", "1x0e+1x1o", 1, unweighted=1)
+    assert kernel(plan) == "channels"
+    operands = [t.requires_grad_() for t in Problem.random(plan, 3, shared=shared).operands]
+
+    def function(*given):
+        return ops.tensor_product(*given, plan)
+
+    def twice(*given):
+        first = torch.autograd.grad(function(*given).pow(3).sum(), given, create_graph=True)
+        return torch.autograd.grad(sum(g.pow(2).sum() for g in first), given, create_graph=True)
+
+    assert torch.autograd.gradcheck(function, operands, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, operands, fast_mode=True)
+    assert torch.autograd.gradcheck(twice, operands, fast_mode=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_autograd_of_each_mode(mode):
+    irreps = {
+        "uvw": ("2x1o", "3x1o", "4x1e"),
+        "uvu": ("2x1o", "3x1o", "2x1e"),
+        "uvv": ("2x1o", "3x1o", "3x1e"),
+        "uuw": ("3x1o", "3x1o", "4x1e"),
+        "uuu": ("3x1o", "3x1o", "3x1e"),
+        "uvuv": ("2x1o", "3x1o", "6x1e"),
+        "uvu<v": ("4x1o", "4x1o", "6x1e"),
+        "u<vw": ("3x1o", "3x1o", "2x1e"),
+    }[mode]
+    plan = ProductPlan.from_instructions(*irreps, [(0, 0, 0, mode, True)])
+    operands = [t.requires_grad_() for t in Problem.random(plan, 2).operands]
+
+    def function(*given):
+        return ops.tensor_product(*given, plan)
+
+    assert torch.autograd.gradcheck(function, operands)
+    assert torch.autograd.gradgradcheck(function, operands)
+
+
+# The same bits, always
+
+
+@pytest.fixture(params=["channels", "rows"])
+def large(request):
+    """Problems of several chunks."""
+    plan = wide_plan(32) if request.param == "channels" else wide_plan(3)
+    assert kernel(plan) == request.param
+    return [Problem.random(plan, 700, shared=shared, dtype=torch.float32) for shared in (False, True)]
+
+
+def test_same_bits_on_every_run_and_for_any_number_of_threads(large):
+    for _ in instruction_sets():
+        for problem in large:
+            torch.set_num_threads(1)
+            expected = problem.results()
+            for threads in (1, 2, 4, 1):
+                torch.set_num_threads(threads)
+                assert same_bits(problem.results(), expected), threads
+
+
+def test_same_bits_in_concurrent_threads(large):
+    torch.set_num_threads(2)
+    problems = [*large, Problem.random(plan_of_mode("uvw"), 40), Problem.random(wide_plan(16), 130)]
+    expected = [problem.results() for problem in problems]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for results, first in zip(pool.map(Problem.results, problems * 2), expected * 2):
+                assert same_bits(results, first)
+
+
+# Values that are not finite
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("plan", [wide_plan(16), wide_plan(3), plan_of_mode("uvw")], ids=str)
+def test_not_finite_values_stay_in_their_row(plan, bad):
+    problem = Problem.random(plan, 21)
+    for i, operand in enumerate(problem.operands):
+        spoilt = operand.clone()
+        spoilt[5] = bad
+        operands = tuple(spoilt if j == i else other for j, other in enumerate(problem.operands))
+        for _ in instruction_sets():
+            for name, result in zip(RESULTS, replace(problem, operands=operands).results(), strict=True):
+                good = torch.ones(21, dtype=torch.bool)
+                good[5] = False
+                assert result[good].isfinite().all(), name
+            assert not replace(problem, operands=operands).forward()[5].isfinite().any()
