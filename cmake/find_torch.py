@@ -85,8 +85,8 @@ def main():
     for reason in reasons.values():
         print(reason, file=sys.stderr)
     sys.exit(
-        "clebsch builds against an installed torch >= 2.10 and found none: install torch first, run the build "
-        "with that Python, or set CLEBSCH_TORCH to the folder of its package"
+        "clebsch builds against an installed torch >= 2.10 and found none: install torch first, run the "
+        "build with that Python, or set CLEBSCH_TORCH to the folder of its package"
     )
 
 

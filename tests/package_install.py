@@ -75,7 +75,4 @@ def test_installs_and_runs_with_only_numpy_and_torch(kind, built, empty, tmp_pat
     (package,) = built.glob(kind)
     install(empty, package)
     subprocess.run([empty, "-I", "-c", USE], check=True, cwd=tmp_path)
-    info = subprocess.run(
-        [empty.parent / "clebsch", "info"], check=True, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert "in use" in info.stdout
+    subprocess.run([empty.parent / "clebsch", "info"], check=True, cwd=tmp_path)

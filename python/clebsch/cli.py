@@ -11,7 +11,7 @@ import clebsch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line (default: sys.argv) and returns the exit status: 2 for a wrong command, as argparse."""
+    """Runs the command line (default: sys.argv) and returns the exit status; SystemExit(2) if it is wrong."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["demo"]:  # has options of its own, and `clebsch demo --help` should list them
         from clebsch import demo
