@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cmath>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -15,8 +16,9 @@
 namespace clebsch {
 namespace {
 
-constexpr int kMaxDegree = 100;  // component indices are stored in a byte
-constexpr int kPadding = 16;     // channels of a panel: one cache line of floats, two of doubles
+constexpr int kMaxDegree = 100;            // component indices are stored in a byte
+constexpr int kPadding = 16;               // channels of a panel: one cache line of floats, two of doubles
+constexpr int kMaxMultiplicity = 1 << 20;  // the product of three fits 64 bits
 constexpr std::int64_t kMaxNumel = std::int64_t{1} << 40;
 
 [[noreturn]] void fail(const std::string& what, std::string_view where) {
@@ -44,9 +46,14 @@ N number(std::string_view text, std::string_view where) {
 
 int padded(int mul) { return (mul + kPadding - 1) / kPadding * kPadding; }
 
-std::vector<Block> parse_irreps(std::string_view text) {
+struct Irreps {
   std::vector<Block> blocks;
-  if (text.empty()) return blocks;
+  std::string parities;  // of each block, 'e' or 'o'
+};
+
+Irreps parse_irreps(std::string_view text) {
+  Irreps irreps;
+  if (text.empty()) return irreps;
   std::int64_t offset = 0, panel = 0;
   for (std::string_view part : split(text, '+')) {
     const std::size_t x = part.find('x');
@@ -55,14 +62,16 @@ std::vector<Block> parse_irreps(std::string_view text) {
     if (parity != 'e' && parity != 'o') fail("expected parity e or o", text);
     const int mul = number<int>(part.substr(0, x), text);
     const int l = number<int>(part.substr(x + 1, part.size() - x - 2), text);
-    if (mul < 0) fail("negative multiplicity", text);
+    if (mul < 0 || mul > kMaxMultiplicity)
+      fail("multiplicity outside 0.." + std::to_string(kMaxMultiplicity), text);
     if (l < 0 || l > kMaxDegree) fail("degree outside 0.." + std::to_string(kMaxDegree), text);
-    blocks.push_back({mul, l, offset, panel, padded(mul)});
+    irreps.blocks.push_back({mul, l, offset, panel, padded(mul)});
+    irreps.parities.push_back(parity);
     offset += std::int64_t{mul} * (2 * l + 1);
     panel += std::int64_t{padded(mul)} * (2 * l + 1);
     if (panel > kMaxNumel) fail("irreps too large", text);
   }
-  return blocks;
+  return irreps;
 }
 
 Mode parse_mode(std::string_view text, std::string_view where) {
@@ -131,15 +140,16 @@ std::pair<const CouplingEntry*, int> coupling_of(int l1, int l2, int l3) {
   return {found->second.data(), static_cast<int>(found->second.size())};
 }
 
-Path parse_path(std::string_view text, const std::vector<Block>& in1, const std::vector<Block>& in2,
-                const std::vector<Block>& out) {
+Path parse_path(std::string_view text, const Irreps& in1, const Irreps& in2, const Irreps& out) {
   const auto fields = split(text, ' ');
   if (fields.size() != 6) fail("expected 'i1 i2 i_out mode w|- coefficient'", text);
-  const auto block = [&](const std::vector<Block>& blocks, std::string_view field) {
+  int odd = 0;
+  const auto block = [&](const Irreps& irreps, std::string_view field) {
     const int i = number<int>(field, text);
-    if (i < 0 || i >= static_cast<int>(blocks.size()))
+    if (i < 0 || i >= static_cast<int>(irreps.blocks.size()))
       fail("block index " + std::to_string(i) + " out of range", text);
-    return blocks[i];
+    odd += irreps.parities[i] == 'o';
+    return irreps.blocks[i];
   };
   Path p{};
   p.in1 = block(in1, fields[0]);
@@ -151,8 +161,10 @@ Path parse_path(std::string_view text, const std::vector<Block>& in1, const std:
   if (!p.weighted && (p.mode == Mode::uvw || p.mode == Mode::triangle_w))
     fail("this connection mode needs weights", text);
   p.coefficient = number<double>(fields[5], text);
+  if (!std::isfinite(p.coefficient)) fail("the coefficient must be finite", text);
   const int l1 = p.in1.l, l2 = p.in2.l, l3 = p.out.l;
   if (l3 < std::abs(l1 - l2) || l3 > l1 + l2) fail("degrees violate the triangle rule", text);
+  if (odd % 2) fail("the parity of the output must be the product of those of the inputs", text);
   const std::int64_t numel = weights_of(p, text);
   p.weight_numel = p.weighted ? numel : 0;
   return p;
@@ -238,9 +250,12 @@ const Plan& parse_plan(const std::string& text) {
     fail("expected '<irreps1>*<irreps2>-><irreps_out>'", text);
 
   auto plan = std::make_unique<Plan>();
-  plan->in1_ = parse_irreps(fields[0].substr(0, star));
-  plan->in2_ = parse_irreps(fields[0].substr(star + 1, arrow - star - 1));
-  plan->out_ = parse_irreps(fields[0].substr(arrow + 2));
+  const Irreps in1 = parse_irreps(fields[0].substr(0, star)),
+               in2 = parse_irreps(fields[0].substr(star + 1, arrow - star - 1)),
+               out = parse_irreps(fields[0].substr(arrow + 2));
+  plan->in1_ = in1.blocks;
+  plan->in2_ = in2.blocks;
+  plan->out_ = out.blocks;
   if (fields[1] != "mul_ir" && fields[1] != "ir_mul")
     fail("unknown layout '" + std::string(fields[1]) + "'", text);
   Program& program = plan->program;
@@ -257,7 +272,7 @@ const Plan& parse_plan(const std::string& text) {
 
   if (!fields[2].empty()) {
     for (std::string_view part : split(fields[2], ',')) {
-      Path p = parse_path(part, plan->in1_, plan->in2_, plan->out_);
+      Path p = parse_path(part, in1, in2, out);
       p.weight = program.weight_numel;
       program.weight_numel += p.weight_numel;
       if (program.weight_numel > kMaxNumel) fail("too many weights", text);
@@ -296,6 +311,11 @@ const Plan& parse_plan(const std::string& text) {
 }
 
 void register_coupling(int l1, int l2, int l3, int n, const int* m, const double* values) {
+  if (l1 < 0 || l2 < 0 || l3 < std::abs(l1 - l2) || l3 > l1 + l2)
+    throw std::invalid_argument("register_coupling: degrees violate the triangle rule");
+  if (std::max({l1, l2, l3}) > kMaxDegree)
+    throw std::invalid_argument("register_coupling: degrees above " + std::to_string(kMaxDegree) +
+                                " are not supported");
   std::vector<CouplingEntry> entries;
   for (int i = 0; i < n; ++i) {
     const int* e = m + 3 * i;
@@ -305,8 +325,6 @@ void register_coupling(int l1, int l2, int l3, int n, const int* m, const double
     entries.push_back({static_cast<unsigned char>(e[0]), static_cast<unsigned char>(e[1]),
                        static_cast<unsigned char>(e[2]), values[i]});
   }
-  if (l1 > kMaxDegree || l2 > kMaxDegree || l3 > kMaxDegree)
-    throw std::invalid_argument("register_coupling: degree too large");
   std::unique_lock lock(registry().mutex);
   registry().blocks.try_emplace({l1, l2, l3}, std::move(entries));
 }
