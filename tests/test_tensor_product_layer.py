@@ -129,6 +129,7 @@ PRODUCTS = {
             (1, 1, 0, "uvw", True),
         ],
     ),
+    "high degrees": ("2x5o", "1x6e", "2x7o+2x11o", [(0, 0, 0, "uvu", True), (0, 0, 1, "uvu", False)]),
     "no path": ("2x0e", "1x1o", "3x1o", []),
     "empty irreps": ("", "1x1o", "", []),
 }

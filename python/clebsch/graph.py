@@ -30,7 +30,7 @@ class Graph:
         TypeError: an argument of another type or dtype. ValueError: another shape, unequal lengths or
             devices, or
         a negative num_nodes. IndexError: an index out of range. While torch.compile or torch.export traces,
-        the range cannot be looked at; the compiled operator then raises RuntimeError at run time.
+        the range cannot be looked at; the compiled operator then raises IndexError at run time.
 
     Packages disagree about the rows of a (2, E) edge index; `Graph.from_edge_index` makes you say which is
     which.
