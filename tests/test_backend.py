@@ -1,0 +1,388 @@
+"""The compiled libraries seen from Python: couplings, instruction sets, and operators given nonsense."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from clebsch import backend, ops, reference  # noqa: F401  ops loads the operators
+from clebsch.algebra import codegen, so3
+from clebsch.algebra.plan import ProductPlan
+from clebsch.testing import RandomGraph, random_operands, relative_error
+from product_calls import Problem, instruction_sets, same_bits, wide_plan
+
+native = backend.native()
+
+
+# Couplings
+
+
+def test_the_compiled_table_is_the_exact_one():
+    """Read back bit for bit: all triples to degree 8, in order, and nothing else."""
+    for triple in codegen.triples(8):
+        exact = [(e.m1, e.m2, e.m3, e.value) for e in so3.coupling(*triple)]
+        compiled = native.coupling(*triple)
+        assert compiled == exact
+        assert [math.copysign(1, entry[3]) for entry in compiled] == [e.sign for e in so3.coupling(*triple)]
+        assert native.has_coupling(*triple)
+    for triple in ((0, 0, 1), (1, 1, 3), (3, 1, 1), (8, 8, 17), (-1, 0, 0), (2**31 - 1, 0, 0)):
+        assert not native.has_coupling(*triple)
+        assert native.coupling(*triple) == []
+
+
+def test_degrees_beyond_the_table():
+    """Unknown until registered; then products of that degree are right, and the table is as it was."""
+    plan = ProductPlan("2x10e", "1x1e", "2x11e", ((0, 0, 0, "uvu", True, 1.0),))
+    x, y, weight = (torch.from_numpy(a) for a in random_operands(plan, 3))
+    sentence = (
+        "plan: no coupling for degrees (10, 1, 11); those above 8 are made known by "
+        "clebsch.backend.register_couplings(plan) in '0 0 0 uvu w 1.0'"
+    )
+    # in this process another test may have registered them
+    result = python(
+        "import torch; from clebsch import backend, ops\n"
+        f"plan = {str(plan)!r}\n"
+        "print(backend.native().has_coupling(10, 1, 11))\n"
+        "for function in (\n"
+        "    backend.native().describe_plan,\n"
+        "    lambda p: torch.ops.clebsch.tensor_product(*map(torch.zeros, ((3, 42), (3, 3), (3, 2))), p),\n"
+        "):\n"
+        "    try: function(plan)\n"
+        "    except Exception as error: print(error)\n"
+    )
+    known, *sentences = result.stdout.splitlines()
+    assert known == "False" and len(sentences) == 2, result.stderr
+    assert sentences == [sentence] * 2
+    backend.register_couplings(plan)
+    assert native.has_coupling(10, 1, 11)
+    out = torch.ops.clebsch.tensor_product(x, y, weight, str(plan))
+    assert relative_error(out, reference.tensor_product(plan, x, y, weight)) < 1e-13
+    assert native.coupling(10, 1, 11) == []  # not a part of what was compiled
+
+
+@pytest.mark.parametrize(
+    "degrees, components, values, message",
+    [
+        ((1, 1, 3), [], [], "register_coupling: degrees violate the triangle rule"),
+        ((-1, 1, 1), [], [], "register_coupling: degrees violate the triangle rule"),
+        ((101, 1, 101), [], [], "register_coupling: degrees above 100 are not supported"),
+        ((9, 1, 9), [(0, 0, 0)], [], "register_coupling: as many values as components"),
+        ((9, 1, 9), [(19, 0, 0)], [1.0], "register_coupling: component index out of range"),
+        ((9, 1, 9), [(0, -1, 0)], [1.0], "register_coupling: component index out of range"),
+        ((9, 1, 9), [(0, 0, 256)], [1.0], "register_coupling: component index out of range"),
+    ],
+)
+def test_couplings_that_are_refused(degrees, components, values, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        native.register_coupling(*degrees, components, values)
+
+
+# Instruction sets
+
+
+def test_every_usable_set_runs_and_is_put_back():
+    before = backend.instruction_set()
+    problem = Problem.random(wide_plan(17), 9)
+    seen = []
+    for name in instruction_sets():
+        seen.append(name)
+        problem.check()
+    assert seen == backend.usable_instruction_sets() and "baseline" in seen
+    assert set(seen) <= set(backend.compiled_instruction_sets())
+    assert backend.instruction_set() == before
+
+
+def test_unknown_set_is_refused_and_nothing_changes():
+    before = backend.instruction_set()
+    usable = ", ".join(backend.usable_instruction_sets())
+    with pytest.raises(ValueError) as caught:
+        backend.select_instruction_set("mmx")
+    assert str(caught.value) == (
+        f"CLEBSCH_ISA must be one of the instruction sets usable here ({usable}), got 'mmx'"
+    )
+    assert backend.instruction_set() == before
+
+
+def test_descriptions():
+    plan = wide_plan(16)
+    found = backend.describe_plan(plan)
+    assert found["kernel"] == "channels"
+    assert (found["dim1"], found["dim2"], found["dim_out"]) == (64, 9, 144)
+    assert found["weight_numel"] == plan.weight_numel
+    assert [path["degrees"] for path in found["paths"]] == [
+        (0, 0, 0), (1, 1, 0), (0, 1, 1), (1, 0, 1), (1, 2, 1), (1, 1, 2),
+    ]  # fmt: skip
+    assert [path["terms"] for path in found["paths"]] == [1, 3, 3, 3, 11, 11]
+    assert all(path["unrolled"] for path in found["paths"] if max(path["degrees"]) <= 1)
+    with pytest.raises(ValueError, match="^plan: expected"):
+        backend.describe_plan("nonsense")
+
+
+# Operators given nonsense: one sentence, and nothing is read or written that is not theirs
+
+
+PLAN = ProductPlan.from_instructions(
+    "4x0e+4x1o", "1x0e+1x1o", "4x0e", [(0, 0, 0, "uvu", True), (1, 1, 0, "uvu", True)]
+)
+EDGES = RandomGraph(*(torch.tensor(i).numpy() for i in ([0, 1, 2, 2, 0], [1, 1, 1, 0, 0])), 3)
+REFUSED = (ValueError, IndexError, RuntimeError)
+
+WRONG = {
+    "x, too few columns": (0, lambda t: t[:, :-1], "x must have 16 columns, got 15"),
+    "x, too many columns": (0, lambda t: torch.cat((t, t), 1), "x must have 16 columns, got 32"),
+    "x, vector": (0, lambda t: t[0], "x must have 2 dimensions, got 1"),
+    "x, 3 dimensions": (0, lambda t: t[None], "x must have 2 dimensions, got 3"),
+    "x, scalar": (0, lambda t: t[0, 0], "x must have 2 dimensions, got 0"),
+    "x, integers": (0, lambda t: t.long(), "x must be float32 or float64"),
+    "x, half": (0, lambda t: t.half(), "x must be float32 or float64"),
+    "x, complex": (0, lambda t: t.to(torch.complex64), "x must be float32 or float64"),
+    "x, booleans": (0, lambda t: t > 0, "x must be float32 or float64"),
+    "y, columns": (1, lambda t: t[:, :-1], "y must have 4 columns, got 3"),
+    "y, vector": (1, lambda t: t[0], "y must have 2 dimensions, got 1"),
+    "y, dtype": (1, lambda t: t.float(), "y must have the dtype of x"),
+    "y, integers": (1, lambda t: t.long(), "y must have the dtype of x"),
+    "weight, columns": (2, lambda t: t[:, :-1], "weight must have 8 columns, got 7"),
+    "weight, too long": (2, lambda t: t.flatten(), "weight must have 8 columns, got 40"),
+    "weight, one number": (2, lambda t: t[0, :1], "weight must have 8 columns, got 1"),
+    "weight, rows": (2, lambda t: t[:-1], "weight must have 5 rows, got 4"),
+    "weight, one row": (2, lambda t: t[:1], "weight must have 5 rows, got 1"),
+    "weight, scalar": (2, lambda t: t[0, 0], "weight must have 1 or 2 dimensions, got 0"),
+    "weight, 3 dimensions": (2, lambda t: t[None], "weight must have 1 or 2 dimensions, got 3"),
+    "weight, dtype": (2, lambda t: t.float(), "weight must have the dtype of x"),
+    "grad, columns": (3, lambda t: t[:, :-1], "grad must have 4 columns, got 3"),
+    "grad, rows": (3, lambda t: t[:-1], "grad must have"),
+    "grad, vector": (3, lambda t: t[0], "grad must have 2 dimensions, got 1"),
+    "grad, dtype": (3, lambda t: t.float(), "grad must have the dtype of x"),
+    "ax, columns": (4, lambda t: t[:, :-1], "ax must have 16 columns, got 15"),
+    "ax, rows": (4, lambda t: t[:-1], "ax must have the shape of its operand"),
+    "ax, vector": (4, lambda t: t[0], "ax must have the shape of its operand"),
+    "ax, dtype": (4, lambda t: t.float(), "ax must have the dtype of x"),
+    "ay, rows": (5, lambda t: t[:-1], "ay must have the shape of its operand"),
+    "ay, 3 dimensions": (5, lambda t: t[None], "ay must have 1 or 2 dimensions, got 3"),
+    "aw, shared": (6, lambda t: t[0], "aw must have the shape of its operand"),
+    "aw, columns": (6, lambda t: t[:, :-1], "aw must have 8 columns, got 7"),
+}
+
+
+@pytest.mark.parametrize("rows", [5, EDGES], ids=["tensor_product", "convolution"])
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_tensors(name, rows):
+    i, change, message = WRONG[name]
+    problem = Problem.random(PLAN, rows)
+    noun = "tensor_product" if problem.graph is None else "convolution"
+    given = [*problem.operands, problem.grad, *problem.tangents]
+    before = [t.clone() for t in given]
+    given[i] = change(given[i])
+    operands, grad, tangents = given[:3], given[3], given[4:]
+    calls = [lambda: problem.operator("_double_backward")(*tangents, grad, *operands, *problem.fixed, 15)]
+    if i < 4:
+        calls.append(lambda: problem.operator("_backward")(grad, *operands, *problem.fixed, 7))
+    if i < 3:
+        calls.append(lambda: problem.operator("")(*operands, *problem.fixed))
+    for call in calls:
+        with pytest.raises(REFUSED) as caught:
+            call()
+        assert f"{noun}: {message}" in str(caught.value)
+        assert str(caught.value).startswith(f"{noun}: ")
+    assert same_bits(tuple(before), (*problem.operands, problem.grad, *problem.tangents))
+
+
+def test_rows_that_do_not_match():
+    problem = Problem.random(PLAN, 5)
+    x, y, weight = problem.operands
+    for given in ((x[:4], y, weight), (x, y[:4], weight[:4]), (x[:0], y, weight[0])):
+        with pytest.raises(
+            ValueError, match=r"^tensor_product: x and y must have the same number of rows, got \d and \d$"
+        ):
+            torch.ops.clebsch.tensor_product(*given, str(PLAN))
+
+
+class TestOrder:
+    """`order` is opaque but a tensor: whatever it holds, kernels stay inside their operands."""
+
+    problem = Problem.random(PLAN, EDGES)
+    size = 4 * 5 + 2 * 3 + 3
+
+    def refused(self, order, message):
+        x, y, weight = self.problem.operands
+        for call in (
+            lambda: torch.ops.clebsch.convolution(x, y, weight, order, str(PLAN)),
+            lambda: torch.ops.clebsch.convolution_backward(
+                self.problem.grad, x, y, weight, order, str(PLAN), 7
+            ),
+        ):
+            with pytest.raises(REFUSED) as caught:
+                call()
+            assert str(caught.value) == f"convolution: {message}"
+
+    @pytest.mark.parametrize(
+        "order",
+        [
+            torch.zeros(size - 1, dtype=torch.int64),
+            torch.zeros(size + 1, dtype=torch.int64),
+            torch.zeros(0, dtype=torch.int64),
+            torch.zeros((size, 1), dtype=torch.int64),
+            torch.zeros((), dtype=torch.int64),
+            torch.zeros(size, dtype=torch.int32),
+            torch.zeros(size, dtype=torch.float64),
+        ],
+        ids=lambda order: f"{order.dtype} {tuple(order.shape)}",
+    )
+    def test_another_kind_of_tensor(self, order):
+        self.refused(order, "order must come from graph_order with 5 edges and 3 nodes")
+
+    def test_numbers_that_are_no_order(self):
+        message = "order must come from graph_order of the same graph"
+        for fill in (0, 1, -1, 4, 2**62, -(2**63)):
+            self.refused(torch.full((self.size,), fill), message)
+        generator = torch.Generator().manual_seed(0)
+        for bound in (2, 6, 29, 2**40):
+            for _ in range(50):
+                self.refused(torch.randint(-bound, bound, (self.size,), generator=generator), message)
+
+    def test_order_of_another_graph(self):
+        # of the same length, but 6 edges and 1 node, or 4 and 5
+        for edges, nodes in ((6, 1), (4, 5)):
+            index = torch.zeros(edges, dtype=torch.int64)
+            order = torch.ops.clebsch.graph_order(index, index, nodes)
+            assert len(order) == self.size
+            self.refused(order, "order must come from graph_order of the same graph")
+
+    def test_every_number_spoilt(self):
+        """Refused, or harmless: a number is an index that is in range, or not an index at all."""
+        x, y, weight = self.problem.operands
+        survived = 0
+        for at in range(self.size):
+            for value in (-(2**63), -7, -1, 0, 1, 2, 3, 5, 6, 2**31, 2**63 - 1):
+                order = self.problem.order.clone()
+                order[at] = value
+                try:
+                    torch.ops.clebsch.convolution(x, y, weight, order, str(PLAN))
+                    torch.ops.clebsch.convolution_double_backward(
+                        *self.problem.tangents, self.problem.grad, x, y, weight, order, str(PLAN), 15
+                    )
+                    survived += 1
+                except ValueError as error:
+                    assert str(error) == "convolution: order must come from graph_order of the same graph"
+        assert survived < self.size * 11 / 2
+
+
+@pytest.mark.parametrize(
+    "senders, receivers, num_nodes, message",
+    [
+        ([0, 3], [0, 1], 3, "senders must lie in [0, num_nodes) = [0, 3), got 3 at edge 1"),
+        ([0, 1], [-1, 1], 3, "receivers must lie in [0, num_nodes) = [0, 3), got -1 at edge 0"),
+        (
+            [0, 1],
+            [1, 2**62],
+            3,
+            "receivers must lie in [0, num_nodes) = [0, 3), got 4611686018427387904 at edge 1",
+        ),
+        ([0], [0], 0, "senders must lie in [0, num_nodes) = [0, 0), got 0 at edge 0"),
+        ([0], [0], -1, "num_nodes must lie in [0, 2^48), got -1"),
+        ([0], [0], 2**62, "num_nodes must lie in [0, 2^48), got 4611686018427387904"),
+        ([0, 1], [0], 3, "senders and receivers must be vectors of the same length"),
+        ([[0, 1]], [[0, 1]], 3, "senders and receivers must be vectors of the same length"),
+        (0, 0, 3, "senders and receivers must be vectors of the same length"),
+        ([0.0], [0], 3, "senders and receivers must be int64"),
+        ([0], [True], 3, "senders and receivers must be int64"),
+    ],
+)
+def test_graphs_that_are_refused(senders, receivers, num_nodes, message):
+    with pytest.raises(REFUSED) as caught:
+        torch.ops.clebsch.graph_order(torch.tensor(senders), torch.tensor(receivers), num_nodes)
+    assert str(caught.value) == f"graph_order: {message}"
+
+
+@pytest.mark.parametrize("num_edges, num_nodes", [(0, 0), (0, 5), (1, 1), (7, 3), (40, 12), (3000, 200)])
+def test_the_order_of_a_graph(num_edges, num_nodes):
+    """What graph.h promises: sorted by receiver, stable; slots belong to one chunk and sender each."""
+    generator = torch.Generator().manual_seed(num_edges)
+    senders, receivers = (
+        torch.randint(max(num_nodes, 1), (num_edges,), generator=generator) for _ in range(2)
+    )
+    order = torch.ops.clebsch.graph_order(senders, receivers, num_nodes)
+    parts = order.split([num_nodes + 1, num_edges, num_edges, num_edges, num_nodes + 1, num_edges, 1])
+    receiver_begin, edge, sender, slot, sender_begin, slot_of_sender, slots = parts
+    assert torch.equal(edge, torch.argsort(receivers, stable=True))
+    assert torch.equal(sender, senders[edge])
+    counts = torch.bincount(receivers, minlength=num_nodes)
+    assert receiver_begin[0] == 0 and torch.equal(receiver_begin.diff(), counts[:num_nodes])
+    # a slot is met for the first time once, and holds one sender
+    first = slot < 0
+    number = torch.where(first, -1 - slot, slot)
+    assert torch.equal(number[first], torch.arange(int(slots)))
+    owner = sender[first]
+    assert torch.equal(owner[number], sender)
+    for node in range(num_nodes):
+        mine = slot_of_sender[sender_begin[node] : sender_begin[node + 1]]
+        assert torch.equal(mine, torch.nonzero(owner == node).flatten())
+
+
+# The nastiest in a process of its own
+
+
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+
+
+NASTY = """
+import torch
+from clebsch import backend, ops
+call = torch.ops.clebsch
+plan = "4x0e+4x1o*1x0e+1x1o->4x0e;mul_ir;0 0 0 uvu w 1.0,1 1 0 uvu w 1.0"
+x, y, w, g = torch.ones(3, 16), torch.ones(5, 4), torch.ones(5, 8), torch.ones(3, 4)
+index = torch.tensor([0, 1, 2, 2, 0])
+order = call.graph_order(index, index, 3)
+refused = 0
+
+def refuse(function, *arguments):
+    global refused
+    try:
+        function(*arguments)
+    except (ValueError, IndexError, RuntimeError, NotImplementedError, TypeError) as error:
+        assert str(error)
+        refused += 1
+
+# rows whose length would not fit any memory, and no rows at all
+wide = torch.empty(0, 2**40)
+refuse(call.tensor_product, wide, wide, wide, plan)
+refuse(call.tensor_product, x[:0], y[:0], wide, plan)
+# results that would not fit
+refuse(call.tensor_product, torch.ones(1, 16).expand(2**50, 16), torch.ones(1, 4).expand(2**50, 4), w[0], plan)
+refuse(call.graph_order, index, index, 2**47)
+refuse(call.graph_order, torch.zeros(1, dtype=torch.int64).expand(2**50), index, 3)
+# other kinds of tensors
+refuse(call.tensor_product, x.to_sparse(), y[:3], w[:3], plan)
+refuse(call.tensor_product, x.to_mkldnn(), y[:3], w[:3], plan)
+refuse(call.tensor_product, torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), y[:3], w[:3], plan)
+refuse(call.convolution, x, y, w, order.to_sparse(), plan)
+# not tensors, not strings
+refuse(call.convolution, x, y, w, None, plan)
+refuse(call.convolution, x, y, w, order, None)
+refuse(call.convolution, x, y, w, order, b"plan")
+refuse(call.convolution_backward, g, x, y, w, order, plan, "all")
+refuse(call.convolution_backward, None, x, y, w, order, plan, 7)
+print(refused)
+
+# bits of `needs` that mean nothing are ignored
+assert [t.numel() for t in call.convolution_backward(g, x, y, w, order, plan, -8)] == [0, 0, 0]
+assert [t.numel() for t in call.convolution_backward(g, x, y, w, order, plan, -1)] == [48, 20, 40]
+# alive and well
+assert call.convolution(x, y, w, order, plan).isfinite().all()
+"""
+
+
+def test_nothing_crashes():
+    result = python(NASTY)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert int(result.stdout) == 14
