@@ -12,7 +12,9 @@
 #include "coupling.h"
 #include "cpu/dispatch.h"
 #include "cpu/run_product.h"
+#include "memory.h"
 #include "plan.h"
+#include "spherical_harmonics_degrees.h"
 
 namespace py = pybind11;
 
@@ -76,6 +78,25 @@ Array<T> tensor_product(Array<T> x, Array<T> y, Array<T> weight, const std::stri
   return out;
 }
 
+// points (rows, 3)
+template <class T>
+Array<T> spherical_harmonics(Array<T> points, const std::vector<std::int64_t>& ls, bool normalize,
+                             const std::string& normalization) {
+  if (points.ndim() != 2 || points.shape(1) != 3)
+    throw std::invalid_argument("spherical_harmonics: points must have shape (rows, 3)");
+  auto args = clebsch::spherical_harmonics_args<T>(ls, normalize, normalization);
+  Array<T> out({points.shape(0), static_cast<py::ssize_t>(args.num_columns)});
+  args.points = points.data();
+  args.out = out.mutable_data();
+  {
+    py::gil_scoped_release release;
+    if (args.num_columns > 0) {
+      clebsch::kernels<T>().spherical_harmonics.forward(args, 0, points.shape(0));
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -84,6 +105,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("usable_instruction_sets", &clebsch::usable_instruction_sets);
   m.def("instruction_set", &clebsch::instruction_set);
   m.def("select_instruction_set", &clebsch::select_instruction_set, py::arg("name"));
+  m.def("kept_memory", &clebsch::kept_memory);
+  m.def("drop_kept_memory", &clebsch::drop_kept_memory);
+  m.def("poison_new_memory", &clebsch::poison_new_memory, py::arg("on"));
   m.def("describe_plan", &describe_plan, py::arg("plan"));
   m.def("has_coupling", &clebsch::has_coupling);
   m.def("register_coupling", [](int l1, int l2, int l3, const std::vector<std::array<int, 3>>& m,
@@ -110,4 +134,8 @@ PYBIND11_MODULE(_native, m) {
         py::arg("weight").noconvert(), py::arg("plan"));
   m.def("tensor_product", &tensor_product<double>, py::arg("x"), py::arg("y"), py::arg("weight"),
         py::arg("plan"));
+  m.def("spherical_harmonics", &spherical_harmonics<float>, py::arg("points").noconvert(), py::arg("ls"),
+        py::arg("normalize"), py::arg("normalization"));
+  m.def("spherical_harmonics", &spherical_harmonics<double>, py::arg("points"), py::arg("ls"),
+        py::arg("normalize"), py::arg("normalization"));
 }

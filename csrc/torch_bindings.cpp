@@ -7,16 +7,27 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/run_product.h"
 #include "graph_order.h"
-#include "pages.h"
+#include "memory.h"
 #include "plan.h"
+#include "spherical_harmonics_degrees.h"
+
+extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
+    void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset,
+    int32_t dtype, int32_t device_type, int32_t device_index, AtenTensorHandle* ret, int32_t layout,
+    const uint8_t* opaque_metadata, int64_t opaque_metadata_size, void (*deleter)(void* data, void* context),
+    void* deleter_context);
 
 namespace {
 
@@ -28,10 +39,20 @@ void run_in_torch_threads(int64_t tasks, clebsch::Body body, void* context) {
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
+// A plain sentence, which Python shows as ValueError; STD_TORCH_CHECK would put the place in this file before
+// it.
+template <class... Parts>
+void require(bool ok, const char* noun, const Parts&... parts) {
+  if (ok) return;
+  std::ostringstream sentence;
+  sentence << noun << ": ";
+  (sentence << ... << parts);
+  throw std::invalid_argument(sentence.str());
+}
+
 bool is_float(const Tensor& t, const char* noun) {
   const ScalarType type = t.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, noun,
-                  ": tensors must be float32 or float64");
+  require(type == ScalarType::Float || type == ScalarType::Double, noun, "x must be float32 or float64");
   return type == ScalarType::Float;
 }
 
@@ -48,13 +69,11 @@ struct Matrix {
 
 Matrix matrix(const char* noun, const char* name, const Tensor& t, const Tensor& like, int64_t columns,
               bool may_be_vector = false) {
-  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), noun, ": ", name,
-                  " must have the dtype of the other tensors");
-  STD_TORCH_CHECK(t.dim() == 2 || (may_be_vector && t.dim() == 1), noun, ": ", name,
-                  " must have 2 dimensions, got ", t.dim());
+  require(t.scalar_type() == like.scalar_type(), noun, name, " must have the dtype of x");
+  require(t.dim() == 2 || (may_be_vector && t.dim() == 1), noun, name, " must have ",
+          may_be_vector ? "1 or 2" : "2", " dimensions, got ", t.dim());
   const int64_t last = t.dim() - 1;
-  STD_TORCH_CHECK(t.size(last) == columns, noun, ": ", name, " must have ", columns, " columns, got ",
-                  t.size(last));
+  require(t.size(last) == columns, noun, name, " must have ", columns, " columns, got ", t.size(last));
   Matrix m;
   m.tensor = (t.size(last) <= 1 || t.stride(last) == 1) ? t : torch::stable::contiguous(t);
   m.rows = last == 1 ? t.size(0) : 1;
@@ -62,11 +81,32 @@ Matrix matrix(const char* noun, const char* name, const Tensor& t, const Tensor&
   return m;
 }
 
-// Fresh memory, never zero-filled: kernels write every element.
-Tensor fresh(const Tensor& like, std::vector<int64_t> sizes) {
-  Tensor t = torch::stable::new_empty(like, sizes);
-  const int64_t bytes = t.numel() * (like.scalar_type() == ScalarType::Float ? 4 : 8);
-  if (bytes) clebsch::advise_huge_pages(t.mutable_data_ptr(), static_cast<size_t>(bytes));
+// A large result lives in pooled memory (memory.h). Torch hands out tensors over memory of ours since 2.11;
+// before, the symbol is absent and torch allocates.
+Tensor pooled(const Tensor& like, const std::vector<int64_t>& sizes, int64_t bytes) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size() - 1; d-- > 0;) strides[d] = strides[d + 1] * sizes[d + 1];
+  int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  void* data = clebsch::acquire_memory(static_cast<size_t>(bytes));
+  AtenTensorHandle handle = nullptr;
+  const AOTITorchError error = torch_from_blob(
+      data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, dtype,
+      aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr, 0,
+      [](void* block, void*) { clebsch::release_memory(block); }, nullptr);
+  if (error) clebsch::release_memory(data);
+  TORCH_ERROR_CODE_CHECK(error);
+  return Tensor(handle);
+}
+
+// A new result, not initialised: kernels write every element.
+Tensor fresh(const Tensor& like, const std::vector<int64_t>& sizes) {
+  int64_t bytes = like.scalar_type() == ScalarType::Float ? 4 : 8;
+  for (const int64_t size : sizes) bytes *= size;
+  const bool pool = torch_from_blob && static_cast<size_t>(bytes) >= clebsch::kSmallestPooled;
+  Tensor t = pool ? pooled(like, sizes, bytes) : torch::stable::new_empty(like, sizes);
+  if (clebsch::poisons_new_memory() && bytes)
+    std::memset(t.mutable_data_ptr(), 0xff, static_cast<size_t>(bytes));
   return t;
 }
 
@@ -95,32 +135,31 @@ struct Product {
     y = matrix(noun, "y", y_, x_, program.dim2);
     weight = matrix(noun, "weight", weight_, x_, program.weight_numel, true);
     shared_weights = weight_.dim() == 1;
-    STD_TORCH_CHECK(shared_weights || weight.rows == y.rows, noun, ": weight must have ", y.rows,
-                    " rows, got ", weight.rows);
+    require(shared_weights || weight.rows == y.rows, noun, "weight must have ", y.rows, " rows, got ",
+            weight.rows);
     if (order_) {
       const int64_t nodes = x.rows;
-      STD_TORCH_CHECK(order_->scalar_type() == ScalarType::Long && order_->dim() == 1 &&
-                          order_->numel() == clebsch::order_size(y.rows, nodes),
-                      noun, ": order must come from graph_order with ", y.rows, " edges and ", nodes,
-                      " nodes");
+      require(order_->scalar_type() == ScalarType::Long && order_->dim() == 1 &&
+                  order_->numel() == clebsch::order_size(y.rows, nodes),
+              noun, "order must come from graph_order with ", y.rows, " edges and ", nodes, " nodes");
       order = torch::stable::contiguous(*order_);
       graph = clebsch::view_order(static_cast<const int64_t*>(order.const_data_ptr()), y.rows, nodes);
     } else {
-      STD_TORCH_CHECK(x.rows == y.rows, noun, ": x and y must have the same number of rows, got ", x.rows,
-                      " and ", y.rows);
+      require(x.rows == y.rows, noun, "x and y must have the same number of rows, got ", x.rows, " and ",
+              y.rows);
     }
     out_rows = x.rows;
   }
 
   Matrix grad_of_out(const Tensor& grad) const {
     Matrix g = matrix(noun, "grad", grad, x.tensor, plan.program.dim_out);
-    STD_TORCH_CHECK(g.rows == out_rows, noun, ": grad must have ", out_rows, " rows, got ", g.rows);
+    require(g.rows == out_rows, noun, "grad must have ", out_rows, " rows, got ", g.rows);
     return g;
   }
   Matrix tangent(const char* name, const Tensor& t, const Matrix& of, int64_t columns) const {
     Matrix m = matrix(noun, name, t, x.tensor, columns, true);
-    STD_TORCH_CHECK(t.dim() == of.tensor.dim() && m.rows == of.rows, noun, ": ", name,
-                    " must have the shape of its operand");
+    require(t.dim() == of.tensor.dim() && m.rows == of.rows, noun, name,
+            " must have the shape of its operand");
     return m;
   }
 
@@ -250,12 +289,109 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convolution_double_backward(
   return product_double_backward(Product("convolution", x, y, weight, order, plan), ax, ay, aw, grad, needs);
 }
 
+// What the harmonics and their derivatives share: degrees, and points with contiguous rows of 3.
+struct Harmonics {
+  static constexpr const char* noun = "spherical_harmonics";
+  std::vector<int64_t> ls;
+  bool normalize;
+  std::string normalization;
+  Matrix points;
+  int64_t columns;
+
+  Harmonics(const Tensor& points_, std::vector<int64_t> ls_, bool normalize_, std::string normalization_)
+      : ls(std::move(ls_)), normalize(normalize_), normalization(std::move(normalization_)) {
+    is_float(points_, noun);
+    points = matrix(noun, "points", points_, points_, 3);
+    columns = clebsch::spherical_harmonics_args<float>(ls, normalize, normalization).num_columns;
+  }
+
+  Matrix like_points(const char* name, const Tensor& t, int64_t width) const {
+    Matrix m = matrix(noun, name, t, points.tensor, width);
+    STD_TORCH_CHECK(m.rows == points.rows, noun, ": ", name, " must have ", points.rows, " rows, got ",
+                    m.rows);
+    return m;
+  }
+  Tensor new_matrix(int64_t width) const { return fresh(points.tensor, {points.rows, width}); }
+
+  // Splits the points over threads, some 30 us of work each at the least; cost: relative to the forward
+  // kernel.
+  template <class F>
+  void dispatch(int64_t cost, const F& f) const {
+    if (points.tensor.scalar_type() == ScalarType::Float) {
+      run<float>(cost, f);
+    } else {
+      run<double>(2 * cost, f);
+    }
+  }
+
+ private:
+  template <class T, class F>
+  void run(int64_t cost, const F& f) const {
+    auto args = clebsch::spherical_harmonics_args<T>(ls, normalize, normalization);
+    args.points = points.read<T>().data;
+    args.points_stride = points.stride;
+    const auto kernel = f(args, clebsch::kernels<T>().spherical_harmonics);
+    const int64_t grain = (1 << 17) / (cost * (columns + 8)) + 64;
+    if (points.rows <= grain) return kernel(args, 0, points.rows);
+    torch::stable::parallel_for(0, points.rows, grain,
+                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  }
+};
+
+Tensor spherical_harmonics(const Tensor& points, std::vector<int64_t> ls, bool normalize,
+                           std::string normalization) {
+  const Harmonics h(points, std::move(ls), normalize, std::move(normalization));
+  Tensor out = h.new_matrix(h.columns);
+  h.dispatch(1, [&]<class T>(clebsch::SphericalHarmonicsArgs<T>& args, const auto& kernels) {
+    args.out = static_cast<T*>(out.mutable_data_ptr());
+    return kernels.forward;
+  });
+  return out;
+}
+
+Tensor spherical_harmonics_backward(const Tensor& grad, const Tensor& points, std::vector<int64_t> ls,
+                                    bool normalize, std::string normalization) {
+  const Harmonics h(points, std::move(ls), normalize, std::move(normalization));
+  const Matrix g = h.like_points("grad", grad, h.columns);
+  Tensor grad_points = h.new_matrix(3);
+  h.dispatch(2, [&]<class T>(clebsch::SphericalHarmonicsArgs<T>& args, const auto& kernels) {
+    args.grad = g.read<T>().data;
+    args.grad_stride = g.stride;
+    args.grad_points = static_cast<T*>(grad_points.mutable_data_ptr());
+    return kernels.backward;
+  });
+  return grad_points;
+}
+
+std::tuple<Tensor, Tensor> spherical_harmonics_double_backward(const Tensor& grad_grad_points,
+                                                               const Tensor& grad, const Tensor& points,
+                                                               std::vector<int64_t> ls, bool normalize,
+                                                               std::string normalization) {
+  const Harmonics h(points, std::move(ls), normalize, std::move(normalization));
+  const Matrix a = h.like_points("grad_grad_points", grad_grad_points, 3);
+  const Matrix g = h.like_points("grad", grad, h.columns);
+  Tensor grad_grad = h.new_matrix(h.columns), grad_points = h.new_matrix(3);
+  h.dispatch(4, [&]<class T>(clebsch::SphericalHarmonicsArgs<T>& args, const auto& kernels) {
+    args.grad_grad_points = a.read<T>().data;
+    args.grad_grad_points_stride = a.stride;
+    args.grad = g.read<T>().data;
+    args.grad_stride = g.stride;
+    args.out = static_cast<T*>(grad_grad.mutable_data_ptr());
+    args.grad_points = static_cast<T*>(grad_points.mutable_data_ptr());
+    return kernels.double_backward;
+  });
+  return {grad_grad, grad_points};
+}
+
 Tensor graph_order(const Tensor& senders, const Tensor& receivers, int64_t num_nodes) {
-  STD_TORCH_CHECK(senders.scalar_type() == ScalarType::Long && receivers.scalar_type() == ScalarType::Long,
-                  "graph_order: senders and receivers must be int64");
-  STD_TORCH_CHECK(senders.dim() == 1 && receivers.dim() == 1 && senders.numel() == receivers.numel(),
-                  "graph_order: senders and receivers must be vectors of the same length");
-  STD_TORCH_CHECK(num_nodes >= 0, "graph_order: num_nodes must not be negative, got ", num_nodes);
+  const char* noun = "graph_order";
+  require(senders.scalar_type() == ScalarType::Long && receivers.scalar_type() == ScalarType::Long, noun,
+          "senders and receivers must be int64");
+  require(senders.dim() == 1 && receivers.dim() == 1 && senders.numel() == receivers.numel(), noun,
+          "senders and receivers must be vectors of the same length");
+  // Far above what memory holds, far below where sizes overflow.
+  require(num_nodes >= 0 && num_nodes < int64_t{1} << 48, noun, "num_nodes must lie in [0, 2^48), got ",
+          num_nodes);
   const Tensor s = torch::stable::contiguous(senders), r = torch::stable::contiguous(receivers);
   const int64_t edges = s.numel();
   Tensor order = torch::stable::new_empty(s, {clebsch::order_size(edges, num_nodes)});
@@ -268,7 +404,14 @@ Tensor graph_order(const Tensor& senders, const Tensor& receivers, int64_t num_n
 }  // namespace
 
 STABLE_TORCH_LIBRARY(clebsch, m) {
-  m.def("graph_order(Tensor senders, Tensor receivers, int num_nodes) -> Tensor");
+  m.def("graph_order(Tensor senders, Tensor receivers, SymInt num_nodes) -> Tensor");
+  m.def("spherical_harmonics(Tensor points, int[] ls, bool normalize, str normalization) -> Tensor");
+  m.def(
+      "spherical_harmonics_backward(Tensor grad, Tensor points, int[] ls, bool normalize, str normalization)"
+      " -> Tensor");
+  m.def(
+      "spherical_harmonics_double_backward(Tensor grad_grad_points, Tensor grad, Tensor points, int[] ls,"
+      " bool normalize, str normalization) -> (Tensor, Tensor)");
   m.def("tensor_product(Tensor x, Tensor y, Tensor weight, str plan) -> Tensor");
   m.def(
       "tensor_product_backward(Tensor grad, Tensor x, Tensor y, Tensor weight, str plan, int needs)"
@@ -288,6 +431,9 @@ STABLE_TORCH_LIBRARY(clebsch, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(clebsch, CPU, m) {
   m.impl("graph_order", TORCH_BOX(&graph_order));
+  m.impl("spherical_harmonics", TORCH_BOX(&spherical_harmonics));
+  m.impl("spherical_harmonics_backward", TORCH_BOX(&spherical_harmonics_backward));
+  m.impl("spherical_harmonics_double_backward", TORCH_BOX(&spherical_harmonics_double_backward));
   m.impl("tensor_product", TORCH_BOX(&tensor_product));
   m.impl("tensor_product_backward", TORCH_BOX(&tensor_product_backward));
   m.impl("tensor_product_double_backward", TORCH_BOX(&tensor_product_double_backward));

@@ -1,12 +1,11 @@
 #include "cpu/run_product.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <new>
+#include <limits>
 
 #include "cpu/dispatch.h"
 #include "graph_order.h"
-#include "pages.h"
+#include "memory.h"
 
 namespace clebsch {
 namespace {
@@ -16,20 +15,18 @@ template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(std::int64_t count) { reserve(count); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { std::free(data_); }
+  ~Buffer() { release_memory(data_); }
   T* reserve(std::int64_t count) {
-    if (count <= size_) return data_;
-    std::free(data_);
-    data_ = nullptr;
-    size_ = 0;
-    const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + 63) / 64 * 64;
-    data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
-    if (!data_) throw std::bad_alloc();
-    advise_huge_pages(data_, bytes);
-    size_ = count;
+    if (count > size_) {
+      release_memory(data_);
+      data_ = nullptr;
+      size_ = 0;
+      data_ = static_cast<T*>(acquire_memory(static_cast<std::size_t>(count) * sizeof(T)));
+      size_ = count;
+    }
+    if (poisons_new_memory()) std::fill_n(data_, count, std::numeric_limits<T>::quiet_NaN());
     return data_;
   }
   T* data() const { return data_; }

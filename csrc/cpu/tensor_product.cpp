@@ -10,8 +10,9 @@
 namespace clebsch {
 
 extern constexpr TensorProductKernels<float> CLEBSCH_JOIN(tensor_product_float, CLEBSCH_ISA) = {
-    channel_kernels<float>, row_kernels<float>, compiled_l_max, &to_panel<float>, &from_panel<float>};
+    channel_kernels<float>, row_kernels<float>, kUnrolled<float> - 1, &to_panel<float>, &from_panel<float>};
 extern constexpr TensorProductKernels<double> CLEBSCH_JOIN(tensor_product_double, CLEBSCH_ISA) = {
-    channel_kernels<double>, row_kernels<double>, compiled_l_max, &to_panel<double>, &from_panel<double>};
+    channel_kernels<double>, row_kernels<double>, kUnrolled<double> - 1, &to_panel<double>,
+    &from_panel<double>};
 
 }  // namespace clebsch

@@ -331,12 +331,22 @@ struct PathKernels {
   Backward backward, backward_tangent;
 };
 
-constexpr int kUnrolled = compiled_l_max + 1;
+// Degrees below kUnrolled are unrolled. Each instruction set says how far (CMakeLists.txt): code for all of
+// them types is minutes of compiling, and past the limit Columns loses little.
+#ifndef CLEBSCH_UNROLLED_FLOAT
+#define CLEBSCH_UNROLLED_FLOAT compiled_l_max
+#endif
+#ifndef CLEBSCH_UNROLLED_DOUBLE
+#define CLEBSCH_UNROLLED_DOUBLE compiled_l_max
+#endif
+template <class T>
+constexpr int kUnrolled = (sizeof(T) == 4 ? CLEBSCH_UNROLLED_FLOAT : CLEBSCH_UNROLLED_DOUBLE) + 1;
+static_assert(kUnrolled<float> <= compiled_l_max + 1 && kUnrolled<double> <= compiled_l_max + 1);
 
 template <class T, int Index>
 constexpr PathKernels<T> path_kernels_at() {
-  constexpr int l1 = Index / (kUnrolled * kUnrolled), l2 = Index / kUnrolled % kUnrolled,
-                l3 = Index % kUnrolled;
+  constexpr int n = kUnrolled<T>;
+  constexpr int l1 = Index / (n * n), l2 = Index / n % n, l3 = Index % n;
   if constexpr (l3 >= (l1 > l2 ? l1 - l2 : l2 - l1) && l3 <= l1 + l2) {
     using P = Unrolled<T, l1, l2, l3>;
     return {&P::template forward<false>, &P::template forward<true>, &P::template backward<false>,
@@ -348,7 +358,7 @@ constexpr PathKernels<T> path_kernels_at() {
 
 template <class T>
 struct PathKernelTable {
-  PathKernels<T> at[kUnrolled * kUnrolled * kUnrolled];
+  PathKernels<T> at[kUnrolled<T> * kUnrolled<T> * kUnrolled<T>];
 };
 template <class T, std::size_t... I>
 constexpr PathKernelTable<T> path_kernel_table(std::index_sequence<I...>) {
@@ -356,7 +366,7 @@ constexpr PathKernelTable<T> path_kernel_table(std::index_sequence<I...>) {
 }
 template <class T>
 constexpr PathKernelTable<T> unrolled =
-    path_kernel_table<T>(std::make_index_sequence<kUnrolled * kUnrolled * kUnrolled>{});
+    path_kernel_table<T>(std::make_index_sequence<kUnrolled<T> * kUnrolled<T> * kUnrolled<T>>{});
 
 template <class T>
 struct ColumnKernelTable {
@@ -374,9 +384,10 @@ constexpr ColumnKernelTable<T> columns =
 
 template <class T>
 CLEBSCH_INLINE const PathKernels<T>& path_kernels(const Path& p) {
+  constexpr int n = kUnrolled<T>;
   const int l1 = p.in1.l, l2 = p.in2.l, l3 = p.out.l;
-  if (l1 >= kUnrolled || l2 >= kUnrolled || l3 >= kUnrolled) return columns<T>.at[l3];
-  return unrolled<T>.at[(l1 * kUnrolled + l2) * kUnrolled + l3];
+  if (l1 >= n || l2 >= n || l3 >= n) return columns<T>.at[l3];
+  return unrolled<T>.at[(l1 * n + l2) * n + l3];
 }
 
 // Consecutive pieces of the scratch space, each on a cache line.

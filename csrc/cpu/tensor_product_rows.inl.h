@@ -20,7 +20,8 @@ namespace {
 
 constexpr int kBlockVectors = 128;   // of P in a block of pairs, if more than one u fits
 constexpr int kBlockWeights = 1024;  // of weights in a block of pairs, likewise
-constexpr int kWholeWeights = 1024;  // a row of weights up to this long is transposed whole, for all paths at once
+constexpr int kWholeWeights =
+    1024;  // a row of weights up to this long is transposed whole, for all paths at once
 
 // tile[d] = lane r: rows[r][d]. Reads no more than dim elements of a row.
 template <class T>

@@ -1,0 +1,527 @@
+// Real spherical harmonics and their first and second derivatives, lanes = points.
+//
+// With the pole y, rho = x^2 + y^2 + z^2 and c_m + i s_m = (z + i x)^m,
+//     Y_{l,m} = q_l^m c_m,   Y_{l,-m} = q_l^m s_m,
+// where q_l^m(y, rho) is the normalised m-th derivative of the Legendre polynomial, homogeneous of degree l - m.
+// For each m there is a recurrence over l,
+//     q_l^m = a_{lm} y q_{l-1}^m - b_{lm} rho q_{l-2}^m,
+// and derivatives stay in the family,
+//     d q_l^m / dy = dy_{lm} q_{l-1}^m,   d q_l^m / dx = x dr_{lm} q_{l-1}^{m+1},   the same with z,
+// so that x and z leave the sums over l and m, and a gradient is three running sums.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "../spherical_harmonics.h"
+#include "vec.h"
+#include "vec_rows.h"
+
+namespace clebsch {
+namespace {
+
+template <class T>
+CLEBSCH_INLINE Vec<T> dot(const Triple<T>& a, const Triple<T>& b) {
+  return a.x * b.x + (a.y * b.y + a.z * b.z);
+}
+template <class T>
+CLEBSCH_INLINE Triple<T> scaled(const Triple<T>& a, Vec<T> s) {
+  return {a.x * s, a.y * s, a.z * s};
+}
+// a + s b
+template <class T>
+CLEBSCH_INLINE Triple<T> added(const Triple<T>& a, Vec<T> s, const Triple<T>& b) {
+  return {a.x + s * b.x, a.y + s * b.y, a.z + s * b.z};
+}
+
+// Coefficients of the recurrence, indexed l(l+1)/2 + m.
+template <class T>
+struct Step {
+  T a, b, dy, dr;
+};
+
+// Everything a call needs besides its rows.
+template <class T>
+struct Workspace {
+  int l_max;
+  bool repeated;            // a degree occurs twice
+  bool in_order;            // degrees are 0, 1, ..., l_max
+  Step<T>* step;
+  T* sectoral;              // (l_max + 1,): q_m^m
+  Vec<T>*c, *s;             // (l_max + 1,)
+  Vec<T>*c_dot, *s_dot;     // (l_max + 1,): derivatives along grad_grad_points
+  Vec<T>*q, *q_above;       // (l_max + 1,): q_l^m and q_l^{m+1} by l
+  Vec<T>*q_dot, *q_dot_above;
+  Vec<T>*value, *grad;      // ((l_max + 1)^2,): harmonics or grad_grad, and grad, by component l^2 + l + m
+  T** value_column;         // (num_columns,): the component that a column shows
+  T** grad_column;
+};
+
+inline double root(double v) { return __builtin_sqrt(v); }
+
+template <class T>
+CLEBSCH_INLINE void fill_coefficients(const Workspace<T>& w, HarmonicNormalization normalization) {
+  constexpr double pi = 3.14159265358979323846;
+  const bool norm = normalization == HarmonicNormalization::norm;
+  double sectoral = normalization == HarmonicNormalization::integral ? root(0.25 / pi) : 1.0;
+  for (int m = 0; m <= w.l_max; ++m) {
+    if (m > 0) sectoral *= root((norm ? 2.0 * m - 1 : 2.0 * m + 1) / (m == 1 ? 1.0 : 2.0 * m));
+    w.sectoral[m] = static_cast<T>(sectoral);
+  }
+  Step<T>* k = w.step;
+  for (int l = 0; l <= w.l_max; ++l) {
+    // Ratios of the squared normalisation of degree l to those of l - 1 and l - 2.
+    const double one = norm ? 1.0 : (2.0 * l + 1) / (2.0 * l - 1), two = norm ? 1.0 : (2.0 * l + 1) / (2.0 * l - 3);
+    for (int m = 0; m <= l; ++m, ++k) {
+      const double up = l + m, down = l - m;
+      k->a = m == l ? T(0) : static_cast<T>((2.0 * l - 1) * root(one / (down * up)));
+      k->b = m >= l - 1 ? T(0) : static_cast<T>(root(two * (down - 1) * (up - 1) / (down * up)));
+      k->dy = static_cast<T>(root(one * down * up));
+      k->dr = m >= l - 1 ? T(0) : static_cast<T>(-root(one * down * (down - 1) * (m == 0 ? 0.5 : 1.0)));
+    }
+  }
+}
+
+template <class T>
+CLEBSCH_INLINE void fill_azimuth(const Workspace<T>& w, const Triple<T>& u) {
+  Vec<T> c = T(1) - Vec<T>{}, s{};
+  w.c[0] = c;
+  w.s[0] = s;
+  for (int m = 1; m <= w.l_max; ++m) {
+    const Vec<T> c_before = c;
+    w.c[m] = c = u.z * c - u.x * s;
+    w.s[m] = s = u.z * s + u.x * c_before;
+  }
+}
+
+// Calls visit(l, q_l^m, q_{l-1}^m, coefficients) for l = m..l_max; at l = m the third argument is zero.
+template <class T, class F>
+CLEBSCH_INLINE void for_degrees(int m, const Workspace<T>& w, Vec<T> y, Vec<T> rho, const F& visit) {
+  const Step<T>* step = w.step + m;
+  Vec<T> before = w.sectoral[m] - Vec<T>{};
+  visit(m, before, Vec<T>{}, step[m * (m + 1) / 2]);
+  if (m == w.l_max) return;
+  const Step<T>& first = step[(m + 1) * (m + 2) / 2];
+  Vec<T> q = first.a * before * y;
+  visit(m + 1, q, before, first);
+  for (int l = m + 2; l <= w.l_max; ++l) {
+    const Step<T>& k = step[l * (l + 1) / 2];
+    const Vec<T> next = (k.a * y) * q - (k.b * rho) * before;
+    before = q;
+    q = next;
+    visit(l, q, before, k);
+  }
+}
+
+template <class T>
+CLEBSCH_INLINE void harmonics(const Workspace<T>& w, const Triple<T>& u) {
+  const Vec<T> rho = dot(u, u);
+  fill_azimuth(w, u);
+  for (int m = 0; m <= w.l_max; ++m) {
+    const Vec<T> c = w.c[m], s = w.s[m];
+    for_degrees(m, w, u.y, rho, [&](int l, Vec<T> q, Vec<T>, const Step<T>&) CLEBSCH_BODY {
+      w.value[l * l + l + m] = m == 0 ? q : q * c;
+      if (m > 0) w.value[l * l + l - m] = q * s;
+    });
+  }
+}
+
+// J(u)^T grad, the gradient of <grad, Y(u)>.
+template <class T>
+CLEBSCH_INLINE Triple<T> gradient(const Workspace<T>& workspace, const Triple<T>& u) {
+  Workspace<T> w = workspace;
+  const Vec<T> rho = dot(u, u);
+  fill_azimuth(w, u);
+  Triple<T> sum{};
+  Vec<T> radial{};
+  for (int m = w.l_max; m >= 0; --m) {
+    const Vec<T> c = w.c[m], s = w.s[m];
+    Vec<T> along_c{}, along_s{};
+    for_degrees(m, w, u.y, rho, [&](int l, Vec<T> q, Vec<T> before, const Step<T>& k) CLEBSCH_BODY {
+      const Vec<T> grad_c = w.grad[l * l + l + m], grad_s = w.grad[l * l + l - m];
+      w.q[l] = q;
+      if (m > 0) {
+        along_c += q * grad_c;
+        along_s += q * grad_s;
+      }
+      if (l == m) return;
+      const Vec<T> both = m == 0 ? grad_c : grad_c * c + grad_s * s;
+      sum.y += (k.dy * both) * before;
+      if (l > m + 1) radial += (k.dr * both) * w.q_above[l - 1];
+    });
+    if (m > 0) {
+      const Vec<T> c_below = w.c[m - 1], s_below = w.s[m - 1];
+      sum.z += T(m) * (along_c * c_below + along_s * s_below);
+      sum.x += T(m) * (along_s * c_below - along_c * s_below);
+    }
+    Vec<T>* const q = w.q;
+    w.q = w.q_above;
+    w.q_above = q;
+  }
+  return {sum.x + radial * u.x, sum.y, sum.z + radial * u.z};
+}
+
+template <class T>
+struct SecondGradient {
+  Triple<T> first, second;
+};
+
+// Directional derivatives along h: of Y, J(u) h, into w.value; of J(u)^T grad, second. J(u)^T grad itself is first.
+template <class T>
+CLEBSCH_INLINE SecondGradient<T> second_gradient(const Workspace<T>& workspace, const Triple<T>& u,
+                                                 const Triple<T>& h) {
+  Workspace<T> w = workspace;
+  const Vec<T> rho = dot(u, u), across = u.x * h.x + u.z * h.z;
+  fill_azimuth(w, u);
+  w.c_dot[0] = w.s_dot[0] = Vec<T>{};
+  for (int m = 1; m <= w.l_max; ++m) {
+    w.c_dot[m] = T(m) * (w.c[m - 1] * h.z - w.s[m - 1] * h.x);
+    w.s_dot[m] = T(m) * (w.s[m - 1] * h.z + w.c[m - 1] * h.x);
+  }
+  Triple<T> sum{}, sum_dot{};
+  Vec<T> radial{}, radial_dot{};
+  for (int m = w.l_max; m >= 0; --m) {
+    const Vec<T> c = w.c[m], s = w.s[m], c_dot = w.c_dot[m], s_dot = w.s_dot[m];
+    Vec<T> along_c{}, along_s{}, along_c_dot{}, along_s_dot{}, q_dot{};
+    for_degrees(m, w, u.y, rho, [&](int l, Vec<T> q, Vec<T> before, const Step<T>& k) CLEBSCH_BODY {
+      const Vec<T> grad_c = w.grad[l * l + l + m], grad_s = w.grad[l * l + l - m];
+      const Vec<T> both = m == 0 ? grad_c : grad_c * c + grad_s * s;
+      const Vec<T> both_dot = m == 0 ? Vec<T>{} : grad_c * c_dot + grad_s * s_dot;
+      if (l > m) {
+        const Vec<T> dy = k.dy * before, dy_dot = k.dy * q_dot;
+        q_dot = dy * h.y;
+        sum.y += both * dy;
+        sum_dot.y += both * dy_dot + both_dot * dy;
+      }
+      if (l > m + 1) {
+        const Vec<T> dr = k.dr * w.q_above[l - 1], dr_dot = k.dr * w.q_dot_above[l - 1];
+        q_dot += dr * across;
+        radial += both * dr;
+        radial_dot += both * dr_dot + both_dot * dr;
+      }
+      w.q[l] = q;
+      w.q_dot[l] = q_dot;
+      w.value[l * l + l + m] = m == 0 ? q_dot : q_dot * c + q * c_dot;
+      if (m > 0) {
+        w.value[l * l + l - m] = q_dot * s + q * s_dot;
+        along_c += q * grad_c;
+        along_s += q * grad_s;
+        along_c_dot += q_dot * grad_c;
+        along_s_dot += q_dot * grad_s;
+      }
+    });
+    if (m > 0) {
+      const Vec<T> c_below = w.c[m - 1], s_below = w.s[m - 1];
+      const Vec<T> c_dot_below = w.c_dot[m - 1], s_dot_below = w.s_dot[m - 1];
+      sum.z += T(m) * (along_c * c_below + along_s * s_below);
+      sum.x += T(m) * (along_s * c_below - along_c * s_below);
+      sum_dot.z += T(m) * (along_c_dot * c_below + along_s_dot * s_below + along_c * c_dot_below +
+                           along_s * s_dot_below);
+      sum_dot.x += T(m) * (along_s_dot * c_below - along_c_dot * s_below + along_s * c_dot_below -
+                           along_c * s_dot_below);
+    }
+    Vec<T>*const q = w.q, *const q_dot_now = w.q_dot;
+    w.q = w.q_above;
+    w.q_dot = w.q_dot_above;
+    w.q_above = q;
+    w.q_dot_above = q_dot_now;
+  }
+  return {{sum.x + radial * u.x, sum.y, sum.z + radial * u.z},
+          {sum_dot.x + (radial_dot * u.x + radial * h.x), sum_dot.y, sum_dot.z + (radial_dot * u.z + radial * h.z)}};
+}
+
+// The point to evaluate at: v itself, or u = v / max(|v|, 1e-12).
+template <class T>
+struct Place {
+  Triple<T> u;
+  Vec<T> inverse;       // 1 / max(|v|, 1e-12)
+  Triple<T> projected;  // u, or zero where |v| < 1e-12: the derivative of u along h is inverse (h - projected (u h))
+};
+
+template <class T>
+CLEBSCH_INLINE Vec<T> inverse_root(Vec<T> v) {
+#if defined(__AVX512F__)
+  // 14 bits from the instruction, 28 and 56 after one and two steps of Newton: within 1 ulp of the quotient.
+  Vec<T> r;
+  if constexpr (sizeof(T) == 4) {
+    r = reinterpret_cast<Vec<T>>(_mm512_maskz_rsqrt14_ps(0xffff, reinterpret_cast<__m512>(v)));
+  } else {
+    r = reinterpret_cast<Vec<T>>(_mm512_maskz_rsqrt14_pd(0xff, reinterpret_cast<__m512d>(v)));
+    r += (r * T(0.5)) * (T(1) - (v * r) * r);
+  }
+  return r + (r * T(0.5)) * (T(1) - (v * r) * r);
+#else
+  Vec<T> r;
+  for (int i = 0; i < lanes<T>; ++i) r[i] = static_cast<T>(sizeof(T) == 4 ? __builtin_sqrtf(v[i]) : __builtin_sqrt(v[i]));
+  return T(1) / r;
+#endif
+}
+
+template <class T>
+CLEBSCH_INLINE Place<T> place(const SphericalHarmonicsArgs<T>& args, std::int64_t first) {
+  const Triple<T> v = load_triples(args.points + first * args.points_stride, args.points_stride);
+  if (!args.normalize) return {v, Vec<T>{}, Triple<T>{}};
+  const Vec<T> square = dot(v, v), floor = T(1e-24) - Vec<T>{};
+  const auto tiny = square < floor;
+  const Vec<T> inverse = inverse_root<T>(tiny ? floor : square);
+  const Triple<T> u = scaled(v, inverse);
+  return {u, inverse, {tiny ? Vec<T>{} : u.x, tiny ? Vec<T>{} : u.y, tiny ? Vec<T>{} : u.z}};
+}
+
+// The derivative of u along h, which is also its transpose.
+template <class T>
+CLEBSCH_INLINE Triple<T> pushed(const Place<T>& at, const Triple<T>& h) {
+  return scaled(added(h, -dot(at.u, h), at.projected), at.inverse);
+}
+
+// Rows [begin, end) in full vectors; the last ones end at end and repeat some points, with the same results.
+template <class T, class F>
+CLEBSCH_INLINE void for_chunks(std::int64_t begin, std::int64_t end, const F& visit) {
+  constexpr int W = lanes<T>;
+  for (std::int64_t i = begin; i < end; i += W) {
+    const bool last = i + 2 * W > end;
+    visit(i + W <= end ? i : end - W, last ? end - W : i + W);
+  }
+}
+
+// Degrees 0..1 (n = 4) or 0..2 (n = 9) in order: in registers from the points to the rows.
+template <class T, int n>
+__attribute__((noinline)) void forward_few(const SphericalHarmonicsArgs<T>& args, const Workspace<T>& w,
+                                           std::int64_t begin, std::int64_t end) {
+  const T q00 = w.sectoral[0], q11 = w.sectoral[1], q22 = w.sectoral[n == 9 ? 2 : 0];
+  const T q10 = w.step[1].a * q00, q21 = n == 9 ? w.step[4].a * q11 : T(0);
+  const Step<T> k20 = w.step[n == 9 ? 3 : 0];
+  Triple<T> u = place(args, begin).u;
+  for_chunks<T>(begin, end, [&](std::int64_t first, std::int64_t next) CLEBSCH_BODY {
+    Vec<T> v[n];
+    v[0] = q00 - Vec<T>{};
+    v[1] = q11 * u.x;
+    v[2] = q10 * u.y;
+    v[3] = q11 * u.z;
+    if constexpr (n == 9) {
+      const Vec<T> both = q21 * u.y;
+      v[4] = (T(2) * q22) * (u.x * u.z);
+      v[5] = both * u.x;
+      v[6] = (k20.a * u.y) * v[2] - (k20.b * q00) * dot(u, u);
+      v[7] = both * u.z;
+      v[8] = q22 * (u.z * u.z - u.x * u.x);
+    }
+    u = place(args, next).u;
+    const auto column = [&](int c) CLEBSCH_BODY { return v[c]; };
+    if constexpr (n == 9) {
+      store_odd<T, 9>(column, args.out + 9 * first);
+    } else {
+      store_four(column, args.out + 4 * first);
+    }
+  });
+}
+
+template <class T>
+__attribute__((noinline)) void forward_rows(const SphericalHarmonicsArgs<T>& args, const Workspace<T>& workspace,
+                  std::int64_t begin, std::int64_t end) {
+  const Workspace<T> w = workspace;
+  const std::int64_t columns = args.num_columns;
+  if (w.in_order && w.l_max == 2) return forward_few<T, 9>(args, w, begin, end);
+  if constexpr (lanes<T> >= 4) {
+    if (w.in_order && w.l_max == 1) return forward_few<T, 4>(args, w, begin, end);
+  }
+  // The next points' directions, a long chain of latencies, are found while this chunk's rows are written.
+  Triple<T> u = place(args, begin).u;
+  for_chunks<T>(begin, end, [&](std::int64_t first, std::int64_t next) CLEBSCH_BODY {
+    harmonics(w, u);
+    u = place(args, next).u;
+    store_rows(w.value_column, columns, args.out + first * columns, args.out + next * columns);
+  });
+}
+
+// Components that no column shows have no gradient.
+template <class T>
+CLEBSCH_INLINE void clear_grad(const Workspace<T>& w) {
+  std::memset(static_cast<void*>(w.grad), 0, sizeof(Vec<T>) * (w.l_max + 1) * (w.l_max + 1));
+}
+
+template <class T>
+CLEBSCH_INLINE void load_grad(const SphericalHarmonicsArgs<T>& args, const Workspace<T>& w, std::int64_t first) {
+  const std::int64_t stride = args.grad_stride, columns = args.num_columns;
+  const T *rows = args.grad + first * stride, *next = rows + lanes<T> * stride;
+  if (!w.repeated) return load_rows<T, false>(rows, stride, columns, w.grad_column, next);
+  clear_grad(w);
+  load_rows<T, true>(rows, stride, columns, w.grad_column, next);
+}
+
+template <class T>
+__attribute__((noinline)) void backward_rows(const SphericalHarmonicsArgs<T>& args, const Workspace<T>& workspace,
+                   std::int64_t begin, std::int64_t end) {
+  const Workspace<T> w = workspace;
+  clear_grad(w);
+  Place<T> at = place(args, begin);
+  load_grad(args, w, begin);
+  for_chunks<T>(begin, end, [&](std::int64_t first, std::int64_t next) CLEBSCH_BODY {
+    const Triple<T> sum = gradient(w, at.u);
+    store_triples(args.grad_points + 3 * first, args.normalize ? pushed(at, sum) : sum);
+    at = place(args, next);
+    load_grad(args, w, next);
+  });
+}
+
+template <class T>
+__attribute__((noinline)) void double_backward_rows(const SphericalHarmonicsArgs<T>& args, const Workspace<T>& workspace,
+                          std::int64_t begin, std::int64_t end) {
+  const Workspace<T> w = workspace;
+  const std::int64_t columns = args.num_columns, stride = args.grad_grad_points_stride;
+  clear_grad(w);
+  Place<T> at = place(args, begin);
+  load_grad(args, w, begin);
+  for_chunks<T>(begin, end, [&](std::int64_t first, std::int64_t next) CLEBSCH_BODY {
+    const Triple<T> h = load_triples(args.grad_grad_points + first * stride, stride);
+    const Triple<T> p = args.normalize ? pushed(at, h) : h;
+    const SecondGradient<T> g = second_gradient(w, at.u, p);
+    Triple<T> sum = g.second;
+    if (args.normalize) {
+      // h-derivative of J^T g = inverse (j - u (u j)), j = g.first, with du = p, d inverse = -inverse^2 (u h).
+      const Triple<T> j = g.first, pushed_j = pushed(at, j);
+      Triple<T> bend = scaled(at.projected, dot(p, j));
+      bend = added(bend, dot(at.projected, j), p);
+      bend = added(bend, dot(at.projected, h), pushed_j);
+      sum = added(pushed(at, sum), -at.inverse, bend);
+    }
+    store_triples(args.grad_points + 3 * first, sum);
+    at = place(args, next);
+    load_grad(args, w, next);
+    store_rows(w.value_column, columns, args.out + first * columns, args.out + next * columns);
+  });
+}
+
+// Cuts memory into aligned pieces; with no memory it counts.
+class Pieces {
+ public:
+  explicit Pieces(char* memory) : memory_(memory) {}
+  template <class P>
+  void take(P*& piece, std::int64_t count) {
+    piece = memory_ ? reinterpret_cast<P*>(memory_ + used_) : nullptr;
+    used_ += (count * static_cast<std::int64_t>(sizeof(P)) + 63) / 64 * 64;
+  }
+  std::int64_t used() const { return used_; }
+
+ private:
+  char* memory_;
+  std::int64_t used_ = 0;
+};
+
+template <class T>
+void cut(Pieces& pieces, Workspace<T>& w, std::int64_t columns) {
+  const std::int64_t degrees = w.l_max + 1;
+  pieces.take(w.step, degrees * (degrees + 1) / 2);
+  pieces.take(w.sectoral, degrees);
+  for (Vec<T>** v : {&w.c, &w.s, &w.c_dot, &w.s_dot, &w.q, &w.q_above, &w.q_dot, &w.q_dot_above}) {
+    pieces.take(*v, degrees);
+  }
+  pieces.take(w.value, degrees * degrees);
+  pieces.take(w.grad, degrees * degrees);
+  pieces.take(w.value_column, columns);
+  pieces.take(w.grad_column, columns);
+}
+
+template <class T>
+void fill_columns(const SphericalHarmonicsArgs<T>& args, Workspace<T>& w) {
+  w.repeated = false;
+  w.in_order = args.num_ls == w.l_max + 1;
+  std::int64_t column = 0;
+  for (int i = 0; i < args.num_ls; ++i) {
+    const std::int64_t l = args.ls[i];
+    w.in_order &= l == i;
+    for (int j = 0; j < i; ++j) w.repeated |= args.ls[j] == l;
+    for (std::int64_t c = l * l; c < (l + 1) * (l + 1); ++c, ++column) {
+      w.value_column[column] = reinterpret_cast<T*>(w.value + c);
+      w.grad_column[column] = reinterpret_cast<T*>(w.grad + c);
+    }
+  }
+}
+
+// Fewer rows than lanes: copied between zeros, so that kernels know full vectors only.
+template <class T>
+struct PaddedRows {
+  T *points, *grad, *grad_grad_points, *out, *grad_points;
+
+  void cut(Pieces& pieces, std::int64_t columns) {
+    for (T** rows : {&points, &grad_grad_points, &grad_points}) pieces.take(*rows, 3 * lanes<T>);
+    for (T** rows : {&grad, &out}) pieces.take(*rows, columns * lanes<T>);
+  }
+
+  static void copy(T* to, std::int64_t to_stride, const T* from, std::int64_t from_stride, int rows,
+                   std::int64_t width) {
+    if (from == nullptr || to == nullptr) return;
+    for (int i = 0; i < rows; ++i) {
+      std::memcpy(to + i * to_stride, from + i * from_stride, static_cast<std::size_t>(width) * sizeof(T));
+    }
+  }
+
+  template <class F>
+  void run(SphericalHarmonicsArgs<T> args, std::int64_t begin, int rows, const F& kernel) const {
+    const std::int64_t columns = args.num_columns;
+    const T* const from_grad = args.grad ? args.grad + begin * args.grad_stride : nullptr;
+    const T* const from_grad_grad_points =
+        args.grad_grad_points ? args.grad_grad_points + begin * args.grad_grad_points_stride : nullptr;
+    T* const to_out = args.out ? args.out + begin * columns : nullptr;
+    T* const to_grad_points = args.grad_points ? args.grad_points + begin * 3 : nullptr;
+    std::memset(points, 0, 3 * sizeof(Vec<T>));
+    std::memset(grad_grad_points, 0, 3 * sizeof(Vec<T>));
+    std::memset(grad, 0, columns * sizeof(Vec<T>));
+    copy(points, 3, args.points + begin * args.points_stride, args.points_stride, rows, 3);
+    copy(grad, columns, from_grad, args.grad_stride, rows, columns);
+    copy(grad_grad_points, 3, from_grad_grad_points, args.grad_grad_points_stride, rows, 3);
+    args.points = points;
+    args.grad = grad;
+    args.grad_grad_points = grad_grad_points;
+    args.points_stride = args.grad_grad_points_stride = 3;
+    args.grad_stride = columns;
+    args.out = out;
+    args.grad_points = grad_points;
+    kernel(args, 0, lanes<T>);
+    copy(to_out, columns, out, columns, rows, columns);
+    copy(to_grad_points, 3, grad_points, 3, rows, 3);
+  }
+};
+
+// Prepares a call and hands it to kernel(args, workspace, begin, end).
+template <class T, class F>
+void run(const SphericalHarmonicsArgs<T>& args, std::int64_t begin, std::int64_t end, const F& kernel) {
+  if (begin >= end) return;
+  Workspace<T> w;
+  PaddedRows<T> padded;
+  w.l_max = 0;
+  for (int i = 0; i < args.num_ls; ++i) {
+    if (args.ls[i] > w.l_max) w.l_max = static_cast<int>(args.ls[i]);
+  }
+  const bool few = end - begin < lanes<T>;
+  const auto cut_all = [&](char* memory) {
+    Pieces pieces(memory);
+    cut(pieces, w, args.num_columns);
+    if (few) padded.cut(pieces, args.num_columns);
+    return pieces.used();
+  };
+  alignas(64) char stack[48 << 10];
+  char* heap = nullptr;
+  const std::int64_t bytes = cut_all(nullptr);
+  if (bytes > static_cast<std::int64_t>(sizeof(stack))) {
+    heap = static_cast<char*>(std::aligned_alloc(64, static_cast<std::size_t>(bytes)));
+    if (heap == nullptr) std::abort();
+  }
+  cut_all(heap ? heap : stack);
+  fill_coefficients(w, args.normalization);
+  fill_columns(args, w);
+
+  const auto with_workspace = [&](const SphericalHarmonicsArgs<T>& a, std::int64_t first, std::int64_t last) {
+    kernel(a, w, first, last);
+  };
+  if (few) {
+    padded.run(args, begin, static_cast<int>(end - begin), with_workspace);
+  } else {
+    with_workspace(args, begin, end);
+  }
+  std::free(heap);
+}
+
+}  // namespace
+}  // namespace clebsch
