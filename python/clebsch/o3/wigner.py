@@ -68,9 +68,20 @@ _ARRAYS = {
 }
 
 
-@torch.compiler.allow_in_graph
+def _numbers(name: str, *key: Any) -> list[Any]:
+    """The table of that name as nested lists."""
+    return _ARRAYS[name](*key).tolist()
+
+
+# What torch.compiler.assume_constant_result does, without its import of the whole compiler (seconds).
+_numbers._dynamo_marked_constant = True
+
+
 def _table(name: str, *key: Any) -> Tensor:
     """The table of that name, a copy in float64 or complex128."""
+    if torch.compiler.is_compiling():
+        dtype = torch.complex128 if name == "real to complex" else torch.float64
+        return torch.tensor(_numbers(name, *key), dtype=dtype, device="cpu")
     return torch.tensor(_ARRAYS[name](*key), device="cpu")
 
 
