@@ -56,19 +56,19 @@ def main(arguments: list[str] | None = None) -> int:
         **{k: getattr(options, k) for k in ("quick", "only", "threads", "isa", "device", "compile", "memory")}
     )
     command = "python -m benchmarks " + " ".join(sys.argv[1:] if arguments is None else arguments)
-    every = []
+    notes, every = report.caveats(options.quick, machine.load()), []
     for name in NAMES if options.name == "all" else [options.name]:
         print(name, file=sys.stderr, flush=True)
         place = machine.describe(command)
         rows = list(import_module(f".{name}", __package__).rows(session))
         every += rows
         path = options.results / f"{stem(name, options)}.json"
-        report.write_json(path, name, place, rows)
+        report.write_json(path, name, place, rows, notes)
         title = f"{name}: {place['cpu']}, {place['isa']}, {options.threads} thread(s)"
         report.show(title, rows)
         if options.plot:
             report.plot(path.with_suffix(".png"), title, rows)
-    print(report.summary(every))
+    print(report.summary(every, notes))
     return 0
 
 

@@ -12,7 +12,7 @@ import torch
 from . import problems
 from .harness import Floor, Row, Spread, at_least
 from .limits import quickest_reader
-from .machine import isa_in_use, on_avx512
+from .machine import held
 from .problems import Edges, Problem, model, operands
 from .session import Session
 from .steps import BACKWARD, DOUBLE, FORWARD, STEPS, Function, require_same
@@ -90,9 +90,10 @@ def _compare(
 
 
 def _floor(family: str, step: str) -> Floor | None:
-    if (isa_in_use(), family, step) == ("avx2", "MACE", FORWARD):
-        return at_least(MACE_FORWARD_AVX2)
-    return on_avx512(at_least(FLOORS[family][step]))
+    floor = held(at_least(FLOORS[family][step]))
+    if (family, step) == ("MACE", FORWARD):
+        floor = floor or held(at_least(MACE_FORWARD_AVX2), "avx2")
+    return floor
 
 
 def _bandwidth(session: Session, name: str, problem: Problem, edges: Edges) -> Iterator[Row]:

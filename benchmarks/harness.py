@@ -75,12 +75,14 @@ def interleave(
 ) -> Samples:
     """Time every function once per round, in rotating order.
 
-    A function that returns within `effort.sample` is repeated to fill that time, after one untimed call that
-    brings its data back into the cache from which the function before has pushed it.
+    A function that returns within `effort.sample`, or a twentieth of the slowest one's time, is repeated to
+    fill that time, after one untimed call that brings its data back into the cache from which the function
+    before has pushed it.
     """
     effort = effort or Effort()
     cost = {name: _warm_up(function, clock) for name, function in functions.items()}
-    repeats = {name: max(1, math.ceil(effort.sample / max(cost[name], 1e-9))) for name in functions}
+    fill = max(effort.sample, max(cost.values()) / 20)
+    repeats = {name: max(1, math.ceil(fill / max(cost[name], 1e-9))) for name in functions}
     round_cost = sum(cost[name] * (repeats[name] + (repeats[name] > 1)) for name in functions)
     rounds = min(max(int(effort.budget / max(round_cost, 1e-9)), effort.rounds[0]), effort.rounds[1])
     seconds: dict[str, list[float]] = {name: [] for name in functions}

@@ -14,7 +14,7 @@ from pathlib import Path
 from .harness import Floor
 
 REPOSITORY = Path(__file__).parent.parent
-PACKAGES = ("clebsch", "torch", "e3nn", "sphericart-torch", "numpy")
+PACKAGES = ("torch", "e3nn", "sphericart-torch", "numpy")
 
 
 def isa_in_use() -> str:
@@ -24,13 +24,22 @@ def isa_in_use() -> str:
     return backend.instruction_set()
 
 
-def on_avx512(floor: Floor | None) -> Floor | None:
-    """Most floors are those of one thread with AVX-512: with narrower registers none is held up."""
-    return floor if isa_in_use() == "avx512" else None
+def held(floor: Floor | None, isa: str = "avx512") -> Floor | None:
+    """The floor where it was set for what runs, one thread with `isa`; none otherwise."""
+    import torch
+
+    return floor if (isa_in_use(), torch.get_num_threads()) == (isa, 1) else None
+
+
+def load() -> float:
+    """Processes that ran or waited in the last minute; 0 where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def describe(command: str) -> dict[str, object]:
     import torch
+
+    import clebsch
 
     return {
         "cpu": _cpu_field("model name"),
@@ -38,10 +47,10 @@ def describe(command: str) -> dict[str, object]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "isa": isa_in_use(),
         "threads": torch.get_num_threads(),
-        "load average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "load average": load(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {"clebsch": clebsch.__version__} | {name: _version(name) for name in PACKAGES},
         "command": command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),

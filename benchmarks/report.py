@@ -35,12 +35,22 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def summary(rows: Sequence[Row]) -> str:
+def caveats(quick: bool, load: float) -> list[str]:
+    """Why the numbers of a run should not be quoted."""
+    found = ["quick: sizes are not those that the floors are set for"] if quick else []
+    if load > 1:
+        found.append(
+            f"load average {load:.1f} at the start: others use this machine, measure again when it is quiet"
+        )
+    return found
+
+
+def summary(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     held = [row for row in rows if row.floor]
     missed = [row for row in held if row.floor.missed_by(row.spread.median)]
     lines = [f"{len(held) - len(missed)} of {len(held)} floors met"]
     lines += [f"  {row.name}, {row.quantity}: {verdict(row)}" for row in missed]
-    return "\n".join(lines)
+    return "\n".join([*lines, *notes])
 
 
 def table(title: str, rows: Sequence[Row]) -> str:
@@ -71,9 +81,12 @@ def show(title: str, rows: Sequence[Row]) -> None:
     console.print(fancy)
 
 
-def write_json(path: Path, name: str, machine: dict[str, object], rows: Sequence[Row]) -> None:
+def write_json(
+    path: Path, name: str, machine: dict[str, object], rows: Sequence[Row], notes: Sequence[str] = ()
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"name": name, "machine": machine, "rows": [row.as_json() for row in rows]}
+    content: dict[str, object] = {"name": name, "machine": machine, "caveats": list(notes)}
+    content["rows"] = [row.as_json() for row in rows]
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 

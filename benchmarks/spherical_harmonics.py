@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from .harness import Floor, Row, at_least, at_most
-from .machine import on_avx512
+from .machine import held
 from .session import Session
 from .steps import BACKWARD, DOUBLE, FORWARD, STEPS, Function, require_same
 
@@ -49,7 +49,7 @@ def _compare(session: Session, name: str, l_max: int, step: str, points: torch.T
     for numerator, denominator, floor in _floors(l_max, step):
         ratio = samples.ratio(numerator, denominator)
         quantity = f"{numerator} / {denominator}"
-        yield Row(name, quantity, ratio, floor=on_avx512(floor), seconds=samples.medians())
+        yield Row(name, quantity, ratio, floor=held(floor), seconds=samples.medians())
 
 
 def _writers(rows: int, columns: int) -> dict[str, Callable[[], object]]:

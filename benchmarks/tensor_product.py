@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .harness import Row, at_least
-from .machine import on_avx512
+from .machine import held
 from .problems import MODELS, Problem, model, operands
 from .session import Session
 from .steps import BACKWARD, DOUBLE, FORWARD, STEPS, Function, require_same
@@ -65,7 +65,6 @@ def _compare(session: Session, name: str, problem: Problem, step: str, count: in
     samples = session.time(name, {key: STEPS[step](function, inputs) for key, function in functions.items()})
     for peer in functions:
         if peer != "clebsch":
-            held = peer == "e3nn" and problem.family != "other"
-            floor = on_avx512(FLOORS[step]) if held else None
+            floor = FLOORS[step] if peer == "e3nn" and problem.family != "other" else None
             ratio = samples.ratio(peer, "clebsch")
-            yield Row(name, f"{peer} / clebsch", ratio, floor=floor, seconds=samples.medians())
+            yield Row(name, f"{peer} / clebsch", ratio, floor=held(floor), seconds=samples.medians())

@@ -106,6 +106,13 @@ def test_table_and_summary_name_what_was_missed():
     assert report.summary(rows) == "1 of 2 floors met\n  case, peer / clebsch: missed by 25 %"
 
 
+def test_caveats_go_with_the_numbers():
+    assert report.caveats(False, 0.4) == []
+    quick, busy = report.caveats(True, 3.2)
+    assert quick.startswith("quick") and "3.2" in busy
+    assert report.summary([row()], [quick]).splitlines() == ["0 of 0 floors met", quick]
+
+
 def test_json_round_trip(tmp_path):
     path = tmp_path / "new" / "case.json"
     report.write_json(path, "case", {"cpu": "any"}, [row(floor=at_least(20)), row()])
@@ -190,13 +197,13 @@ def test_quick_run_writes_a_complete_result(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert "of 4 floors met" in done.stdout
+    assert "floors met\n" in done.stdout  # how many are held depends on the processor
     content = json.loads((tmp_path / "spherical_harmonics-quick-part.json").read_text())
     machine = content["machine"]
     assert machine["threads"] == 1 and machine["isa"] and machine["versions"]["e3nn"] and machine["date"]
     assert machine["command"] == " ".join(["python -m benchmarks", *arguments])
     for entry in content["rows"]:
-        assert entry["median"] > 0 and entry["floor"] and isinstance(entry["met"], bool)
+        assert entry["median"] > 0 and (entry["floor"] is None) == (entry["met"] is None)
         assert set(entry["seconds"]) == {"clebsch", "e3nn", "sphericart", "write", "write new"}
 
 
