@@ -204,18 +204,22 @@ Coupling sparse_coupling(const Path& p, const CouplingEntry* entries, int count)
   return c;
 }
 
-// Channels in the lanes: a whole vector of work for every padded channel block. Rows in the lanes: work for
-// each channel, at about 2.5 times the cost of a multiply-add since every operand passes through a
-// transposition.
-bool lanes_are_channels(const std::vector<Path>& paths) {
-  double channels = 0, rows = 0;
+// Which kernel, by counting vector instructions of a row. Channels in the lanes: a vector of work for every
+// padded channel block, M for eight rows at a time. Rows in the lanes: work for each channel, of which the
+// forward pass of unrolled degrees needs no more than the arithmetic, and a transposition of every operand.
+Lanes choose_lanes(const std::vector<Path>& paths, const Program& program) {
+  double channels = 0, rows_forward = 0, rows = 0;
   for (const Path& p : paths) {
-    if (p.mode != Mode::uvu || p.in2.mul != 1 || p.out.l > kChannelwiseMaxDegree) return false;
-    const double cells = double(2 * p.in1.l + 1) * (2 * p.out.l + 1);
-    channels += (cells + 4) * (p.in1.stride / kPadding);
-    rows += 2.5 * (cells + 4) * p.in1.mul / kPadding;
+    if (p.mode != Mode::uvu || p.in2.mul != 1 || p.out.l > kChannelwiseMaxDegree) return {false, false};
+    const double inputs = 2 * p.in1.l + 1, outputs = 2 * p.out.l + 1, work = inputs + p.cell_count;
+    channels += (work + 4) * (p.in1.stride / kPadding) + 0.75 * p.term_count;
+    rows_forward += 1.2 * (p.in1.mul * (work + 2 * outputs) + p.term_count) / kPadding;
+    rows += 7.5 * p.in1.mul * (inputs * outputs + 4) / kPadding;
   }
-  return !paths.empty() && channels <= rows;
+  channels += 2.0 * program.dim2;
+  const double transposition = 0.45 * (program.dim1 + program.dim2 + program.weight_numel);
+  return {!paths.empty() && channels <= rows_forward + transposition,
+          !paths.empty() && channels <= rows + 3 * transposition};
 }
 
 std::int64_t row_length(const std::vector<Block>& blocks) {
@@ -296,7 +300,7 @@ const Plan& parse_plan(const std::string& text) {
       plan->paths_.push_back(p);
     }
   }
-  plan->channelwise = lanes_are_channels(plan->paths_);
+  plan->channels = choose_lanes(plan->paths_, program);
   program.paths = plan->paths_.data();
   program.in1 = plan->in1_.data();
   program.in2 = plan->in2_.data();

@@ -10,10 +10,15 @@
 
 namespace clebsch {
 
+// Whether the lanes of a vector are channels (every path uvu with one copy of y, multiplicities wide enough)
+// or rows.
+struct Lanes {
+  bool forward, derivatives;
+};
+
 struct Plan {
   Program program{};
-  // Lanes are channels (every path uvu with one copy of y, multiplicities wide enough) or rows.
-  bool channelwise = false;
+  Lanes channels{};
 
  private:
   friend const Plan& parse_plan(const std::string&);

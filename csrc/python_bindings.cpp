@@ -34,11 +34,12 @@ py::dict describe_plan(const std::string& text) {
     d["degrees"] = py::make_tuple(path.in1.l, path.in2.l, path.out.l);
     d["cells"] = path.cell_count;
     d["terms"] = path.term_count;
-    d["unrolled"] = plan.channelwise && std::max({path.in1.l, path.in2.l, path.out.l}) <= unrolled;
+    d["unrolled"] = std::max({path.in1.l, path.in2.l, path.out.l}) <= unrolled;
     paths.append(d);
   }
   py::dict d;
-  d["kernel"] = plan.channelwise ? "channels" : "rows";
+  d["forward"] = plan.channels.forward ? "channels" : "rows";
+  d["derivatives"] = plan.channels.derivatives ? "channels" : "rows";
   d["dim1"] = p.dim1;
   d["dim2"] = p.dim2;
   d["dim_out"] = p.dim_out;

@@ -226,7 +226,7 @@ def broadcast(tensor: Tensor) -> Tensor:
 
 def kernel(plan: ProductPlan) -> str:
     """What lies in the lanes of a vector: "channels" or "rows"."""
-    return backend.describe_plan(plan)["kernel"]
+    return backend.describe_plan(plan)["derivatives"]
 
 
 def channelwise_plan(

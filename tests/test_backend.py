@@ -109,7 +109,7 @@ def test_unknown_set_is_refused_and_nothing_changes():
 def test_descriptions():
     plan = wide_plan(16)
     found = backend.describe_plan(plan)
-    assert found["kernel"] == "channels"
+    assert found["forward"] == found["derivatives"] == "channels"
     assert (found["dim1"], found["dim2"], found["dim_out"]) == (64, 9, 144)
     assert found["weight_numel"] == plan.weight_numel
     assert [path["degrees"] for path in found["paths"]] == [

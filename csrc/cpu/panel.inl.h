@@ -7,6 +7,7 @@
 #pragma once
 
 #include "program.h"
+#include "unrolled.inl.h"
 #include "vec.h"
 
 namespace clebsch {
@@ -37,13 +38,6 @@ struct ScatterChannels {  // the inverse: position p comes from the lane u with 
     return 0;
   }
 };
-
-template <int N, class F>
-CLEBSCH_INLINE void each(F f) {
-  [&]<std::size_t... I>(std::index_sequence<I...>) __attribute__((always_inline)) {
-    (f.template operator()<static_cast<int>(I)>(), ...);
-  }(std::make_index_sequence<N>{});
-}
 
 template <class T, int D>
 void block_to_panel(const T* row, int mul, int stride, T* panel) {

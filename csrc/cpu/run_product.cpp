@@ -70,8 +70,10 @@ class ProductRun {
         derivative_(derivative),
         parallel_(parallel),
         table_(kernels<T>().tensor_product),
-        kernels_(call.plan->channelwise ? table_.channels : table_.rows),
-        panels_(call.plan->channelwise && call.graph) {}
+        channels_(derivative == Derivative::none ? call.plan->channels.forward
+                                                 : call.plan->channels.derivatives),
+        kernels_(channels_ ? table_.channels : table_.rows),
+        panels_(channels_ && call.graph) {}
 
   void run() {
     ProductArgs<T> args{};
@@ -209,6 +211,7 @@ class ProductRun {
   const Derivative derivative_;
   const Parallel parallel_;
   const TensorProductKernels<T>& table_;
+  const bool channels_;  // what lies in the lanes
   const ProductKernels<T>& kernels_;
   const bool panels_;  // x, ax and the private sums of gx are panels
   Buffer<T> x_panels_, ax_panels_, slots_, weight_sums_, zeros_;

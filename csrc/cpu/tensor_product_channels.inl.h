@@ -17,9 +17,9 @@
 // Channels beyond the multiplicity are zero in panels and masked in w, so they add nothing.
 #pragma once
 
-#include "coupling_unrolled.h"
 #include "panel.inl.h"
 #include "tensor_product.h"
+#include "unrolled.inl.h"
 
 namespace clebsch {
 namespace {
@@ -67,21 +67,26 @@ struct PathOperands {
   }
 };
 
-// M[m1, m3] of the whole group, lanes are edges; y is dim2 x kGroup.
+// M[m1, m3] of the whole group, lanes are edges; y is dim2 x kGroup. Cells that C leaves zero are not
+// touched.
 template <class T>
-void contract_group(const Program& program, const T* y, T* matrix) {
+void contract_group(const Program& program, const T* __restrict y, T* __restrict matrix) {
   using Edges = typename GroupOf<T>::type;
+  const auto at = [](auto* p, std::int64_t n) __attribute__((always_inline)) {
+    using Pointer =
+        std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(p)>>, const Edges*, Edges*>;
+    return reinterpret_cast<Pointer>(p + n * kGroup);
+  };
   for (int i = 0; i < program.path_count; ++i) {
     const Path& p = program.paths[i];
     T* m = matrix + p.dense * kGroup;
-    const int size = (2 * p.in1.l + 1) * (2 * p.out.l + 1);
-    for (int c = 0; c < size; ++c) *reinterpret_cast<Edges*>(m + c * kGroup) = Edges{};
     const T* yp = y + p.in2.offset * kGroup;
-    for (int n = 0; n < p.term_count; ++n) {
-      const Term& t = p.terms[n];
-      *reinterpret_cast<Edges*>(m + t.dense * kGroup) +=
-          path_values<T>(p)[n] * *reinterpret_cast<const Edges*>(yp + t.m2 * kGroup);
-    }
+    const T* values = path_values<T>(p);
+    const Term* terms = p.terms;
+    // The first terms are one for each cell: they need no zero to add to.
+    const int cells = p.cell_count, count = p.term_count;
+    for (int n = 0; n < cells; ++n) *at(m, terms[n].dense) = values[n] * *at(yp, terms[n].m2);
+    for (int n = cells; n < count; ++n) *at(m, terms[n].dense) += values[n] * *at(yp, terms[n].m2);
   }
 }
 
@@ -331,42 +336,15 @@ struct PathKernels {
   Backward backward, backward_tangent;
 };
 
-// Degrees below kUnrolled are unrolled. Each instruction set says how far (CMakeLists.txt): code for all of
-// them types is minutes of compiling, and past the limit Columns loses little.
-#ifndef CLEBSCH_UNROLLED_FLOAT
-#define CLEBSCH_UNROLLED_FLOAT compiled_l_max
-#endif
-#ifndef CLEBSCH_UNROLLED_DOUBLE
-#define CLEBSCH_UNROLLED_DOUBLE compiled_l_max
-#endif
-template <class T>
-constexpr int kUnrolled = (sizeof(T) == 4 ? CLEBSCH_UNROLLED_FLOAT : CLEBSCH_UNROLLED_DOUBLE) + 1;
-static_assert(kUnrolled<float> <= compiled_l_max + 1 && kUnrolled<double> <= compiled_l_max + 1);
-
-template <class T, int Index>
-constexpr PathKernels<T> path_kernels_at() {
-  constexpr int n = kUnrolled<T>;
-  constexpr int l1 = Index / (n * n), l2 = Index / n % n, l3 = Index % n;
-  if constexpr (l3 >= (l1 > l2 ? l1 - l2 : l2 - l1) && l3 <= l1 + l2) {
-    using P = Unrolled<T, l1, l2, l3>;
-    return {&P::template forward<false>, &P::template forward<true>, &P::template backward<false>,
-            &P::template backward<true>};
-  } else {
-    return {};
-  }
-}
-
-template <class T>
-struct PathKernelTable {
-  PathKernels<T> at[kUnrolled<T> * kUnrolled<T> * kUnrolled<T>];
-};
-template <class T, std::size_t... I>
-constexpr PathKernelTable<T> path_kernel_table(std::index_sequence<I...>) {
-  return {{path_kernels_at<T, static_cast<int>(I)>()...}};
+template <class T, int L1, int L2, int L3>
+constexpr PathKernels<T> unrolled_channel_kernels() {
+  using P = Unrolled<T, L1, L2, L3>;
+  return {&P::template forward<false>, &P::template forward<true>, &P::template backward<false>,
+          &P::template backward<true>};
 }
 template <class T>
-constexpr PathKernelTable<T> unrolled =
-    path_kernel_table<T>(std::make_index_sequence<kUnrolled<T> * kUnrolled<T> * kUnrolled<T>>{});
+constexpr auto unrolled_channels = unrolled_table<T, PathKernels<T>>(
+    []<int L1, int L2, int L3>() { return unrolled_channel_kernels<T, L1, L2, L3>(); });
 
 template <class T>
 struct ColumnKernelTable {
@@ -384,10 +362,7 @@ constexpr ColumnKernelTable<T> columns =
 
 template <class T>
 CLEBSCH_INLINE const PathKernels<T>& path_kernels(const Path& p) {
-  constexpr int n = kUnrolled<T>;
-  const int l1 = p.in1.l, l2 = p.in2.l, l3 = p.out.l;
-  if (l1 >= n || l2 >= n || l3 >= n) return columns<T>.at[l3];
-  return unrolled<T>.at[(l1 * n + l2) * n + l3];
+  return is_unrolled<T>(p) ? unrolled_channels<T>[p] : columns<T>.at[p.out.l];
 }
 
 // Consecutive pieces of the scratch space, each on a cache line.
@@ -416,6 +391,7 @@ class ChannelWalk {
     Scratch<T> s{scratch};
     y = s.take(program.dim2 * kGroup);
     matrix = s.take(program.dense_size * kGroup);
+    zero(matrix, program.dense_size * kGroup);
     group.matrix = matrix;
     T* constants = s.take(2 * program.widest);
     for (int c = 0; c < program.widest; ++c) constants[c] = T{1};
@@ -427,6 +403,7 @@ class ChannelWalk {
     if (!a.graph) x_panels = s.take(program.panel1 * kGroup);
     if constexpr (Tangent) {
       tangent_matrix = s.take(program.dense_size * kGroup);
+      zero(tangent_matrix, program.dense_size * kGroup);
       group.tangent_matrix = tangent_matrix;
       if (!a.graph) ax_panels = s.take(program.panel1 * kGroup);
     }
@@ -522,9 +499,20 @@ class ChannelWalk {
   }
   template <class Edge>
   CLEBSCH_INLINE void contract(int count, const Rows<const T>& from, Edge edge, T* to_matrix) {
-    for (int e = 0; e < kGroup; ++e) {
-      const T* row = from[edge(e < count ? e : 0)];
-      for (std::int64_t j = 0; j < program.dim2; ++j) y[j * kGroup + e] = row[j];
+    using Edges = typename GroupOf<T>::type;
+    const T* rows[kGroup];
+    for (int e = 0; e < kGroup; ++e) rows[e] = from[edge(e < count ? e : 0)];
+    std::int64_t j = 0;
+    for (; j + kGroup <= program.dim2; j += kGroup) {
+      Edges v[kGroup];
+#pragma GCC unroll 8
+      for (int e = 0; e < kGroup; ++e) v[e] = *reinterpret_cast<const Edges*>(rows[e] + j);
+      transpose_square(v);
+#pragma GCC unroll 8
+      for (int e = 0; e < kGroup; ++e) *reinterpret_cast<Edges*>(y + (j + e) * kGroup) = v[e];
+    }
+    for (; j < program.dim2; ++j) {
+      for (int e = 0; e < kGroup; ++e) y[j * kGroup + e] = rows[e][j];
     }
     contract_group(program, y, to_matrix);
   }

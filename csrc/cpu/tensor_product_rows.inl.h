@@ -13,6 +13,7 @@
 #pragma once
 
 #include "tensor_product.h"
+#include "unrolled.inl.h"
 #include "vec.h"
 
 namespace clebsch {
@@ -217,6 +218,61 @@ CLEBSCH_INLINE void collect(const W* weight, const Vec<T>* g, int pairs, int out
   }
 }
 
+// The forward pass of a uvu path with one copy of y, degrees known at compile time: M in registers, no
+// tables. Narrow channelwise products are run so, where the tables would cost more than the arithmetic.
+template <class T, int L1, int L2, int L3>
+struct UnrolledRows {
+  static constexpr int A = 2 * L1 + 1, B = 2 * L2 + 1, K = 2 * L3 + 1;
+  using C = Coupling<L1, L2, L3>;
+
+  // The term that first touches a cell, or -1 where C is zero.
+  static constexpr int first(int i, int k) {
+    for (int n = 0; n < C::size; ++n) {
+      if (C::m1[n] == i && C::m3[n] == k) return n;
+    }
+    return -1;
+  }
+
+  template <class W>
+  static void forward(const Path& p, bool mul_ir, const Vec<T>* x, const Vec<T>* y, const W* w, Vec<T>* out) {
+    const TileIndex at1(p.in1, mul_ir), at2(p.in2, mul_ir), at_out(p.out, mul_ir);
+    const T coefficient = static_cast<T>(p.coefficient);
+    Vec<T> yc[B], m[A * K];
+    each<B>([&]<int j>() { yc[j] = y[at2(0, j)] * coefficient; });
+    each<C::size>([&]<int n>() {
+      constexpr int cell = C::m1[n] * K + C::m3[n];
+      const Vec<T> term = yc[C::m2[n]] * static_cast<T>(C::value[n]);
+      m[cell] = first(C::m1[n], C::m3[n]) == n ? term : m[cell] + term;
+    });
+    for (int u = 0; u < p.in1.mul; ++u) {
+      Vec<T> wx[A];
+      each<A>([&]<int i>() { wx[i] = p.weighted ? x[at1(u, i)] * w[u] : x[at1(u, i)]; });
+      each<K>([&]<int k>() {
+        Vec<T>& to = out[at_out(u, k)];
+        Vec<T> sum = to;
+        each<A>([&]<int i>() {
+          if constexpr (first(i, k) >= 0) sum += wx[i] * m[i * K + k];
+        });
+        to = sum;
+      });
+    }
+  }
+};
+
+template <class T>
+struct UnrolledRowsKernels {
+  void (*per_row)(const Path&, bool mul_ir, const Vec<T>* x, const Vec<T>* y, const Vec<T>* w, Vec<T>* out);
+  void (*shared)(const Path&, bool mul_ir, const Vec<T>* x, const Vec<T>* y, const T* w, Vec<T>* out);
+};
+template <class T, int L1, int L2, int L3>
+constexpr UnrolledRowsKernels<T> unrolled_rows_kernels() {
+  using R = UnrolledRows<T, L1, L2, L3>;
+  return {&R::template forward<Vec<T>>, &R::template forward<T>};
+}
+template <class T>
+constexpr auto unrolled_rows = unrolled_table<T, UnrolledRowsKernels<T>>(
+    []<int L1, int L2, int L3>() { return unrolled_rows_kernels<T, L1, L2, L3>(); });
+
 template <class T, int Derivative>
 class RowWalk {
   static constexpr bool Forward = Derivative != 1, Backward = Derivative != 0, Tangent = Derivative == 2;
@@ -371,6 +427,13 @@ class RowWalk {
     const Pairs pairs(p);
     const int fan = connects_all(p.mode) ? p.out.mul : 1;
     const bool whole = whole_weights();
+    if constexpr (Derivative == 0) {
+      if (p.mode == Mode::uvu && p.in2.mul == 1 && is_unrolled<T>(p) && (whole || !PerRow)) {
+        const UnrolledRowsKernels<T>& kernels = unrolled_rows<T>[p];
+        if constexpr (PerRow) return kernels.per_row(p, program.mul_ir, x, y, w + p.weight, out);
+        return kernels.shared(p, program.mul_ir, x, y, a.w[0] + p.weight, out);
+      }
+    }
     if (!pairs.diagonal()) contract(p, 0, p.in2.mul);
     for (int u = 0; u < p.in1.mul;) {
       const int end = block_end(p, pairs, u);
@@ -445,6 +508,13 @@ class RowWalk {
              const Weight<T, PerRow>* wb, const Weight<T, PerRow>* awb, Vec<T>* gwb) {
     const TileIndex at1(p.in1, program.mul_ir), at_out(p.out, program.mul_ir);
     const int columns = 2 * p.out.l + 1;
+    if constexpr (Derivative == 0) {
+      if (!connects_all(p.mode)) {
+        return each_pair(pairs, u0, u1, [&](int i, int u, int v) {
+          couple_and_add(p, at1, at_out, u, v - v0, pairs.output(u, v), wb[i]);
+        });
+      }
+    }
     each_pair(pairs, u0, u1, [&](int i, int u, int v) { couple(p, at1, u, v - v0, i * columns); });
 
     const Vec<T>* final_value = Tangent ? avalue : value;
@@ -496,6 +566,25 @@ class RowWalk {
     int i = 0;
     for (int u = u0; u < u1; ++u) {
       for (int v = pairs.first(u); v < pairs.last(u); ++v) f(i++, u, v);
+    }
+  }
+
+  // out_o += weight x_u M_v
+  template <class Scale>
+  CLEBSCH_INLINE void couple_and_add(const Path& p, const TileIndex& at1, const TileIndex& at_out, int u,
+                                     int v, std::int64_t o, Scale weight) {
+    const std::int64_t step = at1.component;
+    const Vec<T>*xu = x + at1(u, 0), *mv = m + std::int64_t{v} * p.cell_count;
+    Vec<T>* to = out + at_out(o, 0);
+    const Cell* cells = p.cells;
+    const int count = p.cell_count;
+    for (int n = 0; n < count;) {
+      const int k = cells[n].m3;
+      Vec<T> sum{};
+      do {
+        sum += xu[cells[n].m1 * step] * mv[n];
+      } while (++n < count && cells[n].m3 == k);
+      to[k * at_out.component] += sum * weight;
     }
   }
 

@@ -148,18 +148,23 @@ struct KeepHigh {
   }
 };
 
-template <class T, int S = lanes<T> / 2>
-CLEBSCH_INLINE void transpose(Vec<T>* v) {
+template <class V, int S = sizeof(V) / sizeof(V{}[0]) / 2>
+CLEBSCH_INLINE void transpose_square(V* v) {
   if constexpr (S > 0) {
+    constexpr int n = sizeof(V) / sizeof(V{}[0]);
 #pragma GCC unroll 64
-    for (int i = 0; i < lanes<T>; ++i) {
+    for (int i = 0; i < n; ++i) {
       if (i & S) continue;
-      const Vec<T> a = v[i], b = v[i + S];
+      const V a = v[i], b = v[i + S];
       v[i] = shuffle<KeepLow<S>>(a, b);
       v[i + S] = shuffle<KeepHigh<S>>(a, b);
     }
-    transpose<T, S / 2>(v);
+    transpose_square<V, S / 2>(v);
   }
+}
+template <class T, int S = lanes<T> / 2>
+CLEBSCH_INLINE void transpose(Vec<T>* v) {
+  transpose_square<Vec<T>, S>(v);
 }
 
 // The same where only the first `columns` of the results are wanted: a few columns need few shuffles.

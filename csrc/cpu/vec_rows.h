@@ -20,22 +20,30 @@ struct Triple {
 template <int K>
 struct EveryThirdOfTwo {  // component K from the first two of three vectors
   template <int N>
-  static constexpr int at(int j) { return 3 * j + K < 2 * N ? 3 * j + K : 0; }
+  static constexpr int at(int j) {
+    return 3 * j + K < 2 * N ? 3 * j + K : 0;
+  }
 };
 template <int K>
 struct EveryThirdOfLast {  // what those gave, completed by the third vector
   template <int N>
-  static constexpr int at(int j) { return 3 * j + K < 2 * N ? j : N + 3 * j + K - 2 * N; }
+  static constexpr int at(int j) {
+    return 3 * j + K < 2 * N ? j : N + 3 * j + K - 2 * N;
+  }
 };
 template <int Q>
 struct InterleaveTwo {  // components 0 and 1 of vector Q of three
   template <int N>
-  static constexpr int at(int j) { return (Q * N + j) % 3 == 1 ? N + (Q * N + j) / 3 : (Q * N + j) / 3; }
+  static constexpr int at(int j) {
+    return (Q * N + j) % 3 == 1 ? N + (Q * N + j) / 3 : (Q * N + j) / 3;
+  }
 };
 template <int Q>
 struct InterleaveThird {
   template <int N>
-  static constexpr int at(int j) { return (Q * N + j) % 3 == 2 ? N + (Q * N + j) / 3 : j; }
+  static constexpr int at(int j) {
+    return (Q * N + j) % 3 == 2 ? N + (Q * N + j) / 3 : j;
+  }
 };
 
 template <class T>
@@ -64,14 +72,15 @@ CLEBSCH_INLINE void store_triples(T* p, const Triple<T>& t) {
   store(p + 2 * W, shuffle<InterleaveThird<2>>(shuffle<InterleaveTwo<2>>(t.x, t.y), t.z));
 }
 
-// Two halves from memory: inserting a half from memory takes any vector port, while a shuffle of registers takes
-// the only one that shuffles 512 bits; the first of the four steps of a transpose is done so.
+// Two halves from memory: inserting a half from memory takes any vector port, while a shuffle of registers
+// takes the only one that shuffles 512 bits; the first of the four steps of a transpose is done so.
 template <class T>
 CLEBSCH_INLINE Vec<T> load_halves(const T* low, const T* high) {
 #if defined(__AVX512F__)
   // Left to itself the compiler loads both halves and shuffles.
   const auto a = _mm512_castps256_ps512(_mm256_loadu_ps(reinterpret_cast<const float*>(low)));
-  return reinterpret_cast<Vec<T>>(_mm512_insertf32x8(a, _mm256_loadu_ps(reinterpret_cast<const float*>(high)), 1));
+  return reinterpret_cast<Vec<T>>(
+      _mm512_insertf32x8(a, _mm256_loadu_ps(reinterpret_cast<const float*>(high)), 1));
 #else
   constexpr int half = CLEBSCH_VEC_BYTES / 2;
   typedef T Half __attribute__((vector_size(half)));
@@ -80,8 +89,7 @@ CLEBSCH_INLINE Vec<T> load_halves(const T* low, const T* high) {
   const Half b = *reinterpret_cast<const HalfUnaligned*>(high);
   return [&]<std::size_t... I>(std::index_sequence<I...>) CLEBSCH_BODY {
     return __builtin_shufflevector(a, b, static_cast<int>(I)...);
-  }
-  (std::make_index_sequence<lanes<T>>{});
+  }(std::make_index_sequence<lanes<T>>{});
 #endif
 }
 
@@ -99,16 +107,21 @@ CLEBSCH_INLINE void load_transposed(const Source& source, Vec<T>* v) {
   transpose<T, half / 2>(v);
 }
 
-// Four columns: halves exchanged, then one shuffle for each vector of rows. column(c) is the vector of column c.
+// Four columns: halves exchanged, then one shuffle for each vector of rows. column(c) is the vector of column
+// c.
 template <int Q>
 struct InterleaveFour {  // rows from point Q * N/4 on, from columns (0 | 2) and (1 | 3) of half the points
   template <int N>
-  static constexpr int at(int j) { return (j & 1 ? N : 0) + (j & 2 ? N / 2 : 0) + Q * (N / 4) + j / 4; }
+  static constexpr int at(int j) {
+    return (j & 1 ? N : 0) + (j & 2 ? N / 2 : 0) + Q * (N / 4) + j / 4;
+  }
 };
 template <int Odd>
 struct SplitFour {  // back, from two vectors of rows: columns (0 | 2) or (1 | 3)
   template <int N>
-  static constexpr int at(int j) { return 4 * (j % (N / 2)) + (j < N / 2 ? 0 : 2) + Odd; }
+  static constexpr int at(int j) {
+    return 4 * (j % (N / 2)) + (j < N / 2 ? 0 : 2) + Odd;
+  }
 };
 
 template <class T, class Column>
@@ -136,9 +149,9 @@ CLEBSCH_INLINE void load_four(const T* rows, T* const* column) {
 }
 
 // Few and odd columns: as n and the number of lanes have no common factor, the transpose of (n, lanes) to
-// (lanes, n), both as n full vectors, is a permutation inside each vector and then, lane by lane, a rotation of
-// the n vectors, done as ceil(log2 n) rounds of blends. Memory is read and written in whole vectors, and only the
-// n permutations need the shuffle port.
+// (lanes, n), both as n full vectors, is a permutation inside each vector and then, lane by lane, a rotation
+// of the n vectors, done as ceil(log2 n) rounds of blends. Memory is read and written in whole vectors, and
+// only the n permutations need the shuffle port.
 constexpr int inverse_modulo(int a, int n) {
   for (int b = 0; b < n; ++b) {
     if (a * b % n == 1 % n) return b;
@@ -158,12 +171,16 @@ struct PointOfLane {  // of column C, the point that goes to lane j
 template <int n, int C>
 struct LaneOfPoint {
   template <int N>
-  static constexpr int at(int p) { return (p * n + C) % N; }
+  static constexpr int at(int p) {
+    return (p * n + C) % N;
+  }
 };
 template <int n, int Step>
 struct LanesToRotate {  // the second vector where the rotation's binary form has bit Step
   template <int N>
-  static constexpr int at(int j) { return (j * inverse_modulo(N, n) % n) & Step ? N + j : j; }
+  static constexpr int at(int j) {
+    return (j * inverse_modulo(N, n) % n) & Step ? N + j : j;
+  }
 };
 
 template <class T, int n, bool Back, int Step = 1>
@@ -171,7 +188,8 @@ CLEBSCH_INLINE void rotate(Vec<T>* v) {
   if constexpr (Step < n) {
     Vec<T> r[n];
 #pragma GCC unroll 16
-    for (int i = 0; i < n; ++i) r[i] = shuffle<LanesToRotate<n, Step>>(v[i], v[(i + (Back ? n - Step : Step)) % n]);
+    for (int i = 0; i < n; ++i)
+      r[i] = shuffle<LanesToRotate<n, Step>>(v[i], v[(i + (Back ? n - Step : Step)) % n]);
 #pragma GCC unroll 16
     for (int i = 0; i < n; ++i) v[i] = r[i];
     rotate<T, n, Back, 2 * Step>(v);
@@ -183,8 +201,7 @@ CLEBSCH_INLINE void store_odd(const Column& column, T* rows) {
   Vec<T> v[n];
   [&]<std::size_t... C>(std::index_sequence<C...>) CLEBSCH_BODY {
     ((v[inverse_modulo(lanes<T>, n) * C % n] = shuffle<PointOfLane<n, C>>(column(C), column(C))), ...);
-  }
-  (std::make_index_sequence<n>{});
+  }(std::make_index_sequence<n>{});
   rotate<T, n, false>(v);
 #pragma GCC unroll 16
   for (int i = 0; i < n; ++i) store(rows + i * lanes<T>, v[i]);
@@ -200,32 +217,37 @@ CLEBSCH_INLINE void load_odd(const T* rows, T* const* column) {
     (store(column[C], shuffle<LaneOfPoint<n, C>>(v[inverse_modulo(lanes<T>, n) * C % n],
                                                  v[inverse_modulo(lanes<T>, n) * C % n])),
      ...);
-  }
-  (std::make_index_sequence<n>{});
+  }(std::make_index_sequence<n>{});
 }
 
-// Blocks of 16 columns jump from row to row, which no hardware prefetcher follows: each block asks for as many lines
-// of the rows that come next. Twice the speed of plain stores where rows are long.
+// Blocks of 16 columns jump from row to row, which no hardware prefetcher follows: each block asks for as
+// many lines of the rows that come next. Twice the speed of plain stores where rows are long.
 template <class T>
 CLEBSCH_INLINE void prefetch_lines(const T* p) {
 #pragma GCC unroll 16
   for (int i = 0; i < lanes<T>; ++i) __builtin_prefetch(p + i * lanes<T>, 1);
 }
 
-// lanes<T> contiguous rows whose column c has its lanes<T> values at column[c]; next: the rows written after these.
+// lanes<T> contiguous rows whose column c has its lanes<T> values at column[c]; next: the rows written after
+// these.
 template <class T>
 CLEBSCH_INLINE void store_rows(const T* const* column, std::int64_t columns, T* rows, const T* next) {
   constexpr int W = lanes<T>;
   const auto whole = [&](int c) CLEBSCH_BODY { return load(column[c]); };
   switch (columns) {
-    case 0: return;
-    case 1: return store_odd<T, 1>(whole, rows);
-    case 3: return store_odd<T, 3>(whole, rows);
+    case 0:
+      return;
+    case 1:
+      return store_odd<T, 1>(whole, rows);
+    case 3:
+      return store_odd<T, 3>(whole, rows);
     case 4:
       if constexpr (W >= 4) return store_four(whole, rows);
       break;
-    case 5: return store_odd<T, 5>(whole, rows);
-    case 9: return store_odd<T, 9>(whole, rows);
+    case 5:
+      return store_odd<T, 5>(whole, rows);
+    case 9:
+      return store_odd<T, 9>(whole, rows);
   }
   Vec<T> v[W];
   if (columns < W) {
@@ -253,13 +275,17 @@ CLEBSCH_INLINE void load_rows(const T* rows, std::int64_t stride, std::int64_t c
   constexpr int W = lanes<T>;
   if (!Add && stride == columns) {
     switch (columns) {
-      case 1: return load_odd<T, 1>(rows, column);
-      case 3: return load_odd<T, 3>(rows, column);
+      case 1:
+        return load_odd<T, 1>(rows, column);
+      case 3:
+        return load_odd<T, 3>(rows, column);
       case 4:
         if constexpr (W >= 4) return load_four(rows, column);
         break;
-      case 5: return load_odd<T, 5>(rows, column);
-      case 9: return load_odd<T, 9>(rows, column);
+      case 5:
+        return load_odd<T, 5>(rows, column);
+      case 9:
+        return load_odd<T, 9>(rows, column);
     }
   }
   Vec<T> v[W];

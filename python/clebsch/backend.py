@@ -95,8 +95,8 @@ def backends() -> dict[str, str]:
 
 
 def describe_plan(plan: ProductPlan | str) -> dict[str, Any]:
-    """How a plan runs: "kernel" ("channels" or "rows" in the lanes of a vector), lengths, and the paths with the
-    cells and terms of their couplings."""
+    """How a plan runs: what lies in the lanes of a vector ("channels" or "rows") in the "forward" pass and in its
+    "derivatives", lengths, and the paths with the cells and terms of their couplings."""
     if isinstance(plan, ProductPlan):
         register_couplings(plan)
     return native().describe_plan(str(plan))
