@@ -227,7 +227,7 @@ def test_bad_arguments(make, message):
 def test_radial_basis_is_orthonormal_before_the_envelope():
     cutoff, count = 2.5, 20_000
     r = ((torch.arange(count) + 0.5) * cutoff / count).double()
-    basis = BesselBasis(6, cutoff)(r) / polynomial_envelope(r / cutoff)[:, None]
+    basis = BesselBasis(6, cutoff).double()(r) / polynomial_envelope(r / cutoff)[:, None]
     overlap = torch.einsum("ri,rj,r->ij", basis, basis, r * r) * cutoff / count
     assert (overlap - torch.eye(6)).abs().max() < 1e-6
 

@@ -101,6 +101,27 @@ def build_gate(layers: LayerSet, irreps: Irreps) -> torch.nn.Module:
     return layers.gate(str(scalars), activations, str(gates), [sigmoid] * len(gates), str(gated))
 
 
+class SpeciesLinear(torch.nn.Module):
+    """A linear map for each species: features (N, irreps_in) and species (N,) to (N, irreps_out).
+
+    All maps are applied to every atom as one, wider, and one result is picked: a few large matrix products
+    cost less than many small ones, as long as species are few.
+    """
+
+    def __init__(self, layers: LayerSet, irreps_in: Irreps, irreps_out: Irreps, num_species: int):
+        super().__init__()
+        wide = Irreps([(num_species * mul, ir) for mul, ir in irreps_out])
+        self.linear = layers.linear(str(irreps_in), str(wide))
+        columns = [
+            torch.arange(where.start, where.stop).view(num_species, mul * ir.dim)
+            for (mul, ir), where in zip(irreps_out, wide.slices(), strict=True)
+        ]
+        self.register_buffer("columns", torch.cat(columns, dim=1), persistent=False)
+
+    def forward(self, x: torch.Tensor, species: torch.Tensor) -> torch.Tensor:
+        return self.linear(x).gather(1, self.columns[species])
+
+
 class Interaction(torch.nn.Module):
     """One round of messages: node features (N, irreps_in) to (N, irreps_out)."""
 
@@ -122,16 +143,12 @@ class Interaction(torch.nn.Module):
             [config.radial_size, config.radial_hidden, self.convolution.weight_numel], silu
         )
         self.linear_out = layers.linear(str(middle.simplify()), str(before_gate))
-        # One linear map per species, all applied to every atom and one chosen: a few wide matrix
-        # products are faster than splitting the atoms by species.
-        self.num_species, self.before_gate_dim = len(config.species), before_gate.dim
-        self.self_connection = layers.linear(str(irreps_in), "+".join([str(before_gate)] * self.num_species))
+        self.self_connection = SpeciesLinear(layers, irreps_in, before_gate, len(config.species))
         self.message_norm = config.num_neighbours**-0.5
 
     def forward(self, x, y, radial, batch: Batch):
         messages = self.convolution(self.linear_in(x), y, self.radial(radial), batch.graph)
-        by_species = self.self_connection(x).view(-1, self.num_species, self.before_gate_dim)
-        own = by_species[torch.arange(len(x), device=x.device), batch.species]
+        own = self.self_connection(x, batch.species)
         return self.gate(own + self.linear_out(messages * self.message_norm))
 
 

@@ -30,12 +30,12 @@ class BesselBasis(torch.nn.Module):
 
     def __init__(self, size: int, cutoff: float):
         super().__init__()
-        self.size, self.cutoff = size, float(cutoff)
+        self.cutoff = float(cutoff)
+        # Small integers survive any cast of the model.
+        self.register_buffer("order", torch.arange(1.0, size + 1), persistent=False)
 
     def forward(self, distances: torch.Tensor) -> torch.Tensor:
         fraction = distances / self.cutoff
-        # Made here instead of kept as a buffer: exact in whatever dtype the model is moved to.
-        order = torch.arange(1, self.size + 1, dtype=distances.dtype, device=distances.device)
-        waves = torch.sin(math.pi * order * fraction[:, None])
+        waves = torch.sin(fraction[:, None] * (math.pi * self.order))
         amplitude = math.sqrt(2 / self.cutoff) * polynomial_envelope(fraction) / distances
         return waves * amplitude[:, None]

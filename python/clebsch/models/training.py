@@ -17,9 +17,9 @@ class TrainingSettings:
     """`energy_weight` multiplies the squared energy error per atom, in units of the model's scale, beside
     the mean squared force component error in the same units."""
 
-    epochs: int = 40
+    epochs: int = 30
     batch_size: int = 5
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
     energy_weight: float = 1.0
     seed: int = 0
 
