@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -88,7 +89,12 @@ Tensor pooled(const Tensor& like, const std::vector<int64_t>& sizes, int64_t byt
   for (size_t d = sizes.size() - 1; d-- > 0;) strides[d] = strides[d + 1] * sizes[d + 1];
   int32_t dtype = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  void* data = clebsch::acquire_memory(static_cast<size_t>(bytes));
+  void* data = nullptr;
+  try {
+    data = clebsch::acquire_memory(static_cast<size_t>(bytes));
+  } catch (const std::bad_alloc&) {
+    return torch::stable::new_empty(like, sizes);  // to fail in torch's words
+  }
   AtenTensorHandle handle = nullptr;
   const AOTITorchError error = torch_from_blob(
       data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, dtype,

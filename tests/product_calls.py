@@ -224,9 +224,9 @@ def broadcast(tensor: Tensor) -> Tensor:
     return tensor[:1].expand(tensor.shape) if tensor.dim() == 2 and len(tensor) else tensor
 
 
-def kernel(plan: ProductPlan) -> str:
-    """What lies in the lanes of a vector: "channels" or "rows"."""
-    return backend.describe_plan(plan)["derivatives"]
+def kernel(plan: ProductPlan, step: str = "derivatives") -> str:
+    """What lies in the lanes of a vector, "channels" or "rows", in the "forward" pass or the "derivatives"."""
+    return backend.describe_plan(plan)[step]
 
 
 def channelwise_plan(

@@ -27,7 +27,7 @@ from product_calls import (
 )
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
-CHANNELS, ROWS = wide_plan(17), wide_plan(3)
+CHANNELS, ROWS = wide_plan(17), wide_plan(2)
 
 
 def graph(senders, receivers, num_nodes):
@@ -99,7 +99,8 @@ def test_wide_multiplicities(mul, shared, layout):
 @pytest.mark.parametrize("mul", [1, 2, 3, 5])
 def test_narrow_multiplicities(mul, layout):
     plan = wide_plan(mul, layout)
-    assert kernel(plan) == "rows"
+    assert kernel(plan, "forward") == "rows"
+    assert kernel(plan) == ("rows" if mul <= 2 else "channels")
     Problem.random(plan, random_graph(4, 40), seed=mul).check_everywhere()
 
 
@@ -314,7 +315,7 @@ def test_autograd_of_the_channelwise_kernel(shared):
 @pytest.fixture(params=["channels", "rows"])
 def large(request):
     """Problems of several chunks, with nodes that receive in one of them alone and send in all."""
-    plan = wide_plan(32) if request.param == "channels" else wide_plan(3)
+    plan = wide_plan(32) if request.param == "channels" else wide_plan(2)
     assert kernel(plan) == request.param
     edges = random_graph(300, 3000)
     edges.receivers[:500] = 7
