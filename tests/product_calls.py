@@ -225,7 +225,7 @@ def broadcast(tensor: Tensor) -> Tensor:
 
 
 def kernel(plan: ProductPlan, step: str = "derivatives") -> str:
-    """What lies in the lanes of a vector, "channels" or "rows", in the "forward" pass or the "derivatives"."""
+    """What lies in the lanes of a vector, "channels" or "rows", in the step "forward" or "derivatives"."""
     return backend.describe_plan(plan)[step]
 
 

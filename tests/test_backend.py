@@ -117,7 +117,7 @@ def test_descriptions():
     ]  # fmt: skip
     assert [path["terms"] for path in found["paths"]] == [1, 3, 3, 3, 11, 11]
     assert all(path["unrolled"] for path in found["paths"] if max(path["degrees"]) <= 1)
-    with pytest.raises(ValueError, match="^plan: expected"):
+    with pytest.raises(ValueError, match=r"^plan: expected"):
         backend.describe_plan("nonsense")
 
 
@@ -358,7 +358,8 @@ wide = torch.empty(0, 2**40)
 refuse(call.tensor_product, wide, wide, wide, plan)
 refuse(call.tensor_product, x[:0], y[:0], wide, plan)
 # results that would not fit
-refuse(call.tensor_product, torch.ones(1, 16).expand(2**50, 16), torch.ones(1, 4).expand(2**50, 4), w[0], plan)
+one_x, one_y = torch.ones(1, 16), torch.ones(1, 4)
+refuse(call.tensor_product, one_x.expand(2**50, 16), one_y.expand(2**50, 4), w[0], plan)
 refuse(call.graph_order, index, index, 2**47)
 refuse(call.graph_order, torch.zeros(1, dtype=torch.int64).expand(2**50), index, 3)
 # other kinds of tensors
