@@ -10,8 +10,11 @@
 
 namespace clebsch {
 
-// Everything but the arrays. ls must outlive the result. Throws std::invalid_argument for a negative degree or an
-// unknown normalization.
+// Work space grows with the square of the degree: this one takes 130 MB.
+constexpr std::int64_t kMaxHarmonicDegree = 1000;
+
+// Everything but the arrays. ls must outlive the result. Throws std::invalid_argument for a degree that is
+// negative or above kMaxHarmonicDegree, or an unknown normalization.
 template <class T>
 SphericalHarmonicsArgs<T> spherical_harmonics_args(const std::vector<std::int64_t>& ls, bool normalize,
                                                    const std::string& normalization) {
@@ -21,6 +24,9 @@ SphericalHarmonicsArgs<T> spherical_harmonics_args(const std::vector<std::int64_
   args.normalize = normalize;
   for (const std::int64_t l : ls) {
     if (l < 0) throw std::invalid_argument("spherical_harmonics: ls must be >= 0, got " + std::to_string(l));
+    if (l > kMaxHarmonicDegree)
+      throw std::invalid_argument("spherical_harmonics: ls must be <= " + std::to_string(kMaxHarmonicDegree) +
+                                  ", got " + std::to_string(l));
     args.num_columns += 2 * l + 1;
   }
   if (normalization == "component") {
@@ -31,7 +37,8 @@ SphericalHarmonicsArgs<T> spherical_harmonics_args(const std::vector<std::int64_
     args.normalization = HarmonicNormalization::integral;
   } else {
     throw std::invalid_argument(
-        "spherical_harmonics: normalization must be 'integral', 'component' or 'norm', got '" + normalization + "'");
+        "spherical_harmonics: normalization must be 'integral', 'component' or 'norm', got '" +
+        normalization + "'");
   }
   return args;
 }
