@@ -41,7 +41,7 @@ def native() -> ModuleType:
 
 @functools.cache
 def load() -> None:
-    """Register `torch.ops.clebsch.*`. ImportError with the remedy if the library was not built or is incompatible."""
+    """Register `torch.ops.clebsch.*`. ImportError with the remedy if the library is missing or incompatible."""
     import torch
 
     native()
@@ -59,7 +59,9 @@ def load() -> None:
                     "clebsch needs torch >= 2.10; reinstall it with 'pip install --no-build-isolation .'"
                 ) from error
             return
-    raise ImportError("clebsch: _clebsch_torch.so is missing; build it with 'pip install --no-build-isolation .'")
+    raise ImportError(
+        "clebsch: _clebsch_torch.so is missing; build it with 'pip install --no-build-isolation .'"
+    )
 
 
 def compiled_instruction_sets() -> list[str]:
@@ -81,7 +83,7 @@ def instruction_set() -> str:
 
 
 def select_instruction_set(name: str) -> None:
-    """Use another instruction set from the next call on, in all threads. ValueError with the list if not usable."""
+    """Use another instruction set from the next call on, in all threads; ValueError with the list otherwise."""
     native().select_instruction_set(name)
 
 
@@ -95,8 +97,8 @@ def backends() -> dict[str, str]:
 
 
 def describe_plan(plan: ProductPlan | str) -> dict[str, Any]:
-    """How a plan runs: what lies in the lanes of a vector ("channels" or "rows") in the "forward" pass and in its
-    "derivatives", lengths, and the paths with the cells and terms of their couplings."""
+    """How a plan runs: what lies in the lanes of a vector ("channels" or "rows") in the "forward" pass and in
+    its "derivatives", lengths, and the paths with the cells and terms of their couplings."""
     if isinstance(plan, ProductPlan):
         register_couplings(plan)
     return native().describe_plan(str(plan))
@@ -106,7 +108,11 @@ def describe_plan(plan: ProductPlan | str) -> dict[str, Any]:
 def register_couplings(plan: ProductPlan) -> None:
     """Tell the kernels the couplings of this plan whose degrees lie beyond the compiled table."""
     for path in plan.paths:
-        degrees = (plan.irreps_in1[path.i_in1].ir.l, plan.irreps_in2[path.i_in2].ir.l, plan.irreps_out[path.i_out].ir.l)
+        degrees = (
+            plan.irreps_in1[path.i_in1].ir.l,
+            plan.irreps_in2[path.i_in2].ir.l,
+            plan.irreps_out[path.i_out].ir.l,
+        )
         if not native().has_coupling(*degrees):
             entries = coupling(*degrees)
             native().register_coupling(
