@@ -145,7 +145,11 @@ def test_readme_says_what_happens():
     names = {}
     exec(use, names)
     out = names["out"].detach()
-    exec(equivalent, {**names, "o3": e3nn_o3}, expected := {})
+    # In a program of e3nn the irreps are e3nn's.
+    irreps = {
+        name: e3nn_o3.Irreps(str(value)) for name, value in names.items() if type(value).__name__ == "Irreps"
+    }
+    exec(equivalent, {**names, **irreps, "o3": e3nn_o3}, expected := {})
     torch.testing.assert_close(out, expected["out"].detach(), rtol=0, atol=1e-5 * float(out.abs().max()))
     for example in others:
         exec(example, names)

@@ -41,7 +41,7 @@ def native() -> ModuleType:
 
 @functools.cache
 def load() -> None:
-    """Register `torch.ops.clebsch.*`. ImportError with the remedy if the library is missing or incompatible."""
+    """Register `torch.ops.clebsch.*`. ImportError with the remedy if the library does not load."""
     import torch
 
     native()
@@ -83,7 +83,7 @@ def instruction_set() -> str:
 
 
 def select_instruction_set(name: str) -> None:
-    """Use another instruction set from the next call on, in all threads; ValueError with the list otherwise."""
+    """Use another instruction set from the next call on, in all threads. ValueError with the choices."""
     native().select_instruction_set(name)
 
 
