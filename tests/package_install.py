@@ -26,7 +26,7 @@ graph = Graph(torch.arange(12) % 5, torch.arange(12) % 3, 5)
 weight = torch.randn(12, convolution.weight_numel)
 out = convolution(x, y, weight, graph)
 (grad_x,) = torch.autograd.grad(out.square().sum(), x)
-product = o3.TensorProduct(irreps, "1x0e+1x1o", irreps, paths)
+product = o3.TensorProduct(irreps, "1x0e+1x1o", irreps, paths, shared_weights=False)
 rows = product(x[graph.senders], y, weight)
 assert torch.allclose(out, torch.zeros(5, 16).index_add(0, graph.receivers, rows), atol=1e-5)
 assert grad_x.shape == x.shape and grad_x.isfinite().all() and out[3:].eq(0).all()
@@ -42,11 +42,12 @@ def built(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def empty(tmp_path):
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
     """The Python of a new environment with numpy and torch."""
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    python = tmp_path / "venv" / "bin" / "python"
+    folder = tmp_path_factory.mktemp("venv")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin" / "python"
     install(python, "--constraint", ROOT / "constraints.txt", "numpy", "torch")
     return python
 
@@ -76,3 +77,4 @@ def test_installs_and_runs_with_only_numpy_and_torch(kind, built, empty, tmp_pat
     install(empty, package)
     subprocess.run([empty, "-I", "-c", USE], check=True, cwd=tmp_path)
     subprocess.run([empty.parent / "clebsch", "info"], check=True, cwd=tmp_path)
+    subprocess.run([empty, "-m", "pip", "uninstall", "--yes", "clebsch"], check=True)
