@@ -154,7 +154,9 @@ def test_larger_systems_get_fewer_epochs_then_fewer_frames():
         return [type("", (), {"senders": torch.zeros(edges)})] * demo.NUM_TRAIN
 
     frames, epochs = demo._affordable(structures(72), None)
-    assert (frames, epochs) == (demo.NUM_TRAIN, demo.EDGE_BUDGET // (72 * demo.NUM_TRAIN))
+    assert (frames, epochs) == (demo.NUM_TRAIN, 30)
+    frames, epochs = demo._affordable(structures(260), None)
+    assert frames == demo.NUM_TRAIN and 10 < epochs < 20
     frames, epochs = demo._affordable(structures(20_000), None)
     assert frames < demo.NUM_TRAIN and epochs == 10
     assert demo._affordable(structures(20_000), 3) == (demo.NUM_TRAIN, 3)

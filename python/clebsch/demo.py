@@ -45,8 +45,10 @@ if TYPE_CHECKING:
 CUTOFF = 4.5  # Angstrom
 GOLDEN_RATIO = 0.6180339887
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 280, 20, 100
-# What training may cost, in edges seen: about a minute on two cores.
-EDGE_BUDGET = 30 * NUM_TRAIN * 72
+# What a frame costs beside its edges, in edges: the many small tensors of a step.
+FRAME_COST = 100
+# What training may cost in edges and frames seen: thirty epochs of ethanol, about a minute on two cores.
+TRAINING_BUDGET = 30 * NUM_TRAIN * (FRAME_COST + 72)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,11 +280,11 @@ def _set_up(
 
 def _affordable(train_structures: list[Structure], epochs: int | None) -> tuple[int, int]:
     """Frames and epochs within the budget: fewer epochs for larger systems, then fewer frames."""
-    edges = max(1.0, statistics.fmean(len(s.senders) for s in train_structures))
+    cost = FRAME_COST + statistics.fmean(len(s.senders) for s in train_structures)
     frames = len(train_structures)
     if epochs is None:
-        frames = min(frames, max(20, int(EDGE_BUDGET / (10 * edges))))
-        epochs = min(200, max(10, round(EDGE_BUDGET / (frames * edges))))
+        frames = min(frames, max(20, int(TRAINING_BUDGET / (10 * cost))))
+        epochs = min(200, max(10, round(TRAINING_BUDGET / (frames * cost))))
     return frames, epochs
 
 
