@@ -72,21 +72,18 @@ struct PathOperands {
 template <class T>
 void contract_group(const Program& program, const T* __restrict y, T* __restrict matrix) {
   using Edges = typename GroupOf<T>::type;
-  const auto at = [](auto* p, std::int64_t n) __attribute__((always_inline)) {
-    using Pointer =
-        std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(p)>>, const Edges*, Edges*>;
-    return reinterpret_cast<Pointer>(p + n * kGroup);
-  };
+  const auto* yg = reinterpret_cast<const Edges*>(y);
+  auto* mg = reinterpret_cast<Edges*>(matrix);
   for (int i = 0; i < program.path_count; ++i) {
     const Path& p = program.paths[i];
-    T* m = matrix + p.dense * kGroup;
-    const T* yp = y + p.in2.offset * kGroup;
+    Edges* m = mg + p.dense;
+    const Edges* yp = yg + p.in2.offset;
     const T* values = path_values<T>(p);
     const Term* terms = p.terms;
     // The first terms are one for each cell: they need no zero to add to.
     const int cells = p.cell_count, count = p.term_count;
-    for (int n = 0; n < cells; ++n) *at(m, terms[n].dense) = values[n] * *at(yp, terms[n].m2);
-    for (int n = cells; n < count; ++n) *at(m, terms[n].dense) += values[n] * *at(yp, terms[n].m2);
+    for (int n = 0; n < cells; ++n) m[terms[n].dense] = values[n] * yp[terms[n].m2];
+    for (int n = cells; n < count; ++n) m[terms[n].dense] += values[n] * yp[terms[n].m2];
   }
 }
 
@@ -96,12 +93,15 @@ struct Unrolled {
   static constexpr int A = 2 * L1 + 1, B = 2 * L2 + 1, K = 2 * L3 + 1;
   using C = Coupling<L1, L2, L3>;
 
-  static constexpr bool coupled(int i, int k) {
-    for (int n = 0; n < C::size; ++n) {
-      if (C::m1[n] == i && C::m3[n] == k) return true;
-    }
-    return false;
-  }
+  // Which (i, k) the coupling connects: folded away when the loops over them are unrolled.
+  struct Cells {
+    bool coupled[A][K];
+  };
+  static constexpr Cells cells = [] {
+    Cells c{};
+    for (int n = 0; n < C::size; ++n) c.coupled[C::m1[n]][C::m3[n]] = true;
+    return c;
+  }();
 
   static constexpr int registers = CLEBSCH_VEC_BYTES == 64 ? 32 : 16;
 
@@ -133,42 +133,57 @@ struct Unrolled {
     const Mask<T> mask(N > 1 ? W : p.in1.mul - c);
     // One vector of channels alone is too little to hide latency: then every other edge has sums of its own.
     constexpr int U = N == 1 && 2 * K + 4 <= registers ? 2 : 1;
-    Vec<T> sum[U * N * K];
-    each<N * K>([&]<int n>() { sum[n] = load(sums + n % K * stride + n / K * W); });
-    each<(U - 1) * N * K>([&]<int n>() { sum[N * K + n] = Vec<T>{}; });
-    const auto add = [&]<int First>(int e) __attribute__((always_inline)) {
+    Vec<T> sum[U][N][K];
+    CLEBSCH_UNROLL
+    for (int v = 0; v < N; ++v) {
+      CLEBSCH_UNROLL
+      for (int k = 0; k < K; ++k) {
+        sum[0][v][k] = load(sums + k * stride + v * W);
+        if constexpr (U == 2) sum[1][v][k] = Vec<T>{};
+      }
+    }
+    const auto add = [&](Vec<T>(&to)[N][K], int e) __attribute__((always_inline)) {
       const T *w = ws[e] + at_w, *x = group.x[e] + at_x;
       const T *aw = Tangent ? aws[e] + at_w : nullptr, *ax = Tangent ? group.ax[e] + at_x : nullptr;
       Vec<T> we[N], awe[N];
-      each<N>([&]<int v>() {
+      CLEBSCH_UNROLL
+      for (int v = 0; v < N; ++v) {
         we[v] = load(w + v * W, mask);
         if constexpr (Tangent) awe[v] = load(aw + v * W, mask);
-      });
-      each<A>([&]<int i>() {
-        each<N>([&]<int v>() {
+      }
+      CLEBSCH_UNROLL
+      for (int i = 0; i < A; ++i) {
+        CLEBSCH_UNROLL
+        for (int v = 0; v < N; ++v) {
           const Vec<T> xi = load(x + i * stride + v * W);
           const Vec<T> wx = we[v] * xi;
           Vec<T> change = wx;
           if constexpr (Tangent) change = we[v] * load(ax + i * stride + v * W) + awe[v] * xi;
-          each<K>([&]<int k>() {
-            if constexpr (coupled(i, k)) {
-              sum[First + v * K + k] += change * matrix[(i * K + k) * kGroup + e];
-              if constexpr (Tangent) sum[First + v * K + k] += wx * tangent[(i * K + k) * kGroup + e];
-            }
-          });
-        });
-      });
+          CLEBSCH_UNROLL
+          for (int k = 0; k < K; ++k) {
+            if (!cells.coupled[i][k]) continue;
+            to[v][k] += change * matrix[(i * K + k) * kGroup + e];
+            if constexpr (Tangent) to[v][k] += wx * tangent[(i * K + k) * kGroup + e];
+          }
+        }
+      }
     };
     int e = begin;
     if constexpr (U == 2) {
       for (; e + 2 <= end; e += 2) {
-        add.template operator()<0>(e);
-        add.template operator()<N * K>(e + 1);
+        add(sum[0], e);
+        add(sum[1], e + 1);
       }
     }
-    for (; e < end; ++e) add.template operator()<0>(e);
-    if constexpr (U == 2) each<N * K>([&]<int n>() { sum[n] += sum[N * K + n]; });
-    each<N * K>([&]<int n>() { store(sums + n % K * stride + n / K * W, sum[n]); });
+    for (; e < end; ++e) add(sum[0], e);
+    CLEBSCH_UNROLL
+    for (int v = 0; v < N; ++v) {
+      CLEBSCH_UNROLL
+      for (int k = 0; k < K; ++k) {
+        if constexpr (U == 2) sum[0][v][k] += sum[1][v][k];
+        store(sums + k * stride + v * W, sum[0][v][k]);
+      }
+    }
   }
 
   // Rows of gM that fit the registers beside g and a few operands; several passes over the channels if A is
@@ -186,30 +201,38 @@ struct Unrolled {
     T* gx = to.gx + p.in1.panel;
     T* gw = p.weighted ? to.gw + p.weight : to.sink;
 
-    Vec<T> gm[Rows * K];
-    each<Rows * K>([&]<int n>() { gm[n] = Vec<T>{}; });
+    Vec<T> gm[Rows][K];
+    CLEBSCH_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      CLEBSCH_UNROLL
+      for (int k = 0; k < K; ++k) gm[r][k] = Vec<T>{};
+    }
     for (int c = 0; c < p.in1.mul; c += W) {
       const Mask<T> mask(p.in1.mul - c);
       const Vec<T> we = load(of.w + c, mask);
       Vec<T> awe;
       if constexpr (Tangent) awe = load(of.aw + c, mask);
       Vec<T> gk[K];
-      each<K>([&]<int k>() { gk[k] = load(gp + k * stride + c); });
+      CLEBSCH_UNROLL
+      for (int k = 0; k < K; ++k) gk[k] = load(gp + k * stride + c);
       Vec<T> gwe = First == 0 ? Vec<T>{} : load(to.gw_unfinished + c);
-      each<Rows>([&]<int r>() {
-        constexpr int i = First + r;
+      CLEBSCH_UNROLL
+      for (int r = 0; r < Rows; ++r) {
+        const int i = First + r;
         const Vec<T> xi = load(of.x + i * stride + c);
         Vec<T> t{}, wx = we * xi;
-        each<K>([&]<int k>() {
-          if constexpr (coupled(i, k)) t += gk[k] * of.matrix[(i * K + k) * kGroup];
-        });
+        CLEBSCH_UNROLL
+        for (int k = 0; k < K; ++k) {
+          if (cells.coupled[i][k]) t += gk[k] * of.matrix[(i * K + k) * kGroup];
+        }
         Vec<T> gxi = load(gx + i * stride + c);
         if constexpr (Tangent) {
           const Vec<T> axi = load(of.ax + i * stride + c);
           Vec<T> s{};
-          each<K>([&]<int k>() {
-            if constexpr (coupled(i, k)) s += gk[k] * of.tangent[(i * K + k) * kGroup];
-          });
+          CLEBSCH_UNROLL
+          for (int k = 0; k < K; ++k) {
+            if (cells.coupled[i][k]) s += gk[k] * of.tangent[(i * K + k) * kGroup];
+          }
           gwe += axi * t + xi * s;
           gxi += awe * t + we * s;
           wx = we * axi + awe * xi;
@@ -218,10 +241,11 @@ struct Unrolled {
           gxi += we * t;
         }
         store(gx + i * stride + c, gxi);
-        each<K>([&]<int k>() {
-          if constexpr (coupled(i, k)) gm[r * K + k] += gk[k] * wx;
-        });
-      });
+        CLEBSCH_UNROLL
+        for (int k = 0; k < K; ++k) {
+          if (cells.coupled[i][k]) gm[r][k] += gk[k] * wx;
+        }
+      }
       if constexpr (last) {
         if (to.accumulate_gw) gwe += load(gw + c, mask);
         store(gw + c, gwe, mask);
@@ -230,14 +254,16 @@ struct Unrolled {
       }
     }
     Vec<T> gy[B];
-    each<B>([&]<int j>() { gy[j] = Vec<T>{}; });
-    each<C::size>([&]<int n>() {
-      if constexpr (C::m1[n] >= First && C::m1[n] < First + Rows) {
-        gy[C::m2[n]] += gm[(C::m1[n] - First) * K + C::m3[n]] * static_cast<T>(C::value[n]);
-      }
-    });
+    CLEBSCH_UNROLL
+    for (int j = 0; j < B; ++j) gy[j] = Vec<T>{};
+    CLEBSCH_UNROLL
+    for (int n = 0; n < C::size; ++n) {
+      const int r = C::m1[n] - First;
+      if (r >= 0 && r < Rows) gy[C::m2[n]] += gm[r][C::m3[n]] * static_cast<T>(C::value[n]);
+    }
     const T coefficient = static_cast<T>(p.coefficient);
-    each<B>([&]<int j>() { to.gy[p.in2.offset + j] += gy[j] * coefficient; });
+    CLEBSCH_UNROLL
+    for (int j = 0; j < B; ++j) to.gy[p.in2.offset + j] += gy[j] * coefficient;
     if constexpr (!last) backward<Tangent, First + Rows>(p, group, e, g, to);
   }
 };
@@ -257,7 +283,8 @@ struct Columns {
     for (int c = 0; c < p.in1.mul; c += W) {
       const Mask<T> mask(p.in1.mul - c);
       Vec<T> sum[K];
-      each<K>([&]<int k>() { sum[k] = load(sums + k * stride + c); });
+      CLEBSCH_UNROLL
+      for (int k = 0; k < K; ++k) sum[k] = load(sums + k * stride + c);
       for (int e = begin; e < end; ++e) {
         const PathOperands<T, Tangent> of(p, group, e);
         const Vec<T> we = load(of.w + c, mask);
@@ -267,13 +294,15 @@ struct Columns {
           const Vec<T> xi = load(of.x + i * stride + c), wx = we * xi;
           Vec<T> change = wx;
           if constexpr (Tangent) change = we * load(of.ax + i * stride + c) + awe * xi;
-          each<K>([&]<int k>() {
+          CLEBSCH_UNROLL
+          for (int k = 0; k < K; ++k) {
             sum[k] += change * of.matrix[(i * K + k) * kGroup];
             if constexpr (Tangent) sum[k] += wx * of.tangent[(i * K + k) * kGroup];
-          });
+          }
         }
       }
-      each<K>([&]<int k>() { store(sums + k * stride + c, sum[k]); });
+      CLEBSCH_UNROLL
+      for (int k = 0; k < K; ++k) store(sums + k * stride + c, sum[k]);
     }
   }
 
@@ -287,22 +316,25 @@ struct Columns {
     T* gw = p.weighted ? to.gw + p.weight : to.sink;
     for (int i = 0; i < rows; ++i) {
       Vec<T> gm[K];
-      each<K>([&]<int k>() { gm[k] = Vec<T>{}; });
+      CLEBSCH_UNROLL
+      for (int k = 0; k < K; ++k) gm[k] = Vec<T>{};
       T* gx = to.gx + p.in1.panel + i * stride;
       for (int c = 0; c < p.in1.mul; c += W) {
         const Mask<T> mask(p.in1.mul - c);
         const Vec<T> we = load(of.w + c, mask), xi = load(of.x + i * stride + c);
         Vec<T> gwe = i == 0 ? Vec<T>{} : load(to.gw_unfinished + c);
         Vec<T> gk[K], t{}, wx = we * xi;
-        each<K>([&]<int k>() {
+        CLEBSCH_UNROLL
+        for (int k = 0; k < K; ++k) {
           gk[k] = load(gp + k * stride + c);
           t += gk[k] * of.matrix[(i * K + k) * kGroup];
-        });
+        }
         Vec<T> gxi = load(gx + c);
         if constexpr (Tangent) {
           const Vec<T> awe = load(of.aw + c, mask), axi = load(of.ax + i * stride + c);
           Vec<T> s{};
-          each<K>([&]<int k>() { s += gk[k] * of.tangent[(i * K + k) * kGroup]; });
+          CLEBSCH_UNROLL
+          for (int k = 0; k < K; ++k) s += gk[k] * of.tangent[(i * K + k) * kGroup];
           gwe += axi * t + xi * s;
           gxi += awe * t + we * s;
           wx = we * axi + awe * xi;
@@ -311,7 +343,8 @@ struct Columns {
           gxi += we * t;
         }
         store(gx + c, gxi);
-        each<K>([&]<int k>() { gm[k] += gk[k] * wx; });
+        CLEBSCH_UNROLL
+        for (int k = 0; k < K; ++k) gm[k] += gk[k] * wx;
         if (i + 1 < rows) {
           store(to.gw_unfinished + c, gwe);
         } else {
@@ -319,7 +352,8 @@ struct Columns {
           store(gw + c, gwe, mask);
         }
       }
-      each<K>([&]<int k>() { to.gm[i * K + k] = gm[k]; });
+      CLEBSCH_UNROLL
+      for (int k = 0; k < K; ++k) to.gm[i * K + k] = gm[k];
     }
     for (int n = 0; n < p.term_count; ++n) {
       const Term& t = p.terms[n];

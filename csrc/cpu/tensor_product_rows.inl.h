@@ -225,36 +225,46 @@ struct UnrolledRows {
   static constexpr int A = 2 * L1 + 1, B = 2 * L2 + 1, K = 2 * L3 + 1;
   using C = Coupling<L1, L2, L3>;
 
-  // The term that first touches a cell, or -1 where C is zero.
-  static constexpr int first(int i, int k) {
-    for (int n = 0; n < C::size; ++n) {
-      if (C::m1[n] == i && C::m3[n] == k) return n;
+  // The term that first touches a cell, or -1 where C is zero; folded away when loops are unrolled.
+  struct Cells {
+    int first[A][K];
+  };
+  static constexpr Cells cells = [] {
+    Cells c{};
+    for (auto& row : c.first) {
+      for (int& first : row) first = -1;
     }
-    return -1;
-  }
+    for (int n = C::size - 1; n >= 0; --n) c.first[C::m1[n]][C::m3[n]] = n;
+    return c;
+  }();
 
   template <class W>
   static void forward(const Path& p, bool mul_ir, const Vec<T>* x, const Vec<T>* y, const W* w, Vec<T>* out) {
     const TileIndex at1(p.in1, mul_ir), at2(p.in2, mul_ir), at_out(p.out, mul_ir);
     const T coefficient = static_cast<T>(p.coefficient);
-    Vec<T> yc[B], m[A * K];
-    each<B>([&]<int j>() { yc[j] = y[at2(0, j)] * coefficient; });
-    each<C::size>([&]<int n>() {
-      constexpr int cell = C::m1[n] * K + C::m3[n];
+    Vec<T> yc[B], m[A][K];
+    CLEBSCH_UNROLL
+    for (int j = 0; j < B; ++j) yc[j] = y[at2(0, j)] * coefficient;
+    CLEBSCH_UNROLL
+    for (int n = 0; n < C::size; ++n) {
+      const int i = C::m1[n], k = C::m3[n];
       const Vec<T> term = yc[C::m2[n]] * static_cast<T>(C::value[n]);
-      m[cell] = first(C::m1[n], C::m3[n]) == n ? term : m[cell] + term;
-    });
+      m[i][k] = cells.first[i][k] == n ? term : m[i][k] + term;
+    }
     for (int u = 0; u < p.in1.mul; ++u) {
       Vec<T> wx[A];
-      each<A>([&]<int i>() { wx[i] = p.weighted ? x[at1(u, i)] * w[u] : x[at1(u, i)]; });
-      each<K>([&]<int k>() {
+      CLEBSCH_UNROLL
+      for (int i = 0; i < A; ++i) wx[i] = p.weighted ? x[at1(u, i)] * w[u] : x[at1(u, i)];
+      CLEBSCH_UNROLL
+      for (int k = 0; k < K; ++k) {
         Vec<T>& to = out[at_out(u, k)];
         Vec<T> sum = to;
-        each<A>([&]<int i>() {
-          if constexpr (first(i, k) >= 0) sum += wx[i] * m[i * K + k];
-        });
+        CLEBSCH_UNROLL
+        for (int i = 0; i < A; ++i) {
+          if (cells.first[i][k] >= 0) sum += wx[i] * m[i][k];
+        }
         to = sum;
-      });
+      }
     }
   }
 };

@@ -26,6 +26,9 @@
 
 #define CLEBSCH_INLINE inline __attribute__((always_inline))
 
+// Before a loop over a constant range: arrays that it indexes become registers, tests of constant tables go.
+#define CLEBSCH_UNROLL _Pragma("GCC unroll 256")
+
 namespace clebsch {
 namespace {
 
