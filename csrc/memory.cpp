@@ -25,9 +25,10 @@ std::size_t default_limit() {
   return pages > 0 && page > 0 ? static_cast<std::size_t>(pages) * static_cast<std::size_t>(page) / 4 : 0;
 }
 
-// A size class: eight to every power of two, so that problems of nearly the same size share blocks.
+// A size class: whole huge pages, and at most sixteen classes to every power of two, so that problems of
+// nearly the same size share blocks.
 std::size_t rounded(std::size_t bytes) {
-  std::size_t step = 4096;
+  std::size_t step = kHugePage;
   while (step * 16 <= bytes) step *= 2;
   return (bytes + step - 1) / step * step;
 }
@@ -66,16 +67,15 @@ void* acquire_memory(std::size_t bytes) {
       return block;
     }
   }
-  const std::size_t size = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-  void* block = std::aligned_alloc(kHugePage, size);
+  void* block = std::aligned_alloc(kHugePage, bytes);
   if (!block) {
     drop_kept_memory();
-    block = std::aligned_alloc(kHugePage, size);
+    block = std::aligned_alloc(kHugePage, bytes);
     if (!block) throw std::bad_alloc();
   }
-  advise_huge_pages(block, size);
+  advise_huge_pages(block, bytes);
   std::lock_guard lock(p.mutex);
-  p.in_use.emplace(block, size);
+  p.in_use.emplace(block, bytes);
   return block;
 }
 

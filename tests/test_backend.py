@@ -387,3 +387,16 @@ def test_nothing_crashes():
     result = python(NASTY)
     assert result.returncode == 0, result.stderr[-3000:]
     assert int(result.stdout) == 14
+
+
+@pytest.mark.parametrize("megabytes", [1.0, 1.2, 1.7, 2.1, 3.9, 5, 11, 33, 40.5])
+def test_results_of_the_same_size_take_the_same_memory(megabytes):
+    points = torch.zeros(int(megabytes * 2**20 / 4), 3)
+    native.drop_kept_memory()
+    kept = []
+    for _ in range(3):
+        torch.ops.clebsch.spherical_harmonics(points, [0], True, "norm")
+        kept.append(native.kept_memory())
+    pooled = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 11)
+    assert kept[1:] == kept[:1] * 2
+    assert pooled == (kept[0] >= megabytes * 2**20)
