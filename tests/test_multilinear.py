@@ -144,3 +144,13 @@ def test_forward_mode_is_refused_and_not_silently_zero():
     given = tuple(operand.detach() for operand in operands)
     with pytest.raises(NotImplementedError, match="tensor_product: forward-mode derivatives"):
         torch.func.jvp(function, given, given)
+
+
+@cases
+def test_torch_func_is_refused_and_not_silently_zero(noun, plan, shared):
+    """Torch has no transforms of registered derivatives; a call that passed autograd by would lose them."""
+    function, operands = case(noun, plan, shared)
+    given = tuple(operand.detach() for operand in operands)
+    for recording in (torch.no_grad, torch.enable_grad):
+        with recording(), pytest.raises(RuntimeError, match="functorch"):
+            torch.func.grad(lambda *at: function(*at).square().sum(), argnums=(0, 1, 2))(*given)

@@ -9,17 +9,17 @@ namespace {
 
 template <class T>
 void forward(const SphericalHarmonicsArgs<T>& args, std::int64_t begin, std::int64_t end) {
-  run(args, begin, end, &forward_rows<T>);
+  run(args, begin, end, &RowKernels<T>::forward);
 }
 
 template <class T>
 void backward(const SphericalHarmonicsArgs<T>& args, std::int64_t begin, std::int64_t end) {
-  run(args, begin, end, &backward_rows<T>);
+  run(args, begin, end, &RowKernels<T>::backward);
 }
 
 template <class T>
 void double_backward(const SphericalHarmonicsArgs<T>& args, std::int64_t begin, std::int64_t end) {
-  run(args, begin, end, &double_backward_rows<T>);
+  run(args, begin, end, &RowKernels<T>::double_backward);
 }
 
 }  // namespace

@@ -35,6 +35,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
 #include "../spherical_harmonics.h"
 #include "vec.h"
@@ -69,23 +70,42 @@ struct Step {
   T up, bend, dy, dr;
 };
 
-// Everything a call needs besides its rows.
+// Everything a call needs besides its rows, for any degrees; cut from one piece of memory.
 template <class T>
 struct Workspace {
+  static constexpr bool fixed = false;
   int l_max;
   bool repeated;  // a degree occurs twice
   bool in_order;  // degrees are 0, 1, ..., l_max
   Step<T>* step;
-  T* sectoral;           // (l_max + 1,): q_m^m
-  Vec<T>*c, *s;          // (l_max + 1,)
-  Vec<T>*c_dot, *s_dot;  // (l_max + 1,): derivatives along grad_grad_points
-  Vec<T>*q, *q_above;    // (l_max + 1,): q_l^m and q_l^{m+1} by l
-  Vec<T>*q_dot, *q_dot_above;
-  Vec<T>*value, *grad;  // ((l_max + 1)^2,): harmonics or grad_grad, and grad, by component l^2 + l + m
-  T** value_column;     // (num_columns,): the component that a column shows
-  T** grad_column;
+  T* sectoral;             // (l_max + 1,): q_m^m
+  Vec<T>*c, *s;            // (l_max + 1,)
+  Vec<T>*c_dot, *s_dot;    // (l_max + 1,): derivatives along grad_grad_points
+  Vec<T>*q[2], *q_dot[2];  // (l_max + 1,): q_l^m by l, for odd and even m
+  Vec<T>*value, *grad;     // ((l_max + 1)^2,): harmonics or grad_grad, and grad, by component l^2 + l + m
+  std::int64_t num_columns;
+  T** value_columns;  // (num_columns,): the component that a column shows
+  T** grad_columns;
+
+  T* value_column(std::int64_t i) { return value_columns[i]; }
+  T* grad_column(std::int64_t i) { return grad_columns[i]; }
 };
 
+// The same for degrees 0..L in order, as local variables: with every loop unrolled most become registers.
+template <class T, int L>
+struct FixedWorkspace {
+  static constexpr bool fixed = true, repeated = false;
+  static constexpr int l_max = L, num_columns = (L + 1) * (L + 1);
+  const Step<T>* step;
+  const T* sectoral;
+  Vec<T> c[L + 1], s[L + 1], c_dot[L + 1], s_dot[L + 1];
+  Vec<T> q[2][L + 1], q_dot[2][L + 1];
+  Vec<T> value[num_columns], grad[num_columns];
+
+  explicit FixedWorkspace(const Workspace<T>& w) : step(w.step), sectoral(w.sectoral) {}
+  CLEBSCH_INLINE T* value_column(std::int64_t i) { return reinterpret_cast<T*>(value + i); }
+  CLEBSCH_INLINE T* grad_column(std::int64_t i) { return reinterpret_cast<T*>(grad + i); }
+};
 inline double root(double v) { return __builtin_sqrt(v); }
 
 template <class T>
@@ -115,64 +135,84 @@ CLEBSCH_INLINE void fill_coefficients(const Workspace<T>& w, HarmonicNormalizati
   }
 }
 
-template <class T>
-CLEBSCH_INLINE void fill_azimuth(const Workspace<T>& w, const Triple<T>& u) {
-  Vec<T> c = constant<T>(1), s{};
-  w.c[0] = c;
-  w.s[0] = s;
-  for (int m = 1; m <= w.l_max; ++m) {
-    const Vec<T> c_before = c;
-    w.c[m] = c = u.z * c - u.x * s;
-    w.s[m] = s = u.z * s + u.x * c_before;
+// Calls visit(m) for every order, from l_max down or up to it.
+template <class W, class F>
+CLEBSCH_INLINE void for_orders(const W& w, const F& visit) {
+  if constexpr (W::fixed) {
+    CLEBSCH_UNROLL
+    for (int m = 0; m <= W::l_max; ++m) visit(m);
+  } else {
+    for (int m = 0; m <= w.l_max; ++m) visit(m);
   }
+}
+template <class W, class F>
+CLEBSCH_INLINE void for_orders_down(const W& w, const F& visit) {
+  for_orders(w, [&](int m) CLEBSCH_BODY { visit(w.l_max - m); });
 }
 
 // Calls visit(l, q_l^m, q_{l-1}^m, coefficients) for l = m..l_max; at l = m the third argument is zero.
-template <class T, class F>
-CLEBSCH_INLINE void for_degrees(int m, const Workspace<T>& w, Vec<T> y, Vec<T> t, const F& visit) {
-  const Step<T>* step = w.step + m;
-  Vec<T> before = constant(w.sectoral[m]);
-  visit(m, before, Vec<T>{}, step[m * (m + 1) / 2]);
-  if (m == w.l_max) return;
-  const Step<T>& first = step[(m + 1) * (m + 2) / 2];
-  Vec<T> d = T(2 * m) * (y * before), q = first.up * (y * before + d);
-  visit(m + 1, q, before, first);
-  for (int l = m + 2; l <= w.l_max; ++l) {
-    const Step<T>& k = step[l * (l + 1) / 2];
-    d = k.bend * (y * d - t * before);
-    before = q;
-    q = k.up * (y * q + d);
+template <class W, class V, class F>
+CLEBSCH_INLINE void for_degrees(int m, const W& w, V y, V t, const F& visit) {
+  V q{}, before{}, d{};
+  const auto advance = [&](int l) CLEBSCH_BODY {
+    const auto& k = w.step[l * (l + 1) / 2 + m];
+    using T = std::decay_t<decltype(k.up)>;
+    if (l == m) {
+      q = constant(w.sectoral[m]);
+    } else {
+      d = l == m + 1 ? T(2 * m) * (y * q) : k.bend * (y * d - t * before);
+      before = q;
+      q = l == m + 1 ? (T(2 * m + 1) * k.up) * (y * q) : k.up * (y * q + d);
+    }
     visit(l, q, before, k);
+  };
+  if constexpr (W::fixed) {
+    CLEBSCH_UNROLL
+    for (int l = 0; l <= W::l_max; ++l) {
+      if (l >= m) advance(l);
+    }
+  } else {
+    advance(m);
+    if (m < w.l_max) advance(m + 1);
+    for (int l = m + 2; l <= w.l_max; ++l) advance(l);
   }
 }
 
-template <class T>
-CLEBSCH_INLINE void harmonics(const Workspace<T>& w, const Triple<T>& u) {
+template <class W, class T>
+CLEBSCH_INLINE void fill_azimuth(W& w, const Triple<T>& u) {
+  for_orders(w, [&](int m) CLEBSCH_BODY {
+    w.c[m] = m == 0 ? constant<T>(1) : m == 1 ? u.z : u.z * w.c[m - 1] - u.x * w.s[m - 1];
+    w.s[m] = m == 0 ? Vec<T>{} : m == 1 ? u.x : u.z * w.s[m - 1] + u.x * w.c[m - 1];
+  });
+}
+
+template <class W, class T>
+CLEBSCH_INLINE void harmonics(W& w, const Triple<T>& u) {
   const Vec<T> t = u.x * u.x + u.z * u.z;
   fill_azimuth(w, u);
-  for (int m = 0; m <= w.l_max; ++m) {
+  for_orders(w, [&](int m) CLEBSCH_BODY {
     const Vec<T> c = w.c[m], s = w.s[m];
     for_degrees(m, w, u.y, t, [&](int l, Vec<T> q, Vec<T>, const Step<T>&) CLEBSCH_BODY {
       w.value[l * l + l + m] = m == 0 ? q : q * c;
       if (m > 0) w.value[l * l + l - m] = q * s;
     });
-  }
+  });
 }
 
 // J(u)^T grad, the gradient of <grad, Y(u)>.
-template <class T>
-CLEBSCH_INLINE Triple<T> gradient(const Workspace<T>& workspace, const Triple<T>& u) {
-  Workspace<T> w = workspace;
+template <class W, class T>
+CLEBSCH_INLINE Triple<T> gradient(W& w, const Triple<T>& u) {
   const Vec<T> t = u.x * u.x + u.z * u.z;
   fill_azimuth(w, u);
   Triple<T> sum{};
   Vec<T> radial{};
-  for (int m = w.l_max; m >= 0; --m) {
+  for_orders_down(w, [&](int m) CLEBSCH_BODY {
     const Vec<T> c = w.c[m], s = w.s[m];
+    const auto q_now = w.q[m & 1], q_above = w.q[~m & 1];
     Vec<T> along_c{}, along_s{};
     for_degrees(m, w, u.y, t, [&](int l, Vec<T> q, Vec<T> before, const Step<T>& k) CLEBSCH_BODY {
       const Vec<T> grad_c = w.grad[l * l + l + m], grad_s = w.grad[l * l + l - m];
-      w.q[l] = q;
+      q_now[l] = q;
       if (m > 0) {
         along_c += q * grad_c;
         along_s += q * grad_s;
@@ -180,17 +220,14 @@ CLEBSCH_INLINE Triple<T> gradient(const Workspace<T>& workspace, const Triple<T>
       if (l == m) return;
       const Vec<T> both = m == 0 ? grad_c : grad_c * c + grad_s * s;
       sum.y += (k.dy * both) * before;
-      if (l > m + 1) radial += (k.dr * both) * w.q_above[l - 1];
+      if (l > m + 1) radial += (k.dr * both) * q_above[l - 1];
     });
     if (m > 0) {
       const Vec<T> c_below = w.c[m - 1], s_below = w.s[m - 1];
       sum.z += T(m) * (along_c * c_below + along_s * s_below);
       sum.x += T(m) * (along_s * c_below - along_c * s_below);
     }
-    Vec<T>* const q = w.q;
-    w.q = w.q_above;
-    w.q_above = q;
-  }
+  });
   return {sum.x + radial * u.x, sum.y, sum.z + radial * u.z};
 }
 
@@ -201,21 +238,20 @@ struct SecondGradient {
 
 // Directional derivatives along h: of Y, J(u) h, into w.value; of J(u)^T grad, second. J(u)^T grad itself is
 // first.
-template <class T>
-CLEBSCH_INLINE SecondGradient<T> second_gradient(const Workspace<T>& workspace, const Triple<T>& u,
-                                                 const Triple<T>& h) {
-  Workspace<T> w = workspace;
+template <class W, class T>
+CLEBSCH_INLINE SecondGradient<T> second_gradient(W& w, const Triple<T>& u, const Triple<T>& h) {
   const Vec<T> t = u.x * u.x + u.z * u.z, across = u.x * h.x + u.z * h.z;
   fill_azimuth(w, u);
-  w.c_dot[0] = w.s_dot[0] = Vec<T>{};
-  for (int m = 1; m <= w.l_max; ++m) {
-    w.c_dot[m] = T(m) * (w.c[m - 1] * h.z - w.s[m - 1] * h.x);
-    w.s_dot[m] = T(m) * (w.s[m - 1] * h.z + w.c[m - 1] * h.x);
-  }
+  for_orders(w, [&](int m) CLEBSCH_BODY {
+    w.c_dot[m] = m == 0 ? Vec<T>{} : T(m) * (w.c[m - 1] * h.z - w.s[m - 1] * h.x);
+    w.s_dot[m] = m == 0 ? Vec<T>{} : T(m) * (w.s[m - 1] * h.z + w.c[m - 1] * h.x);
+  });
   Triple<T> sum{}, sum_dot{};
   Vec<T> radial{}, radial_dot{};
-  for (int m = w.l_max; m >= 0; --m) {
+  for_orders_down(w, [&](int m) CLEBSCH_BODY {
     const Vec<T> c = w.c[m], s = w.s[m], c_dot = w.c_dot[m], s_dot = w.s_dot[m];
+    const auto q_now = w.q[m & 1], q_above = w.q[~m & 1];
+    const auto q_dot_now = w.q_dot[m & 1], q_dot_above = w.q_dot[~m & 1];
     Vec<T> along_c{}, along_s{}, along_c_dot{}, along_s_dot{}, q_dot{};
     for_degrees(m, w, u.y, t, [&](int l, Vec<T> q, Vec<T> before, const Step<T>& k) CLEBSCH_BODY {
       const Vec<T> grad_c = w.grad[l * l + l + m], grad_s = w.grad[l * l + l - m];
@@ -225,16 +261,18 @@ CLEBSCH_INLINE SecondGradient<T> second_gradient(const Workspace<T>& workspace, 
         const Vec<T> dy = k.dy * before, dy_dot = k.dy * q_dot;
         q_dot = dy * h.y;
         sum.y += both * dy;
-        sum_dot.y += both * dy_dot + both_dot * dy;
+        sum_dot.y += both * dy_dot;
+        if (m > 0) sum_dot.y += both_dot * dy;
       }
       if (l > m + 1) {
-        const Vec<T> dr = k.dr * w.q_above[l - 1], dr_dot = k.dr * w.q_dot_above[l - 1];
+        const Vec<T> dr = k.dr * q_above[l - 1], dr_dot = k.dr * q_dot_above[l - 1];
         q_dot += dr * across;
         radial += both * dr;
-        radial_dot += both * dr_dot + both_dot * dr;
+        radial_dot += both * dr_dot;
+        if (m > 0) radial_dot += both_dot * dr;
       }
-      w.q[l] = q;
-      w.q_dot[l] = q_dot;
+      q_now[l] = q;
+      q_dot_now[l] = q_dot;
       w.value[l * l + l + m] = m == 0 ? q_dot : q_dot * c + q * c_dot;
       if (m > 0) {
         w.value[l * l + l - m] = q_dot * s + q * s_dot;
@@ -254,12 +292,7 @@ CLEBSCH_INLINE SecondGradient<T> second_gradient(const Workspace<T>& workspace, 
       sum_dot.x += T(m) * (along_s_dot * c_below - along_c_dot * s_below + along_s * c_dot_below -
                            along_c * s_dot_below);
     }
-    Vec<T>*const q = w.q, *const q_dot_now = w.q_dot;
-    w.q = w.q_above;
-    w.q_dot = w.q_dot_above;
-    w.q_above = q;
-    w.q_dot_above = q_dot_now;
-  }
+  });
   return {{sum.x + radial * u.x, sum.y, sum.z + radial * u.z},
           {sum_dot.x + (radial_dot * u.x + radial * h.x), sum_dot.y,
            sum_dot.z + (radial_dot * u.z + radial * h.z)}};
@@ -298,17 +331,20 @@ template <class T>
 CLEBSCH_INLINE Place<T> place(const SphericalHarmonicsArgs<T>& args, std::int64_t first) {
   const Triple<T> given = load_triples(args.points + first * args.points_stride, args.points_stride);
   if (!args.normalize) return {given, Vec<T>{}, Triple<T>{}};
-  // Points whose square would overflow are made smaller first: they have a direction all the same.
   constexpr bool single = sizeof(T) == 4;
-  const Vec<T> scale = dot(given, given) > T(single ? 0x1p120 : 0x1p1000)
-                           ? constant(T(single ? 0x1p-66 : 0x1p-520))
-                           : constant<T>(1);
-  const Triple<T> v = scaled(given, scale);
-  const Vec<T> square = dot(v, v), floor = constant(T(1e-24));
-  const auto tiny = square < floor;
-  const Vec<T> inverse = inverse_root<T>(tiny ? floor : square);
-  const Triple<T> u = scaled(v, inverse);
-  return {u, inverse * scale, {tiny ? Vec<T>{} : u.x, tiny ? Vec<T>{} : u.y, tiny ? Vec<T>{} : u.z}};
+  const Vec<T> square = dot(given, given);
+  const auto huge = square > T(single ? 0x1p120 : 0x1p1000), tiny = square < T(1e-24);
+  if (__builtin_expect(any<T>(huge | tiny), false)) {
+    // Points whose square would overflow are made smaller first: they have a direction all the same.
+    const Vec<T> scale = huge ? constant(T(single ? 0x1p-66 : 0x1p-520)) : constant<T>(1);
+    const Triple<T> v = scaled(given, scale);
+    const Vec<T> inverse = inverse_root<T>(tiny ? constant(T(1e-24)) : dot(v, v));
+    const Triple<T> u = scaled(v, inverse);
+    return {u, inverse * scale, {tiny ? Vec<T>{} : u.x, tiny ? Vec<T>{} : u.y, tiny ? Vec<T>{} : u.z}};
+  }
+  const Vec<T> inverse = inverse_root<T>(square);
+  const Triple<T> u = scaled(given, inverse);
+  return {u, inverse, u};
 }
 
 // The derivative of u along h, which is also its transpose.
@@ -327,78 +363,51 @@ CLEBSCH_INLINE void for_chunks(std::int64_t begin, std::int64_t end, const F& vi
   }
 }
 
-// Degrees 0..1 (n = 4) or 0..2 (n = 9) in order: in registers from the points to the rows.
-template <class T, int n>
-__attribute__((noinline)) void forward_few(const SphericalHarmonicsArgs<T>& args, const Workspace<T>& w,
-                                           std::int64_t begin, std::int64_t end) {
-  const T q00 = w.sectoral[0], q11 = w.sectoral[1], q22 = w.sectoral[n == 9 ? 2 : 0];
-  const T q10 = w.step[1].up * q00, q21 = n == 9 ? 3 * w.step[4].up * q11 : T(0);
-  const Step<T> k20 = w.step[n == 9 ? 3 : 0];
-  Triple<T> u = place(args, begin).u;
-  for_chunks<T>(begin, end, [&](std::int64_t first, std::int64_t next) CLEBSCH_BODY {
-    Vec<T> v[n];
-    v[0] = constant(q00);
-    v[1] = q11 * u.x;
-    v[2] = q10 * u.y;
-    v[3] = q11 * u.z;
-    if constexpr (n == 9) {
-      const Vec<T> both = q21 * u.y;
-      v[4] = (T(2) * q22) * (u.x * u.z);
-      v[5] = both * u.x;
-      v[6] = k20.up * (u.y * v[2] - (k20.bend * q00) * (u.x * u.x + u.z * u.z));
-      v[7] = both * u.z;
-      v[8] = q22 * (u.z * u.z - u.x * u.x);
-    }
-    u = place(args, next).u;
-    const auto column = [&](int c) CLEBSCH_BODY { return v[c]; };
-    if constexpr (n == 9) {
-      store_odd<T, 9>(column, args.out + 9 * first);
-    } else {
-      store_four(column, args.out + 4 * first);
-    }
-  });
+template <class T, class W>
+CLEBSCH_INLINE void store_values(const SphericalHarmonicsArgs<T>& args, W& w, std::int64_t first,
+                                 std::int64_t next) {
+  const std::int64_t columns = w.num_columns;
+  store_rows([&](std::int64_t i) CLEBSCH_BODY { return w.value_column(i); }, columns,
+             args.out + first * columns, args.out + next * columns);
 }
 
-template <class T>
+// Components that no column shows have no gradient.
+template <class W>
+CLEBSCH_INLINE void clear_grad(W& w) {
+  if constexpr (!W::fixed) {
+    std::memset(static_cast<void*>(w.grad), 0, sizeof(*w.grad) * (w.l_max + 1) * (w.l_max + 1));
+  }
+}
+
+template <class T, class W>
+CLEBSCH_INLINE void load_grad(const SphericalHarmonicsArgs<T>& args, W& w, std::int64_t first) {
+  const std::int64_t stride = args.grad_stride, columns = w.num_columns;
+  const T *rows = args.grad + first * stride, *next = rows + lanes<T> * stride;
+  const auto column = [&](std::int64_t i) CLEBSCH_BODY { return w.grad_column(i); };
+  if (!w.repeated) return load_rows<T, false>(rows, stride, columns, column, next);
+  clear_grad(w);
+  load_rows<T, true>(rows, stride, columns, column, next);
+}
+
+template <class T, class W>
 __attribute__((noinline)) void forward_rows(const SphericalHarmonicsArgs<T>& args,
                                             const Workspace<T>& workspace, std::int64_t begin,
                                             std::int64_t end) {
-  const Workspace<T> w = workspace;
-  const std::int64_t columns = args.num_columns;
-  if (w.in_order && w.l_max == 2) return forward_few<T, 9>(args, w, begin, end);
-  if constexpr (lanes<T> >= 4) {
-    if (w.in_order && w.l_max == 1) return forward_few<T, 4>(args, w, begin, end);
-  }
+  W w(workspace);
   // The next points' directions, a long chain of latencies, are found while this chunk's rows are written.
   Triple<T> u = place(args, begin).u;
   for_chunks<T>(begin, end, [&](std::int64_t first, std::int64_t next) CLEBSCH_BODY {
     harmonics(w, u);
     u = place(args, next).u;
-    store_rows(w.value_column, columns, args.out + first * columns, args.out + next * columns);
+    store_values(args, w, first, next);
   });
 }
 
-// Components that no column shows have no gradient.
-template <class T>
-CLEBSCH_INLINE void clear_grad(const Workspace<T>& w) {
-  std::memset(static_cast<void*>(w.grad), 0, sizeof(Vec<T>) * (w.l_max + 1) * (w.l_max + 1));
-}
-
-template <class T>
-CLEBSCH_INLINE void load_grad(const SphericalHarmonicsArgs<T>& args, const Workspace<T>& w,
-                              std::int64_t first) {
-  const std::int64_t stride = args.grad_stride, columns = args.num_columns;
-  const T *rows = args.grad + first * stride, *next = rows + lanes<T> * stride;
-  if (!w.repeated) return load_rows<T, false>(rows, stride, columns, w.grad_column, next);
-  clear_grad(w);
-  load_rows<T, true>(rows, stride, columns, w.grad_column, next);
-}
-
-template <class T>
+template <class T, class W>
 __attribute__((noinline)) void backward_rows(const SphericalHarmonicsArgs<T>& args,
                                              const Workspace<T>& workspace, std::int64_t begin,
                                              std::int64_t end) {
-  const Workspace<T> w = workspace;
+  W w(workspace);
   clear_grad(w);
   Place<T> at = place(args, begin);
   load_grad(args, w, begin);
@@ -410,12 +419,12 @@ __attribute__((noinline)) void backward_rows(const SphericalHarmonicsArgs<T>& ar
   });
 }
 
-template <class T>
+template <class T, class W>
 __attribute__((noinline)) void double_backward_rows(const SphericalHarmonicsArgs<T>& args,
                                                     const Workspace<T>& workspace, std::int64_t begin,
                                                     std::int64_t end) {
-  const Workspace<T> w = workspace;
-  const std::int64_t columns = args.num_columns, stride = args.grad_grad_points_stride;
+  W w(workspace);
+  const std::int64_t stride = args.grad_grad_points_stride;
   clear_grad(w);
   Place<T> at = place(args, begin);
   load_grad(args, w, begin);
@@ -436,8 +445,29 @@ __attribute__((noinline)) void double_backward_rows(const SphericalHarmonicsArgs
     store_triples(args.grad_points + 3 * first, sum);
     at = place(args, next);
     load_grad(args, w, next);
-    store_rows(w.value_column, columns, args.out + first * columns, args.out + next * columns);
+    store_values(args, w, first, next);
   });
+}
+
+// The kernels over rows for one kind of workspace.
+template <class T>
+struct RowKernels {
+  using Kernel = void(const SphericalHarmonicsArgs<T>&, const Workspace<T>&, std::int64_t, std::int64_t);
+  Kernel *forward, *backward, *double_backward;
+};
+template <class T, class W>
+constexpr RowKernels<T> row_kernels = {&forward_rows<T, W>, &backward_rows<T, W>,
+                                       &double_backward_rows<T, W>};
+
+template <class T>
+const RowKernels<T>& row_kernels_for(const Workspace<T>& w) {
+  static constexpr RowKernels<T> fixed[] = {
+      row_kernels<T, FixedWorkspace<T, 0>>, row_kernels<T, FixedWorkspace<T, 1>>,
+      row_kernels<T, FixedWorkspace<T, 2>>, row_kernels<T, FixedWorkspace<T, 3>>,
+      row_kernels<T, FixedWorkspace<T, 4>>, row_kernels<T, FixedWorkspace<T, 5>>,
+      row_kernels<T, FixedWorkspace<T, 6>>};
+  const bool is_fixed = w.in_order && w.l_max < static_cast<int>(sizeof(fixed) / sizeof(fixed[0]));
+  return is_fixed ? fixed[w.l_max] : row_kernels<T, Workspace<T>>;
 }
 
 // Cuts memory into aligned pieces; with no memory it counts.
@@ -461,17 +491,18 @@ void cut(Pieces& pieces, Workspace<T>& w, std::int64_t columns) {
   const std::int64_t degrees = w.l_max + 1;
   pieces.take(w.step, degrees * (degrees + 1) / 2);
   pieces.take(w.sectoral, degrees);
-  for (Vec<T>** v : {&w.c, &w.s, &w.c_dot, &w.s_dot, &w.q, &w.q_above, &w.q_dot, &w.q_dot_above}) {
+  for (Vec<T>** v : {&w.c, &w.s, &w.c_dot, &w.s_dot, &w.q[0], &w.q[1], &w.q_dot[0], &w.q_dot[1]}) {
     pieces.take(*v, degrees);
   }
   pieces.take(w.value, degrees * degrees);
   pieces.take(w.grad, degrees * degrees);
-  pieces.take(w.value_column, columns);
-  pieces.take(w.grad_column, columns);
+  pieces.take(w.value_columns, columns);
+  pieces.take(w.grad_columns, columns);
 }
 
 template <class T>
 void fill_columns(const SphericalHarmonicsArgs<T>& args, Workspace<T>& w) {
+  w.num_columns = args.num_columns;
   w.repeated = false;
   w.in_order = args.num_ls == w.l_max + 1;
   std::int64_t column = 0;
@@ -480,8 +511,8 @@ void fill_columns(const SphericalHarmonicsArgs<T>& args, Workspace<T>& w) {
     w.in_order &= l == i;
     for (int j = 0; j < i; ++j) w.repeated |= args.ls[j] == l;
     for (std::int64_t c = l * l; c < (l + 1) * (l + 1); ++c, ++column) {
-      w.value_column[column] = reinterpret_cast<T*>(w.value + c);
-      w.grad_column[column] = reinterpret_cast<T*>(w.grad + c);
+      w.value_columns[column] = reinterpret_cast<T*>(w.value + c);
+      w.grad_columns[column] = reinterpret_cast<T*>(w.grad + c);
     }
   }
 }
@@ -531,9 +562,10 @@ struct PaddedRows {
   }
 };
 
-// Prepares a call and hands it to kernel(args, workspace, begin, end).
-template <class T, class F>
-void run(const SphericalHarmonicsArgs<T>& args, std::int64_t begin, std::int64_t end, const F& kernel) {
+// Prepares a call and hands it to one of the kernels for its degrees.
+template <class T>
+void run(const SphericalHarmonicsArgs<T>& args, std::int64_t begin, std::int64_t end,
+         typename RowKernels<T>::Kernel* RowKernels<T>::* which) {
   if (begin >= end) return;
   Workspace<T> w;
   PaddedRows<T> padded;
@@ -559,6 +591,7 @@ void run(const SphericalHarmonicsArgs<T>& args, std::int64_t begin, std::int64_t
   fill_coefficients(w, args.normalization);
   fill_columns(args, w);
 
+  const auto kernel = row_kernels_for(w).*which;
   const auto with_workspace = [&](const SphericalHarmonicsArgs<T>& a, std::int64_t first, std::int64_t last) {
     kernel(a, w, first, last);
   };

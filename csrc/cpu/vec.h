@@ -126,6 +126,24 @@ CLEBSCH_INLINE void store(T* p, Vec<T> v, Mask<T> m) {
 #endif
 }
 
+// Whether a comparison of Vec<T> holds in any lane.
+template <class T, class Comparison>
+CLEBSCH_INLINE bool any(Comparison c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(c)) != 0;
+  } else {
+    return _mm512_movepi64_mask(reinterpret_cast<__m512i>(c)) != 0;
+  }
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256(reinterpret_cast<__m256i>(c), reinterpret_cast<__m256i>(c));
+#else
+  bool found = false;
+  for (int i = 0; i < lanes<T>; ++i) found |= c[i] != 0;
+  return found;
+#endif
+}
+
 // shuffle<F>(a, b): lane i of the result is lane F::at(i) of the concatenation (a, b).
 template <class F, class V>
 CLEBSCH_INLINE V shuffle(V a, V b) {

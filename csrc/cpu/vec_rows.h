@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "vec.h"
 
@@ -46,22 +47,24 @@ struct InterleaveThird {
   }
 };
 
+// Rows at a distance, side by side: out of line, the rare case does not take registers from the loops.
+template <class T>
+__attribute__((noinline)) void pack_triples(const T* p, std::int64_t stride, T* packed) {
+  for (int i = 0; i < lanes<T>; ++i) std::memcpy(packed + 3 * i, p + i * stride, 3 * sizeof(T));
+}
+
 template <class T>
 CLEBSCH_INLINE Triple<T> load_triples(const T* p, std::int64_t stride) {
   constexpr int W = lanes<T>;
-  if (stride == 3) {
-    const Vec<T> a = load(p), b = load(p + W), c = load(p + 2 * W);
-    return {shuffle<EveryThirdOfLast<0>>(shuffle<EveryThirdOfTwo<0>>(a, b), c),
-            shuffle<EveryThirdOfLast<1>>(shuffle<EveryThirdOfTwo<1>>(a, b), c),
-            shuffle<EveryThirdOfLast<2>>(shuffle<EveryThirdOfTwo<2>>(a, b), c)};
+  T packed[3 * W];
+  if (stride != 3) {
+    pack_triples(p, stride, packed);
+    p = packed;
   }
-  Triple<T> t{};
-  for (int i = 0; i < W; ++i) {
-    t.x[i] = p[i * stride];
-    t.y[i] = p[i * stride + 1];
-    t.z[i] = p[i * stride + 2];
-  }
-  return t;
+  const Vec<T> a = load(p), b = load(p + W), c = load(p + 2 * W);
+  return {shuffle<EveryThirdOfLast<0>>(shuffle<EveryThirdOfTwo<0>>(a, b), c),
+          shuffle<EveryThirdOfLast<1>>(shuffle<EveryThirdOfTwo<1>>(a, b), c),
+          shuffle<EveryThirdOfLast<2>>(shuffle<EveryThirdOfTwo<2>>(a, b), c)};
 }
 
 template <class T>
@@ -136,16 +139,16 @@ CLEBSCH_INLINE void store_four(const Column& column, T* rows) {
   store(rows + 3 * W, shuffle<InterleaveFour<1>>(even_high, odd_high));
 }
 
-template <class T>
-CLEBSCH_INLINE void load_four(const T* rows, T* const* column) {
+template <class T, class Column>
+CLEBSCH_INLINE void load_four(const T* rows, const Column& column) {
   constexpr int W = lanes<T>;
   const Vec<T> a = load(rows), b = load(rows + W), c = load(rows + 2 * W), d = load(rows + 3 * W);
   const Vec<T> even = shuffle<SplitFour<0>>(a, b), even_high = shuffle<SplitFour<0>>(c, d);
   const Vec<T> odd = shuffle<SplitFour<1>>(a, b), odd_high = shuffle<SplitFour<1>>(c, d);
-  store(column[0], shuffle<KeepLow<W / 2>>(even, even_high));
-  store(column[1], shuffle<KeepLow<W / 2>>(odd, odd_high));
-  store(column[2], shuffle<KeepHigh<W / 2>>(even, even_high));
-  store(column[3], shuffle<KeepHigh<W / 2>>(odd, odd_high));
+  store(column(0), shuffle<KeepLow<W / 2>>(even, even_high));
+  store(column(1), shuffle<KeepLow<W / 2>>(odd, odd_high));
+  store(column(2), shuffle<KeepHigh<W / 2>>(even, even_high));
+  store(column(3), shuffle<KeepHigh<W / 2>>(odd, odd_high));
 }
 
 // Few and odd columns: as n and the number of lanes have no common factor, the transpose of (n, lanes) to
@@ -207,14 +210,14 @@ CLEBSCH_INLINE void store_odd(const Column& column, T* rows) {
   for (int i = 0; i < n; ++i) store(rows + i * lanes<T>, v[i]);
 }
 
-template <class T, int n>
-CLEBSCH_INLINE void load_odd(const T* rows, T* const* column) {
+template <class T, int n, class Column>
+CLEBSCH_INLINE void load_odd(const T* rows, const Column& column) {
   Vec<T> v[n];
 #pragma GCC unroll 16
   for (int i = 0; i < n; ++i) v[i] = load(rows + i * lanes<T>);
   rotate<T, n, true>(v);
   [&]<std::size_t... C>(std::index_sequence<C...>) CLEBSCH_BODY {
-    (store(column[C], shuffle<LaneOfPoint<n, C>>(v[inverse_modulo(lanes<T>, n) * C % n],
+    (store(column(C), shuffle<LaneOfPoint<n, C>>(v[inverse_modulo(lanes<T>, n) * C % n],
                                                  v[inverse_modulo(lanes<T>, n) * C % n])),
      ...);
   }(std::make_index_sequence<n>{});
@@ -228,12 +231,12 @@ CLEBSCH_INLINE void prefetch_lines(const T* p) {
   for (int i = 0; i < lanes<T>; ++i) __builtin_prefetch(p + i * lanes<T>, 1);
 }
 
-// lanes<T> contiguous rows whose column c has its lanes<T> values at column[c]; next: the rows written after
+// lanes<T> contiguous rows whose column c has its lanes<T> values at column(c); next: the rows written after
 // these.
-template <class T>
-CLEBSCH_INLINE void store_rows(const T* const* column, std::int64_t columns, T* rows, const T* next) {
+template <class T, class Column>
+CLEBSCH_INLINE void store_rows(const Column& column, std::int64_t columns, T* rows, const T* next) {
   constexpr int W = lanes<T>;
-  const auto whole = [&](int c) CLEBSCH_BODY { return load(column[c]); };
+  const auto whole = [&](int c) CLEBSCH_BODY { return load(column(c)); };
   switch (columns) {
     case 0:
       return;
@@ -251,7 +254,7 @@ CLEBSCH_INLINE void store_rows(const T* const* column, std::int64_t columns, T* 
   }
   Vec<T> v[W];
   if (columns < W) {
-    load_transposed<T>([&](int i) CLEBSCH_BODY { return column[i < columns ? i : 0]; }, v);
+    load_transposed<T>([&](int i) CLEBSCH_BODY { return column(i < columns ? i : 0); }, v);
     const Mask<T> mask(static_cast<int>(columns));
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i) store(rows + i * columns, v[i], mask);
@@ -260,7 +263,7 @@ CLEBSCH_INLINE void store_rows(const T* const* column, std::int64_t columns, T* 
   // The last block ends where the row ends and repeats some columns of the one before.
   for (std::int64_t first = 0; first < columns; first += W) {
     const std::int64_t at = first + W <= columns ? first : columns - W;
-    load_transposed<T>([&](int i) CLEBSCH_BODY { return column[at + i]; }, v);
+    load_transposed<T>([&](int i) CLEBSCH_BODY { return column(at + i); }, v);
     T* row = rows + at;
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i, row += columns) store(row, v[i]);
@@ -269,8 +272,8 @@ CLEBSCH_INLINE void store_rows(const T* const* column, std::int64_t columns, T* 
 }
 
 // The other way, from rows at a distance of stride. Add: columns that share their place are summed.
-template <class T, bool Add>
-CLEBSCH_INLINE void load_rows(const T* rows, std::int64_t stride, std::int64_t columns, T* const* column,
+template <class T, bool Add, class Column>
+CLEBSCH_INLINE void load_rows(const T* rows, std::int64_t stride, std::int64_t columns, const Column& column,
                               const T* next) {
   constexpr int W = lanes<T>;
   if (!Add && stride == columns) {
@@ -294,7 +297,7 @@ CLEBSCH_INLINE void load_rows(const T* rows, std::int64_t stride, std::int64_t c
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i) v[i] = load(rows + i * stride, mask);
     transpose<T>(v);
-    for (int i = 0; i < columns; ++i) store(column[i], Add ? load(column[i]) + v[i] : v[i]);
+    for (int i = 0; i < columns; ++i) store(column(i), Add ? load(column(i)) + v[i] : v[i]);
     return;
   }
   for (std::int64_t first = 0; first < columns; first += W) {
@@ -303,10 +306,10 @@ CLEBSCH_INLINE void load_rows(const T* rows, std::int64_t stride, std::int64_t c
     load_transposed<T>([&](int i) CLEBSCH_BODY { return row + i * stride; }, v);
     prefetch_lines(next + first * W);
     if constexpr (Add) {
-      for (std::int64_t i = first - at; i < W; ++i) store(column[at + i], load(column[at + i]) + v[i]);
+      for (std::int64_t i = first - at; i < W; ++i) store(column(at + i), load(column(at + i)) + v[i]);
     } else {
 #pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) store(column[at + i], v[i]);
+      for (int i = 0; i < W; ++i) store(column(at + i), v[i]);
     }
   }
 }

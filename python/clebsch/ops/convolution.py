@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clebsch.algebra.plan import ProductPlan
+from clebsch.ops.dispatch import call
 from clebsch.ops.multilinear import register_derivatives
 from clebsch.ops.tensor_product import PlanSizes, check_operands, constant_plan_sizes, plan_sizes, wanted_like
 
@@ -48,7 +49,7 @@ def convolve(x: Tensor, y: Tensor, weight: Tensor, graph: Graph, sizes: PlanSize
     check_operands("convolution", x, y, weight, sizes, num_nodes, num_edges, ("num_nodes", "num_edges"))
     if order.device != x.device:
         raise ValueError(f"convolution: graph must be on the device of x, {x.device}, got {order.device}")
-    return torch.ops.clebsch.convolution(x, y, weight, order, sizes.plan)
+    return call(torch.ops.clebsch.convolution, x, y, weight, order, sizes.plan)
 
 
 @torch.library.register_fake("clebsch::graph_order")

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from clebsch.algebra.plan import ProductPlan
+from clebsch.ops.dispatch import call
 
 __all__ = ["register_derivatives"]
 
@@ -105,13 +106,13 @@ class _Operators:
 
     def backward(self, operands: Sequence[Tensor], fixed: Sequence[Any], needs: int) -> list[Tensor | None]:
         operator = getattr(torch.ops.clebsch, f"{self.noun}_backward")
-        return _chosen(operator(*operands, *fixed, needs), needs)
+        return _chosen(call(operator, *operands, *fixed, needs), needs)
 
     def double_backward(
         self, tangents: Sequence[Tensor | None], operands: Sequence[Tensor], fixed: Sequence[Any], needs: int
     ) -> list[Tensor | None]:
         operator = getattr(torch.ops.clebsch, f"{self.noun}_double_backward")
-        return _chosen(operator(*tangents, *operands, *fixed, needs), needs)
+        return _chosen(call(operator, *tangents, *operands, *fixed, needs), needs)
 
     def differentiate_forward(self, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         operands, fixed = _saved(ctx, 3)

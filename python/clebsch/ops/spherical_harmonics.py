@@ -23,6 +23,7 @@ from torch.autograd import forward_ad
 
 from clebsch.algebra.plan import Path, ProductPlan
 from clebsch.algebra.so3 import coupling
+from clebsch.ops.dispatch import call
 from clebsch.ops.tensor_product import _refuse_tangents, constant_plan_sizes, multiply_rows
 
 __all__ = ["spherical_harmonics"]
@@ -71,12 +72,11 @@ def spherical_harmonics(points: Tensor, ls: Sequence[int], normalize: bool, norm
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         _refuse_tangents("spherical_harmonics", points)
     if points.dim() == 2:
-        return torch.ops.clebsch.spherical_harmonics(points, ls, normalize, normalization)
+        return call(torch.ops.clebsch.spherical_harmonics, points, ls, normalize, normalization)
     batch = points.shape[:-1]
     rows = points.reshape(batch.numel(), 3)
-    return torch.ops.clebsch.spherical_harmonics(rows, ls, normalize, normalization).reshape(
-        *batch, _columns(ls)
-    )
+    harmonics = call(torch.ops.clebsch.spherical_harmonics, rows, ls, normalize, normalization)
+    return harmonics.reshape(*batch, _columns(ls))
 
 
 def _columns(ls: Sequence[int]) -> int:
@@ -105,11 +105,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     (points,) = ctx.saved_tensors
-    return torch.ops.clebsch.spherical_harmonics_backward(grad, points, *ctx.fixed), None, None, None
+    backward = torch.ops.clebsch.spherical_harmonics_backward
+    return call(backward, grad, points, *ctx.fixed), None, None, None
 
 
 def _differentiate_backward(ctx: Any, tangent: Tensor) -> tuple[Any, ...]:
-    grads = torch.ops.clebsch.spherical_harmonics_double_backward(tangent, *ctx.saved_tensors, *ctx.fixed)
+    double_backward = torch.ops.clebsch.spherical_harmonics_double_backward
+    grads = call(double_backward, tangent, *ctx.saved_tensors, *ctx.fixed)
     return *grads, None, None, None
 
 

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from clebsch import backend
 from clebsch.algebra.plan import ProductPlan
+from clebsch.ops.dispatch import call
 from clebsch.ops.multilinear import register_derivatives
 
 __all__ = ["PlanSizes", "plan_sizes", "tensor_product"]
@@ -75,7 +76,7 @@ def multiply_rows(x: Tensor, y: Tensor, weight: Tensor, sizes: PlanSizes) -> Ten
     """`tensor_product` for a caller that keeps the sizes of its plan."""
     rows = x.shape[0] if isinstance(x, Tensor) and x.dim() else 0
     check_operands("tensor_product", x, y, weight, sizes, rows, rows, ("rows", "rows"))
-    return torch.ops.clebsch.tensor_product(x, y, weight, sizes.plan)
+    return call(torch.ops.clebsch.tensor_product, x, y, weight, sizes.plan)
 
 
 def check_operands(
