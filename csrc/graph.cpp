@@ -8,23 +8,25 @@
 namespace clebsch {
 namespace {
 
-// Enough chunks to feed many threads, each with enough edges that private sums of senders stay cheap.
-std::int64_t chunk_count(std::int64_t edges, std::int64_t nodes) {
-  return std::clamp<std::int64_t>((edges + nodes) / 512, 1, 64);
+// Work of a chunk, in edges and receivers: enough chunks to feed many threads, each with enough edges that
+// private sums of senders stay cheap.
+std::int64_t chunk_work(std::int64_t edges, std::int64_t nodes) {
+  return std::clamp<std::int64_t>((edges + nodes) / 64, 512, 4096);
 }
 
 Graph layout(const std::int64_t* order, std::int64_t edges, std::int64_t nodes) {
   Graph g{};
   g.nodes = nodes;
   g.edges = edges;
-  g.chunks = chunk_count(edges, nodes);
-  g.receiver_begin = order;
-  g.edge = g.receiver_begin + nodes + 1;
-  g.sender = g.edge + edges;
-  g.slot = g.sender + edges;
-  g.sender_begin = g.slot + edges;
-  g.slot_of_sender = g.sender_begin + nodes + 1;
-  g.slots = order[order_size(edges, nodes) - 1];
+  const auto take = [&order](std::int64_t count) { return (order += count) - count; };
+  g.chunks = *take(1);
+  g.slots = *take(1);
+  g.receiver_begin = take(nodes + 1);
+  g.chunk_begin = take(nodes + 1);
+  g.chunk_slot = take(nodes + 1);
+  for (const std::int64_t** by_edge : {&g.edge, &g.sender, &g.slot, &g.owner, &g.previous, &g.next}) {
+    *by_edge = take(edges);
+  }
   return g;
 }
 
@@ -54,21 +56,6 @@ bool partitions(const std::int64_t* begin, std::int64_t count, std::int64_t tota
 
 }  // namespace
 
-std::int64_t chunk_begin(const Graph& g, std::int64_t chunk) {
-  // Work before receiver r is its edges and receivers: receiver_begin[r] + r, increasing in r.
-  const std::int64_t target = (g.edges + g.nodes) * chunk / g.chunks;
-  std::int64_t low = 0, high = g.nodes;
-  while (low < high) {
-    const std::int64_t middle = (low + high) / 2;
-    if (g.receiver_begin[middle] + middle < target) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
 void build_order(const std::int64_t* senders, const std::int64_t* receivers, std::int64_t edges,
                  std::int64_t nodes, std::int64_t* order) {
   check_range("senders", senders, edges, nodes);
@@ -77,52 +64,65 @@ void build_order(const std::int64_t* senders, const std::int64_t* receivers, std
   const Graph g = layout(order, edges, nodes);
   const auto writable = [](const std::int64_t* p) { return const_cast<std::int64_t*>(p); };
   std::int64_t *receiver_begin = writable(g.receiver_begin), *edge = writable(g.edge),
-               *sender = writable(g.sender), *slot = writable(g.slot),
-               *sender_begin = writable(g.sender_begin), *slot_of_sender = writable(g.slot_of_sender);
-
+               *sender = writable(g.sender);
   for (std::int64_t e = 0; e < edges; ++e) ++receiver_begin[receivers[e] + 1];
   for (std::int64_t n = 0; n < nodes; ++n) receiver_begin[n + 1] += receiver_begin[n];
-  std::vector<std::int64_t> next(receiver_begin, receiver_begin + nodes);
+  std::vector<std::int64_t> place(receiver_begin, receiver_begin + nodes);
   for (std::int64_t e = 0; e < edges; ++e) {
-    const std::int64_t at = next[receivers[e]]++;
+    const std::int64_t at = place[receivers[e]]++;
     edge[at] = e;
     sender[at] = senders[e];
   }
 
-  std::int64_t slots = 0;
+  std::int64_t *chunk_begin = writable(g.chunk_begin), *chunk_slot = writable(g.chunk_slot),
+               *slot = writable(g.slot), *owner = writable(g.owner), *previous = writable(g.previous),
+               *next = writable(g.next);
+  const std::int64_t enough = chunk_work(edges, nodes);
+  std::int64_t slots = 0, chunks = 0, begin = 0;
   std::vector<std::int64_t> latest(nodes, -1);  // slot of each sender in the newest chunk that met it
-  std::vector<std::int64_t> owner;              // sender of each slot
-  owner.reserve(edges);
-  for (std::int64_t chunk = 0; chunk < g.chunks; ++chunk) {
-    const std::int64_t first_slot = slots;
-    const std::int64_t begin = receiver_begin[chunk_begin(g, chunk)],
-                       end = receiver_begin[chunk_begin(g, chunk + 1)];
-    for (std::int64_t at = begin; at < end; ++at) {
+  for (std::int64_t r = 0; r < nodes; ++r) {
+    for (std::int64_t at = receiver_begin[r]; at < receiver_begin[r + 1]; ++at) {
       std::int64_t& known = latest[sender[at]];
-      if (known >= first_slot) {
+      if (known >= chunk_slot[chunks]) {
         slot[at] = known;
-      } else {
-        known = slots++;
-        owner.push_back(sender[at]);
-        slot[at] = ~known;
+        continue;
       }
+      owner[slots] = sender[at];
+      previous[slots] = known;
+      next[slots] = -1;
+      if (known >= 0) next[known] = slots;
+      known = slots++;
+      slot[at] = ~known;
+    }
+    const std::int64_t work = receiver_begin[r + 1] - receiver_begin[begin] + (r + 1 - begin);
+    if (work >= enough || slots - chunk_slot[chunks] >= kChunkSlots || r + 1 == nodes) {
+      ++chunks;
+      chunk_begin[chunks] = begin = r + 1;
+      chunk_slot[chunks] = slots;
     }
   }
-  for (const std::int64_t s : owner) ++sender_begin[s + 1];
-  for (std::int64_t n = 0; n < nodes; ++n) sender_begin[n + 1] += sender_begin[n];
-  std::copy_n(sender_begin, nodes, next.begin());
-  for (std::int64_t s = 0; s < slots; ++s) slot_of_sender[next[owner[s]]++] = s;
-  order[order_size(edges, nodes) - 1] = slots;
+  order[0] = chunks;
+  order[1] = slots;
 }
 
 Graph view_order(const std::int64_t* order, std::int64_t edges, std::int64_t nodes) {
   const Graph g = layout(order, edges, nodes);
-  bool ok = g.slots >= 0 && g.slots <= edges && partitions(g.receiver_begin, nodes, edges) &&
-            within(g.edge, edges, edges) && within(g.sender, edges, nodes) &&
-            partitions(g.sender_begin, nodes, g.slots) && within(g.slot_of_sender, g.slots, g.slots);
-  for (std::int64_t e = 0; e < edges; ++e) {
-    const std::int64_t s = g.slot[e] < 0 ? ~g.slot[e] : g.slot[e];
-    ok &= s < g.slots;
+  bool ok = g.slots >= 0 && g.slots <= edges && g.chunks >= 0 && g.chunks <= nodes &&
+            partitions(g.receiver_begin, nodes, edges) && partitions(g.chunk_begin, g.chunks, nodes) &&
+            partitions(g.chunk_slot, g.chunks, g.slots) && within(g.edge, edges, edges) &&
+            within(g.sender, edges, nodes) && within(g.owner, g.slots, nodes);
+  for (std::int64_t chunk = 0; ok && chunk < g.chunks; ++chunk) {
+    const std::int64_t first = g.chunk_slot[chunk], last = g.chunk_slot[chunk + 1];
+    const std::int64_t begin = g.receiver_begin[g.chunk_begin[chunk]],
+                       end = g.receiver_begin[g.chunk_begin[chunk + 1]];
+    for (std::int64_t at = begin; at < end; ++at) {
+      const std::int64_t s = g.slot[at] < 0 ? ~g.slot[at] : g.slot[at];
+      ok &= s >= first && s < last;
+    }
+  }
+  for (std::int64_t s = 0; ok && s < g.slots; ++s) {
+    ok &= g.previous[s] >= -1 && g.previous[s] < s;
+    ok &= g.next[s] == -1 || (g.next[s] > s && g.next[s] < g.slots);
   }
   if (!ok) throw std::invalid_argument("convolution: order must come from graph_order of the same graph");
   return g;

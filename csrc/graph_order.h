@@ -8,7 +8,7 @@
 
 namespace clebsch {
 
-inline std::int64_t order_size(std::int64_t edges, std::int64_t nodes) { return 4 * edges + 2 * nodes + 3; }
+inline std::int64_t order_size(std::int64_t edges, std::int64_t nodes) { return 6 * edges + 3 * nodes + 5; }
 
 // Fills `order`. Throws std::out_of_range, with nothing written, if an index lies outside [0, nodes).
 CLEBSCH_API void build_order(const std::int64_t* senders, const std::int64_t* receivers, std::int64_t edges,
@@ -17,8 +17,5 @@ CLEBSCH_API void build_order(const std::int64_t* senders, const std::int64_t* re
 // The view. Throws std::invalid_argument unless every index it holds is in range, so that kernels need not
 // look.
 CLEBSCH_API Graph view_order(const std::int64_t* order, std::int64_t edges, std::int64_t nodes);
-
-// First receiver of a chunk; chunk == chunks gives the number of nodes.
-CLEBSCH_API std::int64_t chunk_begin(const Graph& graph, std::int64_t chunk);
 
 }  // namespace clebsch

@@ -23,9 +23,11 @@ struct Rows {
 //   backward          gx, gy, gw = F_x, F_y, F_w
 //   double_backward   out, gx, gy, gw = the gradient of F_x ax + F_y ay + F_w aw in g, x, y, w.
 //
-// Without a graph everything is indexed by row. With one, x and ax hold a panel (program.h) for every node,
-// y, w, ay, aw, gy, gw a row for every edge, g and out a row for every node, and gx a panel for every slot of
-// the graph. Results that nobody wants are still computed: their rows point to a scratch row with stride 0.
+// Without a graph everything is indexed by row. With one, y, w, ay, aw, gy, gw hold a row for every edge, g
+// and out a row for every node, gx a panel (program.h) for every slot from first_slot on, and x and ax a
+// panel for every node or, if x_by_slot, for every slot from first_slot on. (Where lanes are rows, what is
+// said to be a panel is a row.) Results that nobody wants are still computed: their rows point to a scratch
+// row with stride 0.
 template <class T>
 struct ProductArgs {
   const Program* program;
@@ -33,6 +35,8 @@ struct ProductArgs {
   Rows<const T> x, y, w, g, ax, ay, aw;
   Rows<T> out, gx, gy, gw;
   bool shared_weights;  // one row of w (and aw) for all; gw is one row, added to
+  bool x_by_slot;
+  std::int64_t first_slot;  // of the chunk
 };
 
 // Tasks [begin, end) are rows, or the receivers of a graph.

@@ -204,7 +204,7 @@ class TestOrder:
     """`order` is opaque but a tensor: whatever it holds, kernels stay inside their operands."""
 
     problem = Problem.random(PLAN, EDGES)
-    size = 4 * 5 + 2 * 3 + 3
+    size = 6 * 5 + 3 * 3 + 5
 
     def refused(self, order, message):
         x, y, weight = self.problem.operands
@@ -305,8 +305,9 @@ def test_the_order_of_a_graph(num_edges, num_nodes):
         torch.randint(max(num_nodes, 1), (num_edges,), generator=generator) for _ in range(2)
     )
     order = torch.ops.clebsch.graph_order(senders, receivers, num_nodes)
-    parts = order.split([num_nodes + 1, num_edges, num_edges, num_edges, num_nodes + 1, num_edges, 1])
-    receiver_begin, edge, sender, slot, sender_begin, slot_of_sender, slots = parts
+    parts = order.split([1, 1, *[num_nodes + 1] * 3, *[num_edges] * 6])
+    chunks, slots, receiver_begin, chunk_begin, chunk_slot, edge, sender, slot, *by_slot = parts
+    owners, previous, following = by_slot
     assert torch.equal(edge, torch.argsort(receivers, stable=True))
     assert torch.equal(sender, senders[edge])
     counts = torch.bincount(receivers, minlength=num_nodes)
@@ -317,9 +318,16 @@ def test_the_order_of_a_graph(num_edges, num_nodes):
     assert torch.equal(number[first], torch.arange(int(slots)))
     owner = sender[first]
     assert torch.equal(owner[number], sender)
+    assert torch.equal(owners[: int(slots)], owner)
+    # those of a sender are a chain
     for node in range(num_nodes):
-        mine = slot_of_sender[sender_begin[node] : sender_begin[node + 1]]
-        assert torch.equal(mine, torch.nonzero(owner == node).flatten())
+        mine = torch.nonzero(owner == node).flatten().tolist()
+        assert previous[mine].tolist() == [-1, *mine[:-1]][: len(mine)]
+        assert following[mine].tolist() == [*mine[1:], -1][: len(mine)]
+    # chunks cover nodes and slots
+    for begin, total in ((chunk_begin, num_nodes), (chunk_slot, int(slots))):
+        bounds = begin[: int(chunks) + 1]
+        assert bounds[0] == 0 and bounds[-1] == total and (bounds.diff() >= 0).all()
 
 
 # The nastiest in a process of its own

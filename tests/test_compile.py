@@ -94,6 +94,13 @@ def test_compile_forward_and_backward(name):
 
 
 def test_compile_with_inductor():
+    from torch._inductor.utils import fresh_cache
+
+    with fresh_cache():  # what an older version left behind may hold other shapes
+        _compile_with_inductor()
+
+
+def _compile_with_inductor():
     module = Conv()
     compiled = torch.compile(module, fullgraph=True, dynamic=True)
     operands = conv_operands(6, 20)

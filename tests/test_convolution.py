@@ -158,6 +158,30 @@ def test_graphs_of_several_chunks(nodes, plan, shared):
     Problem.random(plan, random_graph(nodes, 1400), shared=shared).check_everywhere()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shared", [False, True])
+def test_graphs_larger_than_the_work_space(shared, layout):
+    """Chunks in several waves, panels of x for the senders of a chunk: as the product of rows, gathered."""
+    problem = Problem.random(wide_plan(129, layout), random_graph(1200, 3000), shared=shared)
+    for dtype in (torch.float32, torch.float64):
+        at = problem.to(dtype)
+        senders, receivers = map(torch.from_numpy, (at.graph.senders, at.graph.receivers))
+
+        def gathered(x, y, w):
+            product = ops.tensor_product(x[senders], y, w, at.plan)  # noqa: B023
+            return torch.zeros_like(at.grad).index_add(0, receivers, product)  # noqa: B023
+
+        leaves = [operand.clone().requires_grad_() for operand in at.operands]
+        grad = at.grad.clone().requires_grad_()
+        out = gathered(*leaves)
+        first = torch.autograd.grad(out, leaves, grad, create_graph=True)
+        second = torch.autograd.grad(first, [grad, *leaves], at.tangents)
+        with poisoned_memory():
+            results = at.results()
+        for name, found, expected in zip(RESULTS, results, (out, *first, *second), strict=True):
+            assert relative_error(found, expected.detach()) < {4: 1e-5, 8: 1e-13}[dtype.itemsize], name
+
+
 def test_order_of_edges_does_not_matter():
     for plan in (CHANNELS, ROWS):
         problem = Problem.random(plan, random_graph(6, 40))
@@ -312,12 +336,12 @@ def test_autograd_of_the_channelwise_kernel(shared):
 # The same bits, always
 
 
-@pytest.fixture(params=["channels", "rows"])
+@pytest.fixture(params=["channels", "rows", "waves"])
 def large(request):
     """Problems of several chunks, with nodes that receive in one of them alone and send in all."""
-    plan = wide_plan(32) if request.param == "channels" else wide_plan(2)
-    assert kernel(plan) == request.param
-    edges = random_graph(300, 3000)
+    plan = {"channels": wide_plan(32), "rows": wide_plan(2), "waves": wide_plan(128)}[request.param]
+    assert kernel(plan) == {"rows": "rows"}.get(request.param, "channels")
+    edges = random_graph(1200 if request.param == "waves" else 300, 3000)
     edges.receivers[:500] = 7
     return [Problem.random(plan, edges, shared=shared, dtype=torch.float32) for shared in (False, True)]
 

@@ -30,7 +30,7 @@ def test_attributes_and_order(name, dtype):
     assert (g.num_nodes, g.num_edges) == (GRAPHS[name][2], num_edges)
     assert g.senders.tolist() == GRAPHS[name][0] and g.receivers.tolist() == GRAPHS[name][1]
     assert g._order is None  # not before it is asked for
-    assert g.order.dtype == torch.int64 and g.order.shape == (4 * num_edges + 2 * g.num_nodes + 3,)
+    assert g.order.dtype == torch.int64 and g.order.shape == (6 * num_edges + 3 * g.num_nodes + 5,)
     assert g.order is g.order
     assert torch.equal(g.order, graph(name).order)
 

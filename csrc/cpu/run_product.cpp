@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <thread>
 
 #include "cpu/dispatch.h"
 #include "graph_order.h"
@@ -9,6 +10,15 @@
 
 namespace clebsch {
 namespace {
+
+// Panels of all nodes may take so much, the private sums of a wave of chunks as much or, where many cores
+// wait for chunks, half a MiB for each of them.
+constexpr std::int64_t kPanelBytes = std::int64_t{2} << 20, kPrivateBytes = 2 * kPanelBytes;
+std::int64_t cores() {
+  static const std::int64_t count = std::max<std::int64_t>(std::thread::hardware_concurrency(), 1);
+  return count;
+}
+std::int64_t private_bytes() { return std::max(kPrivateBytes, cores() << 19); }
 
 // Memory on cache lines, not initialised.
 template <class T>
@@ -73,17 +83,18 @@ class ProductRun {
         channels_(derivative == Derivative::none ? call.plan->channels.forward
                                                  : call.plan->channels.derivatives),
         kernels_(channels_ ? table_.channels : table_.rows),
-        panels_(channels_ && call.graph) {}
+        panels_(channels_ && call.graph),
+        x_by_slot_(panels_ && !program_.whole_lines1 && panel_bytes() > kPanelBytes) {}
 
   void run() {
     ProductArgs<T> args{};
     args.program = &program_;
     args.graph = call_.graph;
-    args.x = operand(call_.x, x_panels_);
     args.y = call_.y;
     args.w = call_.w;
     args.shared_weights = call_.shared_weights;
-    const bool forward = derivative_ != Derivative::first, backward = derivative_ != Derivative::none;
+    args.x_by_slot = x_by_slot_;
+    args.x = operand(call_.x, x_panels_);
     if (derivative_ == Derivative::second) {
       const std::int64_t longest =
           std::max({program_.panel1, program_.dim1, program_.dim2, program_.weight_numel});
@@ -92,56 +103,86 @@ class ProductRun {
       args.ay = call_.ay.data ? call_.ay : Rows<const T>{zeros_.data(), 0};
       args.aw = call_.aw.data ? call_.aw : Rows<const T>{zeros_.data(), 0};
     }
-    if (forward) args.out = call_.out;
-    if (backward) {
+    if (derivative_ != Derivative::first) args.out = call_.out;
+    if (derivative_ != Derivative::none) {
       args.g = call_.g;
       args.gx = call_.gx;
       args.gy = call_.gy;
       args.gw = call_.gw;
-      // Private sums of senders, one for each slot.
-      if (call_.graph) args.gx = {slots_.reserve(call_.graph->slots * gx_length()), gx_length()};
     }
+    const bool sum_senders = call_.graph && args.gx.data, sum_weights = call_.shared_weights && args.gw.data;
+    if (sum_senders) {
+      for_each_piece(call_.graph->nodes, 64, parallel_, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t n = begin; n < end; ++n) std::fill_n(call_.gx[n], program_.dim1, T{});
+      });
+    }
+    if (sum_weights) std::fill_n(call_.gw.data, program_.weight_numel, T{});
     const std::int64_t chunks = chunk_count();
-    const bool reduce_weights =
-        backward && call_.shared_weights && call_.gw.data && program_.weight_numel > 0;
-    if (reduce_weights) weight_sums_.reserve(chunks * program_.weight_numel);
-    for_each_chunk(chunks, parallel_, [&](std::int64_t chunk) {
-      T* sums = reduce_weights ? weight_sums_.data() + chunk * program_.weight_numel : nullptr;
-      run_chunk(args, chunk, chunks, sums);
-    });
-    if (reduce_weights) add_weight_gradients(chunks);
-    if (backward && call_.graph && call_.gx.data) add_sender_gradients();
+    for (std::int64_t begin = 0, end = 0; begin < chunks; begin = end) {
+      end = wave_end(begin, chunks, sum_senders, sum_weights);
+      if (sum_senders) slots_.reserve((first_slot(end) - first_slot(begin)) * gx_length());
+      if (sum_weights) weight_sums_.reserve((end - begin) * program_.weight_numel);
+      for_each_chunk(end - begin, parallel_, [&](std::int64_t i) {
+        ProductArgs<T> own = args;
+        if (sum_senders) {
+          const std::int64_t before = first_slot(begin + i) - first_slot(begin);
+          own.gx = {slots_.data() + before * gx_length(), gx_length()};
+        }
+        if (sum_weights) own.gw = {weight_sums_.data() + i * program_.weight_numel, 0};
+        run_chunk(own, begin + i, chunks);
+      });
+      if (sum_senders) add_sender_gradients(first_slot(begin), first_slot(end));
+      if (sum_weights) add_weight_gradients(end - begin);
+    }
   }
 
  private:
   // Chunks depend on the call alone: sums are the same for any number of threads.
   std::int64_t chunk_count() const {
-    if (call_.graph) return call_.graph->chunks;
-    std::int64_t chunks = std::clamp<std::int64_t>(call_.rows / 64, 1, 64);
-    if (call_.shared_weights && derivative_ != Derivative::none && program_.weight_numel > 0) {
-      chunks = std::min(chunks, std::max<std::int64_t>(8, (std::int64_t{1} << 21) / program_.weight_numel));
+    return call_.graph ? call_.graph->chunks : std::clamp<std::int64_t>(call_.rows / 64, 1, 64);
+  }
+  std::int64_t first_slot(std::int64_t chunk) const { return call_.graph->chunk_slot[chunk]; }
+
+  // Chunks run in waves whose private sums fit private_bytes(). Waves follow each other, and sums are added
+  // in the order of the chunks, so memory is bounded for any number of edges. (Many shared weights: a chunk
+  // for each core all the same.)
+  std::int64_t wave_end(std::int64_t begin, std::int64_t chunks, bool sum_senders, bool sum_weights) const {
+    const std::int64_t most = private_bytes() / static_cast<std::int64_t>(sizeof(T));
+    std::int64_t end = begin + 1;
+    while (end < chunks &&
+           (!sum_weights || end - begin < cores() || (end + 1 - begin) * program_.weight_numel <= most) &&
+           (!sum_senders || (first_slot(end + 1) - first_slot(begin)) * gx_length() <= most)) {
+      ++end;
     }
-    return chunks;
+    return end;
   }
 
-  void run_chunk(ProductArgs<T> args, std::int64_t chunk, std::int64_t chunks, T* weight_sums) const {
-    const std::int64_t begin = call_.graph ? chunk_begin(*call_.graph, chunk) : call_.rows * chunk / chunks;
-    const std::int64_t end =
-        call_.graph ? chunk_begin(*call_.graph, chunk + 1) : call_.rows * (chunk + 1) / chunks;
+  void run_chunk(ProductArgs<T> args, std::int64_t chunk, std::int64_t chunks) const {
+    const Graph* graph = call_.graph;
+    const std::int64_t begin = graph ? graph->chunk_begin[chunk] : call_.rows * chunk / chunks;
+    const std::int64_t end = graph ? graph->chunk_begin[chunk + 1] : call_.rows * (chunk + 1) / chunks;
     const std::int64_t needed = (kernels_.scratch_size(program_) + 15) / 16 * 16;
-    const std::int64_t sink =
-        std::max({program_.dim1, program_.dim2, program_.dim_out, program_.weight_numel}) + 16;
-    T* scratch = thread_scratch<T>(needed + sink);
+    const std::int64_t longest =
+        std::max({program_.panel1, program_.dim1, program_.dim2, program_.dim_out, program_.weight_numel});
+    const std::int64_t sink = (longest + 31) / 16 * 16;
+    const std::int64_t slots = graph ? first_slot(chunk + 1) - first_slot(chunk) : 0;
+    const std::int64_t panels = x_by_slot_ ? slots * program_.panel1 : 0;
+    T* scratch = thread_scratch<T>(needed + sink + 2 * panels);
     const auto unless_wanted = [&](Rows<T>& result) {
       if (!result.data) result = {scratch + needed, 0};
     };
     unless_wanted(args.out);
     unless_wanted(args.gx);
     unless_wanted(args.gy);
-    if (weight_sums) args.gw = {weight_sums, 0};
     unless_wanted(args.gw);
     if (args.shared_weights && derivative_ != Derivative::none)
       std::fill_n(args.gw.data, program_.weight_numel, T{});
+    if (graph) args.first_slot = first_slot(chunk);
+    if (x_by_slot_) {
+      T* to = scratch + needed + sink;
+      args.x = slot_panels(args.x, args.first_slot, slots, to);
+      if (args.ax.stride != 0) args.ax = slot_panels(args.ax, args.first_slot, slots, to + panels);
+    }
     switch (derivative_) {
       case Derivative::none:
         return kernels_.forward(args, begin, end, scratch);
@@ -152,45 +193,53 @@ class ProductRun {
     }
   }
 
-  // x as the kernel wants it: nodes are met once for every edge, so they are transposed once, here. (Design
-  // asked for transposing at every edge; at 40 edges a node this is 40 times less work for a copy of 1/100 of
-  // the weights.)
+  // x as the kernel wants it, in panels: transposed at every edge it would be met 40 times instead of once.
+  // As long as all nodes fit kPanelBytes they are transposed here, else each chunk does so for its senders.
   Rows<const T> operand(const Rows<const T>& rows, Buffer<T>& panels) const {
-    if (!panels_ || program_.whole_lines1) return rows;
+    if (!panels_ || x_by_slot_ || program_.whole_lines1) return rows;
     const std::int64_t nodes = call_.graph->nodes;
     T* data = panels.reserve(nodes * program_.panel1);
     for_each_piece(nodes, 32, parallel_, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t n = begin; n < end; ++n) {
-        table_.to_panel(program_.in1, program_.in1_count, program_.mul_ir, rows[n],
-                        data + n * program_.panel1);
-      }
+      for (std::int64_t n = begin; n < end; ++n) to_panel(rows[n], data + n * program_.panel1);
     });
     return {data, program_.panel1};
   }
+  Rows<const T> slot_panels(const Rows<const T>& rows, std::int64_t first, std::int64_t slots,
+                            T* data) const {
+    for (std::int64_t s = 0; s < slots; ++s) {
+      to_panel(rows[call_.graph->owner[first + s]], data + s * program_.panel1);
+    }
+    return {data, program_.panel1};
+  }
+  void to_panel(const T* row, T* panel) const {
+    table_.to_panel(program_.in1, program_.in1_count, program_.mul_ir, row, panel);
+  }
 
+  std::int64_t panel_bytes() const {
+    const std::int64_t operands = derivative_ == Derivative::second ? 2 : 1;
+    return operands * call_.graph->nodes * program_.panel1 * static_cast<std::int64_t>(sizeof(T));
+  }
   std::int64_t gx_length() const { return panels_ ? program_.panel1 : program_.dim1; }
 
-  void add_sender_gradients() const {
+  // The sums of slots [begin, end) to the rows of their senders. The first slot of a sender among them stands
+  // for all.
+  void add_sender_gradients(std::int64_t begin, std::int64_t end) const {
     const Graph& graph = *call_.graph;
     const std::int64_t length = gx_length();
-    for_each_piece(graph.nodes, 16, parallel_, [&](std::int64_t begin, std::int64_t end) {
-      T* sum = thread_scratch<T>(length);
-      for (std::int64_t n = begin; n < end; ++n) {
-        const std::int64_t first = graph.sender_begin[n], last = graph.sender_begin[n + 1];
-        if (first == last) {
-          std::fill_n(call_.gx[n], program_.dim1, T{});
-          continue;
-        }
-        std::copy_n(slots_.data() + graph.slot_of_sender[first] * length, length, sum);
-        for (std::int64_t at = first + 1; at < last; ++at) {
-          const T* part = slots_.data() + graph.slot_of_sender[at] * length;
+    for_each_piece(end - begin, 64, parallel_, [&](std::int64_t first, std::int64_t last) {
+      T* sum = thread_scratch<T>(2 * length + 32);
+      T* row = sum + (length + 15) / 16 * 16;
+      for (std::int64_t leader = begin + first; leader < begin + last; ++leader) {
+        if (graph.previous[leader] >= begin) continue;
+        std::copy_n(slots_.data() + (leader - begin) * length, length, sum);
+        for (std::int64_t s = graph.next[leader]; s >= 0 && s < end; s = graph.next[s]) {
+          const T* part = slots_.data() + (s - begin) * length;
           for (std::int64_t d = 0; d < length; ++d) sum[d] += part[d];
         }
-        if (panels_) {
-          table_.from_panel(program_.in1, program_.in1_count, program_.mul_ir, sum, call_.gx[n]);
-        } else {
-          std::copy_n(sum, length, call_.gx[n]);
-        }
+        if (panels_) table_.from_panel(program_.in1, program_.in1_count, program_.mul_ir, sum, row);
+        const T* whole = panels_ ? row : sum;
+        T* gx = call_.gx[graph.owner[leader]];
+        for (std::int64_t d = 0; d < program_.dim1; ++d) gx[d] += whole[d];
       }
     });
   }
@@ -198,8 +247,7 @@ class ProductRun {
   void add_weight_gradients(std::int64_t chunks) const {
     const std::int64_t numel = program_.weight_numel;
     for_each_piece(numel, 1024, parallel_, [&](std::int64_t begin, std::int64_t end) {
-      std::copy(weight_sums_.data() + begin, weight_sums_.data() + end, call_.gw.data + begin);
-      for (std::int64_t chunk = 1; chunk < chunks; ++chunk) {
+      for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
         const T* part = weight_sums_.data() + chunk * numel;
         for (std::int64_t i = begin; i < end; ++i) call_.gw.data[i] += part[i];
       }
@@ -213,7 +261,8 @@ class ProductRun {
   const TensorProductKernels<T>& table_;
   const bool channels_;  // what lies in the lanes
   const ProductKernels<T>& kernels_;
-  const bool panels_;  // x, ax and the private sums of gx are panels
+  const bool panels_;     // x, ax and the private sums of gx are panels
+  const bool x_by_slot_;  // panels of x and ax are made by each chunk for its senders
   Buffer<T> x_panels_, ax_panels_, slots_, weight_sums_, zeros_;
 };
 

@@ -463,16 +463,16 @@ class ChannelWalk {
         const std::int64_t left = graph.receiver_begin[r + 1] - at;
         const int count = left < kGroup ? static_cast<int>(left) : kGroup;
         for (int e = 0; e < count; ++e) {
-          group.x[e] = a.x[graph.sender[at + e]];
-          if constexpr (Tangent) group.ax[e] = a.ax[graph.sender[at + e]];
+          const std::int64_t from = a.x_by_slot ? slot(at + e) : graph.sender[at + e];
+          group.x[e] = a.x[from];
+          if constexpr (Tangent) group.ax[e] = a.ax[from];
         }
         gather(count, [&](int e) { return graph.edge[at + e]; });
         if constexpr (Forward) sum(0, count);
         if constexpr (Backward) {
           for (int e = 0; e < count; ++e) {
-            const std::int64_t slot = graph.slot[at + e];
-            to.gx = a.gx[slot < 0 ? ~slot : slot];
-            if (slot < 0) zero(to.gx, program.panel1);
+            to.gx = a.gx[slot(at + e)];
+            if (graph.slot[at + e] < 0) zero(to.gx, program.panel1);
             differentiate(e, graph.edge[at + e], g);
           }
         }
@@ -507,6 +507,12 @@ class ChannelWalk {
   }
 
  private:
+  // Of the edge at this position, within the chunk.
+  std::int64_t slot(std::int64_t at) const {
+    const std::int64_t s = a.graph->slot[at];
+    return (s < 0 ? ~s : s) - a.first_slot;
+  }
+
   const T* read_x(const T* row, T* panel) const {
     if (program.whole_lines1) return row;
     to_panel(program.in1, program.in1_count, program.mul_ir, row, panel);

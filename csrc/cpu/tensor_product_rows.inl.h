@@ -345,13 +345,13 @@ class RowWalk {
           for (int e = 0; e < count; ++e) {
             const std::int64_t slot = graph.slot[at + e];
             if (slot >= 0) continue;
-            T* sum = a.gx[~slot];
+            T* sum = a.gx[~slot - a.first_slot];
             for (std::int64_t d = 0; d < program.dim1; ++d) sum[d] = T{};
           }
           T* rows[W];
           for (int e = 0; e < count; ++e) {
             const std::int64_t slot = graph.slot[at + e];
-            rows[e] = a.gx[slot < 0 ? ~slot : slot];
+            rows[e] = a.gx[(slot < 0 ? ~slot : slot) - a.first_slot];
           }
           store_tile<true, T>(gx, program.dim1, rows, count);
         }

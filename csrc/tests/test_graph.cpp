@@ -30,31 +30,31 @@ void check_order(const std::vector<int64_t>& senders, const std::vector<int64_t>
       CHECK(at == g.receiver_begin[n] || g.edge[at - 1] < g.edge[at]);
     }
   }
-  // chunks cover the nodes; each meets the slots that are its own, for the first time where it says so
-  CHECK(clebsch::chunk_begin(g, 0) == 0 && clebsch::chunk_begin(g, g.chunks) == nodes);
+  // chunks cover the nodes; each meets the slots that are its own, for the first time where it says so, and
+  // no more than promised before its last receiver
+  CHECK(g.chunk_begin[0] == 0 && g.chunk_begin[g.chunks] == nodes && g.chunk_slot[g.chunks] == g.slots);
   int64_t met = 0;
-  std::vector<int64_t> owner;
+  std::vector<int64_t> owner, latest(nodes, -1);
   for (int64_t chunk = 0; chunk < g.chunks; ++chunk) {
-    const int64_t first = met, begin = clebsch::chunk_begin(g, chunk),
-                  end = clebsch::chunk_begin(g, chunk + 1);
-    CHECK(begin <= end);
-    for (int64_t at = g.receiver_begin[begin]; at < g.receiver_begin[end]; ++at) {
-      if (g.slot[at] < 0) {
-        CHECK(~g.slot[at] == met);
+    const int64_t first = met, begin = g.chunk_begin[chunk], end = g.chunk_begin[chunk + 1];
+    CHECK(begin < end && g.chunk_slot[chunk] == first);
+    for (int64_t r = begin; r < end; ++r) {
+      CHECK(met - first < clebsch::kChunkSlots);
+      for (int64_t at = g.receiver_begin[r]; at < g.receiver_begin[r + 1]; ++at) {
+        if (g.slot[at] >= 0) {
+          CHECK(g.slot[at] >= first && g.slot[at] < met && owner[g.slot[at]] == g.sender[at]);
+          continue;
+        }
+        CHECK(~g.slot[at] == met && g.owner[met] == g.sender[at]);
+        CHECK(g.previous[met] == latest[g.sender[at]] && g.previous[met] < first);
+        if (g.previous[met] >= 0) CHECK(g.next[g.previous[met]] == met);
+        latest[g.sender[at]] = met++;
         owner.push_back(g.sender[at]);
-        ++met;
-      } else {
-        CHECK(g.slot[at] >= first && g.slot[at] < met && owner[g.slot[at]] == g.sender[at]);
       }
     }
   }
-  CHECK(met == g.slots && g.sender_begin[nodes] == g.slots);
-  for (int64_t n = 0; n < nodes; ++n) {
-    for (int64_t at = g.sender_begin[n]; at < g.sender_begin[n + 1]; ++at) {
-      CHECK(owner[g.slot_of_sender[at]] == n);
-      CHECK(at == g.sender_begin[n] || g.slot_of_sender[at - 1] < g.slot_of_sender[at]);
-    }
-  }
+  CHECK(met == g.slots);
+  for (int64_t n = 0; n < nodes; ++n) CHECK(latest[n] < 0 || g.next[latest[n]] == -1);
 }
 
 }  // namespace

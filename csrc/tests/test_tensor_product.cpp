@@ -368,6 +368,15 @@ TEST(products_in_several_chunks) {
   }
 }
 
+// Panels of x for the senders of a chunk, and chunks in several waves.
+TEST(graphs_larger_than_the_work_space) {
+  const Edges edges = random_edges(400, 900);
+  for (const bool shared : {false, true}) {
+    check_everywhere(Problem(channelwise({{1500, 0, 'e'}}, {{1, 0, 'e'}}, 0, shared), 0, shared, &edges));
+    check_everywhere(Problem(one_path("uvv", 700, 2, 2, true, shared), 0, shared, &edges));
+  }
+}
+
 TEST(kernels_stay_in_their_scratch) {
   for (const Description& d : descriptions()) {
     for (const bool shared : {false, true}) {

@@ -54,7 +54,7 @@ def convolve(x: Tensor, y: Tensor, weight: Tensor, graph: Graph, sizes: PlanSize
 
 @torch.library.register_fake("clebsch::graph_order")
 def _(senders, receivers, num_nodes):
-    return senders.new_empty((4 * senders.shape[0] + 2 * num_nodes + 3,), dtype=torch.int64)
+    return senders.new_empty((6 * senders.shape[0] + 3 * num_nodes + 5,), dtype=torch.int64)
 
 
 @torch.library.register_fake("clebsch::convolution")
