@@ -1,6 +1,7 @@
 #include "cpu/run_product.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <thread>
 
@@ -18,7 +19,11 @@ std::int64_t cores() {
   static const std::int64_t count = std::max<std::int64_t>(std::thread::hardware_concurrency(), 1);
   return count;
 }
-std::int64_t private_bytes() { return std::max(kPrivateBytes, cores() << 19); }
+std::atomic<std::int64_t> private_bytes_of_tests{0};
+std::int64_t private_bytes() {
+  const std::int64_t set = private_bytes_of_tests;
+  return set ? set : std::max(kPrivateBytes, cores() << 19);
+}
 
 // Memory on cache lines, not initialised.
 template <class T>
@@ -221,25 +226,30 @@ class ProductRun {
   }
   std::int64_t gx_length() const { return panels_ ? program_.panel1 : program_.dim1; }
 
-  // The sums of slots [begin, end) to the rows of their senders. The first slot of a sender among them stands
-  // for all.
+  // The sums of slots [begin, end) onto the rows of their senders. The first slot of a sender among them
+  // stands for all. One after the other, from the row on: where a wave ends makes no difference to a bit.
   void add_sender_gradients(std::int64_t begin, std::int64_t end) const {
     const Graph& graph = *call_.graph;
     const std::int64_t length = gx_length();
     for_each_piece(end - begin, 64, parallel_, [&](std::int64_t first, std::int64_t last) {
-      T* sum = thread_scratch<T>(2 * length + 32);
-      T* row = sum + (length + 15) / 16 * 16;
+      T* sum = thread_scratch<T>(length + 16);
       for (std::int64_t leader = begin + first; leader < begin + last; ++leader) {
         if (graph.previous[leader] >= begin) continue;
-        std::copy_n(slots_.data() + (leader - begin) * length, length, sum);
-        for (std::int64_t s = graph.next[leader]; s >= 0 && s < end; s = graph.next[s]) {
+        T* gx = call_.gx[graph.owner[leader]];
+        if (panels_) {
+          to_panel(gx, sum);
+        } else {
+          std::copy_n(gx, length, sum);
+        }
+        for (std::int64_t s = leader; s >= 0 && s < end; s = graph.next[s]) {
           const T* part = slots_.data() + (s - begin) * length;
           for (std::int64_t d = 0; d < length; ++d) sum[d] += part[d];
         }
-        if (panels_) table_.from_panel(program_.in1, program_.in1_count, program_.mul_ir, sum, row);
-        const T* whole = panels_ ? row : sum;
-        T* gx = call_.gx[graph.owner[leader]];
-        for (std::int64_t d = 0; d < program_.dim1; ++d) gx[d] += whole[d];
+        if (panels_) {
+          table_.from_panel(program_.in1, program_.in1_count, program_.mul_ir, sum, gx);
+        } else {
+          std::copy_n(sum, length, gx);
+        }
       }
     });
   }
@@ -267,6 +277,8 @@ class ProductRun {
 };
 
 }  // namespace
+
+void set_private_bytes(std::int64_t bytes) { private_bytes_of_tests = bytes; }
 
 void run_here(std::int64_t tasks, Body body, void* context) { body(context, 0, tasks); }
 

@@ -27,6 +27,9 @@ struct ProductCall {
   bool shared_weights;  // w is one row and gw, if wanted, one row
 };
 
+// For tests: what the private sums of a wave of chunks may take; 0 for the rule. Results do not depend on it.
+CLEBSCH_API void set_private_bytes(std::int64_t bytes);
+
 // What to compute: see ProductArgs.
 enum class Derivative { none, first, second };
 

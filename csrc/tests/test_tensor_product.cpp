@@ -377,6 +377,28 @@ TEST(graphs_larger_than_the_work_space) {
   }
 }
 
+// How many chunks run before their private sums are added depends on the machine; sums do not.
+TEST(waves_do_not_change_a_bit) {
+  const Edges edges = random_edges(60, 2600);
+  for (const Description& d : {channelwise({{16, 1, 'o'}}, {{1, 1, 'o'}}, 1, true),
+                               channelwise({{3, 1, 'o'}}, {{1, 1, 'o'}}, 1, true)}) {
+    for (const bool shared : {false, true}) {
+      const Problem problem(d, 0, shared, &edges);
+      Arrays<float> one_wave(problem, Place::heap);
+      clebsch::set_private_bytes(int64_t{1} << 40);
+      one_wave.run(&clebsch::run_here);
+      CHECK(one_wave.graph.chunks > 3, one_wave.graph.chunks);
+      for (int64_t bytes = 1; bytes < int64_t{1} << 20; bytes *= 2) {
+        Arrays<float> waves(problem, Place::heap);
+        clebsch::set_private_bytes(bytes);
+        waves.run(&clebsch::run_here);
+        CHECK(bits(waves) == bits(one_wave), bytes);
+      }
+      clebsch::set_private_bytes(0);
+    }
+  }
+}
+
 TEST(kernels_stay_in_their_scratch) {
   for (const Description& d : descriptions()) {
     for (const bool shared : {false, true}) {
