@@ -31,24 +31,56 @@ struct GroupOf {
   typedef T type __attribute__((vector_size(kGroup * sizeof(T)), aligned(alignof(T)), may_alias));
 };
 
+// Asks for the weights of the group after this one, line after line in the order of memory, while this one is
+// computed. Left alone the processor waits: eight rows are read in turn, a piece of each for every path, and
+// each piece starts a line that it does not expect.
+template <class T>
+struct Ahead {
+  const T *next = nullptr, *end = nullptr, *rows[kGroup];
+  int row = 0, row_count = 0;
+  std::int64_t length = 0;
+
+  template <int N>
+  CLEBSCH_INLINE void prefetch() {
+    if (next >= end) {
+      if (row == row_count) return;
+      next = rows[row++];
+      end = next + length;
+    }
+    // Into the second cache: eight rows are more than the first holds.
+    for (int v = 0; v < N; ++v) __builtin_prefetch(next + v * lanes<T>, 0, 2);
+    next += N * lanes<T>;
+  }
+};
+
 // Operands of up to kGroup edges. matrix and tangent_matrix: dense_size x kGroup.
 template <class T>
 struct Group {
   const T *x[kGroup], *w[kGroup], *ax[kGroup], *aw[kGroup];
   const T *matrix, *tangent_matrix;
   const T *ones[kGroup], *zeros[kGroup];  // the weights of unweighted paths and their tangents
+  Ahead<T>*ahead_w, *ahead_aw;
 };
 
 // Where the gradients of one edge go.
 template <class T>
 struct EdgeGradients {
-  T* gx;             // panel, added to
-  T* gw;             // row
+  T* gx;            // panel, added to
+  T* gw;            // row
+  const T* next_w;  // rows of the next edge
+  T* next_gw;
   Vec<T>* gy;        // dim2 vectors, added to, lanes yet to be summed
   T* gw_unfinished;  // one block of channels
   Vec<T>* gm;        // dense matrix of one path, lanes yet to be summed (Columns)
   T* sink;           // gw of unweighted paths
   bool accumulate_gw;
+
+  // Weights and their gradient of the next edge; those of a double backward are there from the forward sums.
+  template <bool Tangent>
+  CLEBSCH_INLINE void prefetch(std::int64_t at) const {
+    if constexpr (!Tangent) __builtin_prefetch(next_w + at);
+    __builtin_prefetch(next_gw + at, 1);
+  }
 };
 
 // The operands of one path and edge.
@@ -151,6 +183,8 @@ struct Unrolled {
         we[v] = load(w + v * W, mask);
         if constexpr (Tangent) awe[v] = load(aw + v * W, mask);
       }
+      group.ahead_w->template prefetch<N>();
+      if constexpr (Tangent) group.ahead_aw->template prefetch<N>();
       CLEBSCH_UNROLL
       for (int i = 0; i < A; ++i) {
         CLEBSCH_UNROLL
@@ -210,6 +244,7 @@ struct Unrolled {
     for (int c = 0; c < p.in1.mul; c += W) {
       const Mask<T> mask(p.in1.mul - c);
       const Vec<T> we = load(of.w + c, mask);
+      if constexpr (First == 0) to.template prefetch<Tangent>(p.weight + c);
       Vec<T> awe;
       if constexpr (Tangent) awe = load(of.aw + c, mask);
       Vec<T> gk[K];
@@ -290,6 +325,8 @@ struct Columns {
         const Vec<T> we = load(of.w + c, mask);
         Vec<T> awe{};
         if constexpr (Tangent) awe = load(of.aw + c, mask);
+        group.ahead_w->template prefetch<1>();
+        if constexpr (Tangent) group.ahead_aw->template prefetch<1>();
         for (int i = 0; i < rows; ++i) {
           const Vec<T> xi = load(of.x + i * stride + c), wx = we * xi;
           Vec<T> change = wx;
@@ -322,6 +359,7 @@ struct Columns {
       for (int c = 0; c < p.in1.mul; c += W) {
         const Mask<T> mask(p.in1.mul - c);
         const Vec<T> we = load(of.w + c, mask), xi = load(of.x + i * stride + c);
+        if (i == 0) to.template prefetch<Tangent>(p.weight + c);
         Vec<T> gwe = i == 0 ? Vec<T>{} : load(to.gw_unfinished + c);
         Vec<T> gk[K], t{}, wx = we * xi;
         CLEBSCH_UNROLL
@@ -427,6 +465,9 @@ class ChannelWalk {
     matrix = s.take(program.dense_size * kGroup);
     zero(matrix, program.dense_size * kGroup);
     group.matrix = matrix;
+    group.ahead_w = &ahead_w;
+    group.ahead_aw = &ahead_aw;
+    ahead_w.length = ahead_aw.length = program.weight_numel;
     T* constants = s.take(2 * program.widest);
     for (int c = 0; c < program.widest; ++c) constants[c] = T{1};
     zero(constants + program.widest, program.widest);
@@ -467,7 +508,8 @@ class ChannelWalk {
           group.x[e] = a.x[from];
           if constexpr (Tangent) group.ax[e] = a.ax[from];
         }
-        gather(count, [&](int e) { return graph.edge[at + e]; });
+        const std::int64_t after = graph.receiver_begin[end] - at - count;
+        gather(count, after, [&](int e) { return graph.edge[at + e]; });
         if constexpr (Forward) sum(0, count);
         if constexpr (Backward) {
           for (int e = 0; e < count; ++e) {
@@ -488,7 +530,7 @@ class ChannelWalk {
         group.x[e] = read_x(a.x[first + e], x_panels + e * program.panel1);
         if constexpr (Tangent) group.ax[e] = read_x(a.ax[first + e], ax_panels + e * program.panel1);
       }
-      gather(count, [&](int e) { return first + e; });
+      gather(count, end - first - count, [&](int e) { return first + e; });
       for (int e = 0; e < count; ++e) {
         const std::int64_t row = first + e;
         if constexpr (Forward) {
@@ -527,15 +569,28 @@ class ChannelWalk {
     from_panel(program.out, program.out_count, program.mul_ir, out_panel, a.out[row]);
   }
 
-  // Weights, y and the matrices of the group; edge(e) is the row of its e-th member.
+  // Weights, y and the matrices of the group; edge(e) is the row of its e-th member, and of `after` more that
+  // follow.
   template <class Edge>
-  CLEBSCH_INLINE void gather(int count, Edge edge) {
+  CLEBSCH_INLINE void gather(int count, std::int64_t after, Edge edge) {
     for (int e = 0; e < count; ++e) {
       group.w[e] = a.w[edge(e)];
       if constexpr (Tangent) group.aw[e] = a.aw[edge(e)];
+      if constexpr (Backward) next_edge[e] = edge(e + 1 < count + after ? e + 1 : e);
     }
+    const int following = after < kGroup ? static_cast<int>(after) : kGroup;
+    look_ahead(ahead_w, a.w, count, following, edge);
+    if constexpr (Tangent) look_ahead(ahead_aw, a.aw, count, following, edge);
     contract(count, a.y, edge, matrix);
     if constexpr (Tangent) contract(count, a.ay, edge, tangent_matrix);
+  }
+  template <class Edge>
+  CLEBSCH_INLINE void look_ahead(Ahead<T>& ahead, const Rows<const T>& from, int count, int following,
+                                 Edge edge) {
+    ahead.next = ahead.end = nullptr;
+    ahead.row = 0;
+    ahead.row_count = from.stride == 0 ? 0 : following;
+    for (int e = 0; e < ahead.row_count; ++e) ahead.rows[e] = from[edge(count + e)];
   }
   template <class Edge>
   CLEBSCH_INLINE void contract(int count, const Rows<const T>& from, Edge edge, T* to_matrix) {
@@ -566,6 +621,8 @@ class ChannelWalk {
 
   void differentiate(int e, std::int64_t edge, const T* g) {
     to.gw = a.gw[edge];
+    to.next_w = a.w[next_edge[e]];
+    to.next_gw = a.gw[next_edge[e]];
     for (std::int64_t j = 0; j < program.dim2; ++j) gy[j] = Vec<T>{};
     for (int i = 0; i < program.path_count; ++i) {
       const PathKernels<T>& k = path_kernels<T>(program.paths[i]);
@@ -583,6 +640,8 @@ class ChannelWalk {
   const Program& program;
   Group<T> group{};
   EdgeGradients<T> to{};
+  Ahead<T> ahead_w, ahead_aw;
+  std::int64_t next_edge[kGroup];
   T *y, *matrix, *tangent_matrix = nullptr, *x_panels = nullptr, *ax_panels = nullptr;
   T *out_panel = nullptr, *g_panel = nullptr, *gx_panel = nullptr;
   Vec<T>* gy = nullptr;
