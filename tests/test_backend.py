@@ -121,6 +121,31 @@ def test_descriptions():
         backend.describe_plan("nonsense")
 
 
+def test_the_catalogue_of_kernels():
+    entries = backend.kernels()
+    assert all(
+        entry.keys() == {"noun", "dtype", "instruction_set", "lanes", "unrolled_degree"} for entry in entries
+    )
+    by_kernel = {tuple(entry.values())[:4]: entry["unrolled_degree"] for entry in entries}
+    assert len(by_kernel) == len(entries)
+    lanes = {("spherical_harmonics", "points"), ("tensor_product", "channels"), ("tensor_product", "rows")}
+    assert lanes <= {(noun, lanes) for noun, _, _, lanes in by_kernel}
+    for isa in backend.compiled_instruction_sets():
+        for noun, what in lanes:
+            for dtype in ("float32", "float64"):
+                assert by_kernel[noun, dtype, isa, what] >= 1
+    path = ProductPlan("16x1o", "1x1o", "16x2e", ((0, 0, 0, "uvu", True, 1.0),))
+    degree = by_kernel["tensor_product", "float32", backend.instruction_set(), "channels"]
+    assert backend.describe_plan(path)["paths"][0]["unrolled"] == (degree >= 2)
+
+
+def test_bound_functions_say_what_they_do():
+    # pybind11 writes the signature; one line of it is no description
+    for name, function in vars(native).items():
+        if callable(function):
+            assert len(function.__doc__.strip().splitlines()) > 1, name
+
+
 # Operators given nonsense: one sentence, and nothing is read or written that is not theirs
 
 
