@@ -62,7 +62,7 @@ benchmark: develop
 wheel: $(environment)
 	$(PYTHON) -m build --outdir dist
 
-# What a user would install: sdist and wheel, each put into an empty environment with numpy and torch only.
+# What a user would install: wheel, sdist and source tree, put into an environment with numpy and torch only.
 test-package: $(environment)
 	$(PYTHON) -m pytest tests/package_install.py
 
