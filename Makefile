@@ -20,7 +20,8 @@ bin := $(dir $(PYTHON))
 cxx := $(shell find csrc -name '*.h' -o -name '*.cpp')
 run := PYTHONPATH=$(CURDIR)/python $(PYTHON)
 cmake := PATH="$(bin):$$PATH" cmake
-configure := $(cmake) -S . -G Ninja -DPython_EXECUTABLE=$(PYTHON) --log-level=WARNING
+configure := $(cmake) -S . -G Ninja -DPython_EXECUTABLE=$(PYTHON) -DCLEBSCH_TESTS=ON --log-level=WARNING
+ctest := PATH="$(bin):$$PATH" ctest --output-on-failure --no-tests=error --test-dir
 
 .PHONY: help demo test test-package sanitize develop benchmark wheel lint format clean
 .DELETE_ON_ERROR:
@@ -32,15 +33,20 @@ help:
 demo: develop
 	$(run) -m clebsch demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
+# First the C++ tests, on the kernels that `develop` made, protected pages around their arrays; not where
+# ARGS names a part of the Python tests.
 test: develop
+	@$(if $(ARGS),:,$(cmake) --build build/develop --target clebsch_tests)
+	$(if $(ARGS),,$(ctest) build/develop)
 	$(run) -m pytest -n 2 $(ARGS)
 
-# The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; no torch, no Python in the process.
+# The same tests under AddressSanitizer and UndefinedBehaviorSanitizer, of kernels unrolled to degree 1 only; no
+# torch, no Python in the process.
 sanitize: $(environment)
 	$(configure) -B build/sanitize -DCMAKE_BUILD_TYPE=Sanitize -DCMAKE_CXX_FLAGS_SANITIZE="-O1 -g1" \
-	  -DCLEBSCH_PYTHON=OFF -DCLEBSCH_TESTS=ON -DCLEBSCH_SANITIZE=address,undefined
-	$(cmake) --build build/sanitize
-	PATH="$(bin):$$PATH" ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+	  -DCLEBSCH_PYTHON=OFF -DCLEBSCH_SANITIZE=address,undefined
+	$(cmake) --build build/sanitize --target clebsch_tests
+	$(ctest) build/sanitize
 
 # Incremental: compiles what changed and puts the libraries beside the Python sources.
 develop: $(environment)
@@ -56,7 +62,7 @@ benchmark: develop
 wheel: $(environment)
 	$(PYTHON) -m build --outdir dist
 
-# What a user would install: sdist and wheel, each put into an empty environment with numpy and torch only.
+# What a user would install: wheel, sdist and source tree, put into an environment with numpy and torch only.
 test-package: $(environment)
 	$(PYTHON) -m pytest tests/package_install.py
 

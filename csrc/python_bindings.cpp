@@ -23,6 +23,20 @@ namespace {
 template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
+py::list kernels() {
+  py::list entries;
+  for (const clebsch::KernelEntry& kernel : clebsch::compiled_kernels()) {
+    py::dict d;
+    d["noun"] = kernel.noun;
+    d["dtype"] = kernel.dtype;
+    d["instruction_set"] = kernel.instruction_set;
+    d["lanes"] = kernel.lanes;
+    d["unrolled_degree"] = kernel.unrolled_degree;
+    entries.append(d);
+  }
+  return entries;
+}
+
 py::dict describe_plan(const std::string& text) {
   const clebsch::Plan& plan = clebsch::parse_plan(text);
   const clebsch::Program& p = plan.program;
@@ -46,6 +60,28 @@ py::dict describe_plan(const std::string& text) {
   d["weight_numel"] = p.weight_numel;
   d["paths"] = paths;
   return d;
+}
+
+void register_coupling(int l1, int l2, int l3, const std::vector<std::array<int, 3>>& components,
+                       const std::vector<double>& values) {
+  if (components.size() != values.size())
+    throw std::invalid_argument("register_coupling: as many values as components");
+  clebsch::register_coupling(l1, l2, l3, static_cast<int>(components.size()),
+                             components.empty() ? nullptr : components[0].data(), values.data());
+}
+
+// For the test that reads the table back.
+py::list compiled_coupling(int l1, int l2, int l3) {
+  py::list entries;
+  for (int i = 0; i < clebsch::coupling_block_count; ++i) {
+    const clebsch::CouplingBlock& b = clebsch::coupling_blocks[i];
+    if (b.l1 != l1 || b.l2 != l2 || b.l3 != l3) continue;
+    for (int n = 0; n < b.size; ++n) {
+      const clebsch::CouplingEntry& e = b.entries[n];
+      entries.append(py::make_tuple(int{e.m1}, int{e.m2}, int{e.m3}, e.value));
+    }
+  }
+  return entries;
 }
 
 // x (rows, dim1), y (rows, dim2), weight (rows, numel) or (numel,); rows of length 1 repeat.
@@ -102,41 +138,40 @@ Array<T> spherical_harmonics(Array<T> points, const std::vector<std::int64_t>& l
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Instruction sets, plans, and products of NumPy arrays.";
-  m.def("compiled_instruction_sets", &clebsch::compiled_instruction_sets);
-  m.def("usable_instruction_sets", &clebsch::usable_instruction_sets);
-  m.def("instruction_set", &clebsch::instruction_set);
-  m.def("select_instruction_set", &clebsch::select_instruction_set, py::arg("name"));
-  m.def("kept_memory", &clebsch::kept_memory);
-  m.def("drop_kept_memory", &clebsch::drop_kept_memory);
-  m.def("poison_new_memory", &clebsch::poison_new_memory, py::arg("on"));
-  m.def("describe_plan", &describe_plan, py::arg("plan"));
-  m.def("has_coupling", &clebsch::has_coupling);
-  m.def("register_coupling", [](int l1, int l2, int l3, const std::vector<std::array<int, 3>>& m,
-                                const std::vector<double>& values) {
-    if (m.size() != values.size())
-      throw std::invalid_argument("register_coupling: as many values as components");
-    clebsch::register_coupling(l1, l2, l3, static_cast<int>(m.size()), m.empty() ? nullptr : m[0].data(),
-                               values.data());
-  });
-  // Every compiled coefficient, for the test that reads the table back.
-  m.def("coupling", [](int l1, int l2, int l3) {
-    py::list entries;
-    for (int i = 0; i < clebsch::coupling_block_count; ++i) {
-      const clebsch::CouplingBlock& b = clebsch::coupling_blocks[i];
-      if (b.l1 != l1 || b.l2 != l2 || b.l3 != l3) continue;
-      for (int n = 0; n < b.size; ++n) {
-        const clebsch::CouplingEntry& e = b.entries[n];
-        entries.append(py::make_tuple(int{e.m1}, int{e.m2}, int{e.m3}, e.value));
-      }
-    }
-    return entries;
-  });
+  m.def("compiled_instruction_sets", &clebsch::compiled_instruction_sets,
+        "Names of the instruction sets in this build, narrowest first.");
+  m.def("usable_instruction_sets", &clebsch::usable_instruction_sets,
+        "Those of them that this processor runs.");
+  m.def("instruction_set", &clebsch::instruction_set,
+        "The one in use. ValueError if CLEBSCH_ISA names none of the usable ones.");
+  m.def("select_instruction_set", &clebsch::select_instruction_set, py::arg("name"),
+        "Use another one from the next call on, in all threads. ValueError with the choices.");
+  m.def("kernels", &kernels,
+        "Every compiled kernel: noun, dtype, instruction_set, lanes and unrolled_degree.");
+  m.def("kept_memory", &clebsch::kept_memory, "Bytes of freed results and work space kept for reuse.");
+  m.def("drop_kept_memory", &clebsch::drop_kept_memory, "Give them back to the system.");
+  m.def("poison_new_memory", &clebsch::poison_new_memory, py::arg("on"),
+        "Fill results and work space with NaN before a kernel sees them, for tests.");
+  m.def("describe_plan", &describe_plan, py::arg("plan"),
+        "How the plan of a canonical string runs: see clebsch.backend.describe_plan. ValueError if it is "
+        "none.");
+  m.def("has_coupling", &clebsch::has_coupling, py::arg("l1"), py::arg("l2"), py::arg("l3"),
+        "Whether the coupling of these degrees was compiled or registered.");
+  m.def("register_coupling", &register_coupling, py::arg("l1"), py::arg("l2"), py::arg("l3"),
+        py::arg("components"), py::arg("values"),
+        "Make a coupling known: (m1, m2, m3) of its non-zeros, counted from 0, and their values. ValueError "
+        "for "
+        "degrees above 100 or that violate the triangle rule, and for components out of range.");
+  m.def("coupling", &compiled_coupling, py::arg("l1"), py::arg("l2"), py::arg("l3"),
+        "The compiled coefficients of these degrees, (m1, m2, m3, value) of each; [] beyond the table.");
   m.def("tensor_product", &tensor_product<float>, py::arg("x").noconvert(), py::arg("y").noconvert(),
-        py::arg("weight").noconvert(), py::arg("plan"));
+        py::arg("weight").noconvert(), py::arg("plan"),
+        "Rows of the product of a canonical string, in float32: see clebsch.numpy.tensor_product.");
   m.def("tensor_product", &tensor_product<double>, py::arg("x"), py::arg("y"), py::arg("weight"),
-        py::arg("plan"));
+        py::arg("plan"), "The same in float64.");
   m.def("spherical_harmonics", &spherical_harmonics<float>, py::arg("points").noconvert(), py::arg("ls"),
-        py::arg("normalize"), py::arg("normalization"));
+        py::arg("normalize"), py::arg("normalization"),
+        "Harmonics of points (rows, 3), in float32: see clebsch.numpy.spherical_harmonics.");
   m.def("spherical_harmonics", &spherical_harmonics<double>, py::arg("points"), py::arg("ls"),
-        py::arg("normalize"), py::arg("normalization"));
+        py::arg("normalize"), py::arg("normalization"), "The same in float64.");
 }

@@ -36,6 +36,7 @@ struct SphericalHarmonicsKernels {
   void (*forward)(const SphericalHarmonicsArgs<T>&, std::int64_t begin, std::int64_t end);
   void (*backward)(const SphericalHarmonicsArgs<T>&, std::int64_t begin, std::int64_t end);
   void (*double_backward)(const SphericalHarmonicsArgs<T>&, std::int64_t begin, std::int64_t end);
+  int unrolled_degree;  // degrees 0, 1, ..., l in order have code of their own for l up to this one
 };
 
 }  // namespace clebsch

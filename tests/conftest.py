@@ -20,6 +20,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("clebsch")
 
 
+def pytest_report_header():
+    """Which package is tested: an editable install of another source tree comes before PYTHONPATH."""
+    import clebsch
+
+    return f"clebsch: {clebsch.__path__[0]}"
+
+
 @pytest.fixture(autouse=True)
 def fixed_torch_state():
     torch = sys.modules.get("torch")  # tests of the algebra do without it

@@ -1,6 +1,7 @@
-"""`make test-package`: sdist and wheel as a user gets them. Not part of the suite: it compiles twice.
+"""`make test-package`: the package as a user gets it. Not part of the suite: it compiles three times.
 
-Each is made by a plain `python -m build` and put into an empty environment that has numpy and torch only.
+Wheel and sdist are made by a plain `python -m build` and put into an empty environment that has numpy and
+torch only; then the source tree is, by the command that README gives for an environment of one's own.
 """
 
 import subprocess
@@ -32,6 +33,26 @@ assert torch.allclose(out, torch.zeros(5, 16).index_add(0, graph.receivers, rows
 assert grad_x.shape == x.shape and grad_x.isfinite().all() and out[3:].eq(0).all()
 assert not {"e3nn", "scipy", "ase", "matplotlib"} & set(sys.modules)
 """
+
+
+USE_WITHOUT_TORCH = """
+import sys
+import numpy
+import clebsch.numpy
+from clebsch import reference
+from clebsch.algebra.plan import ProductPlan
+
+points = numpy.random.default_rng(0).standard_normal((10, 3))
+harmonics = clebsch.numpy.spherical_harmonics([0, 1, 2], points, True, "component")
+assert abs(harmonics - reference.spherical_harmonics([0, 1, 2], points, True, "component")).max() < 1e-13
+plan = ProductPlan("4x1o", "0e+1o+2e", "4x1o", [(0, 0, 0, "uvu", True, 0.5), (0, 2, 0, "uvu", True, 0.5)])
+x, weight = numpy.ones((10, 12)), numpy.ones(8)
+out = clebsch.numpy.tensor_product(plan, x, harmonics, weight)
+assert abs(out - reference.tensor_product(plan, x, harmonics, weight)).max() < 1e-13
+assert "torch" not in sys.modules
+"""
+# What `--no-build-isolation` expects to find beside numpy and torch.
+BUILD_TOOLS = ["scikit-build-core", "pybind11", "cmake", "ninja"]
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +92,21 @@ def test_contents(built):
     assert {name.split("/")[0].split("-")[0] for name in installed} == {"clebsch"}
 
 
+def check_installed(python, folder):
+    for program in (USE, USE_WITHOUT_TORCH):
+        subprocess.run([python, "-I", "-c", program], check=True, cwd=folder)
+    subprocess.run([python.parent / "clebsch", "info"], check=True, cwd=folder)
+    subprocess.run([python, "-m", "pip", "uninstall", "--yes", "clebsch"], check=True)
+
+
 @pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"], ids=["wheel", "sdist"])
 def test_installs_and_runs_with_only_numpy_and_torch(kind, built, empty, tmp_path):
     (package,) = built.glob(kind)
     install(empty, package)
-    subprocess.run([empty, "-I", "-c", USE], check=True, cwd=tmp_path)
-    subprocess.run([empty.parent / "clebsch", "info"], check=True, cwd=tmp_path)
-    subprocess.run([empty, "-m", "pip", "uninstall", "--yes", "clebsch"], check=True)
+    check_installed(empty, tmp_path)
+
+
+def test_installs_from_the_source_tree_without_network(empty, tmp_path):
+    install(empty, *BUILD_TOOLS)
+    install(empty, "--no-build-isolation", "--no-deps", "--no-index", ROOT)
+    check_installed(empty, tmp_path)

@@ -184,6 +184,38 @@ def test_what_works_without_torch():
     assert (run.stdout.strip(), run.stderr) == ("", "")
 
 
+# Docstrings
+
+
+def public_definitions(module):
+    """Functions, classes and methods without an underscore in front, whether in __all__ or not."""
+    waiting = [(node, node.name) for node in definitions(ast.parse(MODULES[module].read_text()))]
+    while waiting:
+        node, name = waiting.pop()
+        yield node, name
+        if isinstance(node, ast.ClassDef):
+            waiting += [(inner, f"{name}.{inner.name}") for inner in definitions(node)]
+
+
+def definitions(node):
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return [inner for inner in node.body if isinstance(inner, kinds) and not inner.name.startswith("_")]
+
+
+def has_docstring(node):
+    """Written, or taken over from another class by an assignment to __doc__."""
+    taken_over = any(
+        isinstance(inner, ast.Assign) and "__doc__ =" in ast.unparse(inner) for inner in node.body
+    )
+    return taken_over or bool(ast.get_docstring(node))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_names_have_docstrings(module):
+    missing = [name for node, name in public_definitions(module) if not has_docstring(node)]
+    assert not missing
+
+
 # C++
 
 

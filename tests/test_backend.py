@@ -15,6 +15,8 @@ from clebsch.testing import RandomGraph, random_operands, relative_error
 from product_calls import Problem, instruction_sets, same_bits, wide_plan
 
 native = backend.native()
+# torch >= 2.11 takes memory that is not its own for a tensor.
+RESULTS_ARE_POOLED = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 11)
 
 
 # Couplings
@@ -119,6 +121,31 @@ def test_descriptions():
     assert all(path["unrolled"] for path in found["paths"] if max(path["degrees"]) <= 1)
     with pytest.raises(ValueError, match=r"^plan: expected"):
         backend.describe_plan("nonsense")
+
+
+def test_the_catalogue_of_kernels():
+    entries = backend.kernels()
+    assert all(
+        entry.keys() == {"noun", "dtype", "instruction_set", "lanes", "unrolled_degree"} for entry in entries
+    )
+    by_kernel = {tuple(entry.values())[:4]: entry["unrolled_degree"] for entry in entries}
+    assert len(by_kernel) == len(entries)
+    lanes = {("spherical_harmonics", "points"), ("tensor_product", "channels"), ("tensor_product", "rows")}
+    assert lanes <= {(noun, lanes) for noun, _, _, lanes in by_kernel}
+    for isa in backend.compiled_instruction_sets():
+        for noun, what in lanes:
+            for dtype in ("float32", "float64"):
+                assert by_kernel[noun, dtype, isa, what] >= 1
+    path = ProductPlan("16x1o", "1x1o", "16x2e", ((0, 0, 0, "uvu", True, 1.0),))
+    degree = by_kernel["tensor_product", "float32", backend.instruction_set(), "channels"]
+    assert backend.describe_plan(path)["paths"][0]["unrolled"] == (degree >= 2)
+
+
+def test_bound_functions_say_what_they_do():
+    # pybind11 writes the signature; one line of it is no description
+    for name, function in vars(native).items():
+        if callable(function):
+            assert len(function.__doc__.strip().splitlines()) > 1, name
 
 
 # Operators given nonsense: one sentence, and nothing is read or written that is not theirs
@@ -405,6 +432,22 @@ def test_results_of_the_same_size_take_the_same_memory(megabytes):
     for _ in range(3):
         torch.ops.clebsch.spherical_harmonics(points, [0], True, "norm")
         kept.append(native.kept_memory())
-    pooled = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 11)
     assert kept[1:] == kept[:1] * 2
-    assert pooled == (kept[0] >= megabytes * 2**20)
+    assert RESULTS_ARE_POOLED == (kept[0] >= megabytes * 2**20)
+
+
+KEPT = """
+import torch
+from clebsch import backend, ops
+for megabytes in (2, 4, 8, 16, 32):
+    ops.spherical_harmonics(torch.zeros(megabytes << 18, 3), [0], True, "norm")
+print(backend.native().kept_memory() >> 20)
+"""
+
+
+@pytest.mark.skipif(not RESULTS_ARE_POOLED, reason="before torch 2.11, torch allocates results")
+@pytest.mark.parametrize("limit, kept", [("", 62), ("0", 0), ("1", 0), ("7", 6), ("40", 30), ("1000", 62)])
+def test_memory_is_kept_to_a_limit(limit, kept):
+    """A quarter of the machine's memory by default; a block that would go beyond the limit is given back."""
+    result = python(KEPT, CLEBSCH_KEEP_MEMORY=limit)
+    assert (result.stdout, result.stderr) == (f"{kept}\n", "")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import clebsch
-from clebsch import backend
+from clebsch import backend, ops
 
 ROOT = Path(__file__).parents[1]
 OBJECTS = ROOT / "build" / "develop"
@@ -94,6 +94,20 @@ def test_libraries_are_found_beside_each_other_and_nowhere_else(library):
     assert needed <= system | ours | torch
 
 
+def test_operators_need_only_the_c_interface_of_torch():
+    """Its stable ABI: C++ symbols of torch would tie the binary to the version that it was built against."""
+    (library,) = [path for path in LIBRARIES if path.name.startswith("_clebsch_torch")]
+    found = re.findall(r"^ +(\w) (\S+)$", output("nm", "-D", "--undefined-only", library), re.MULTILINE)
+    # Those of the C and C++ libraries carry a version; the loader's own do not.
+    foreign = {name: kind for kind, name in found if "@" not in name and "7clebsch" not in name}
+    foreign = {
+        name: kind for name, kind in foreign.items() if not name.startswith(("_ITM_", "__gmon_start__"))
+    }
+    assert "aoti_torch_library_def" in foreign or "aoti_torch_library_init_def" in foreign
+    assert [name for name in foreign if not re.fullmatch(r"(aoti_)?torch_\w+", name)] == []
+    assert foreign["torch_from_blob"] == "w", "torch 2.10 has none"
+
+
 # cmake/find_torch.py
 
 
@@ -138,10 +152,16 @@ def test_build_refuses_an_old_torch(tmp_path):
 # README.md
 
 
+def readme(language):
+    """Its blocks of that language, "" for plain text."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    return [text for marked, text in blocks if marked == language]
+
+
 def test_readme_says_what_happens():
     """Its examples run, and the lines of e3nn that it claims to be equivalent to are."""
     e3nn_o3 = pytest.importorskip("e3nn.o3", reason="README compares with e3nn")
-    equivalent, use, *others = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    equivalent, use, *others = readme("python")
     names = {}
     exec(use, names)
     out = names["out"].detach()
@@ -153,3 +173,23 @@ def test_readme_says_what_happens():
     torch.testing.assert_close(out, expected["out"].detach(), rtol=0, atol=1e-5 * float(out.abs().max()))
     for example in others:
         exec(example, names)
+
+
+def test_readme_quotes_the_errors():
+    """The sentences that it shows, provoked on the arguments of its own example."""
+    (quoted,) = (block.splitlines() for block in readme("") if "Error: " in block)
+    _, use, *_ = readme("python")
+    exec(use, names := {})
+    plan, senders = names["convolution"].plan, names["senders"]
+    x, y, weight = names["x"][:120], names["y"][:120], names["weight"][:120, 1:]
+    senders[0] = names["num_nodes"]
+    calls = [
+        lambda: ops.tensor_product(x, y, weight, plan),
+        lambda: clebsch.Graph(senders, names["receivers"], names["num_nodes"]),
+    ]
+    raised = []
+    for call in calls:
+        with pytest.raises((ValueError, IndexError)) as caught:
+            call()
+        raised.append(f"{caught.type.__name__}: {caught.value}")
+    assert quoted == raised

@@ -1,8 +1,10 @@
 """o3.SphericalHarmonics and o3.spherical_harmonics against e3nn 0.6: arguments, shapes, numbers."""
 
 import copy
+import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,6 +37,21 @@ def test_equals_e3nn(degrees, normalization, normalize):
         )
     close(*outputs)
     close(*gradients)
+
+
+def test_equals_the_formula_of_its_docstring():
+    points = torch.nn.functional.normalize(torch.randn(20, 3, dtype=torch.float64), dim=1)
+    x, height, z = points.numpy().T
+    phi = np.arctan2(x, z)
+    for l in range(7):
+        legendre = np.polynomial.Legendre.basis(l)
+        harmonics = o3.spherical_harmonics(l, points, normalize=True).numpy()
+        for m in range(-l, l + 1):
+            n = abs(m)
+            square = (2 * l + 1) / (4 * math.pi) * math.factorial(l - n) / math.factorial(l + n)
+            wave = 1.0 if m == 0 else math.sqrt(2) * (np.cos(n * phi) if m > 0 else np.sin(n * phi))
+            expected = math.sqrt(square) * (1 - height**2) ** (n / 2) * legendre.deriv(n)(height) * wave
+            np.testing.assert_allclose(harmonics[:, l + m], expected, rtol=0, atol=1e-13)
 
 
 def test_irreps_in_and_out():

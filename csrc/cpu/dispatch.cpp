@@ -83,7 +83,26 @@ const InstructionSet& current() {
   return *set;
 }
 
+template <class T>
+void add_entries(std::vector<KernelEntry>& entries, const char* dtype, const char* isa,
+                 const Kernels<T>& kernels) {
+  const int degree = kernels.tensor_product.unrolled_degree;
+  entries.push_back(
+      {"spherical_harmonics", dtype, isa, "points", kernels.spherical_harmonics.unrolled_degree});
+  entries.push_back({"tensor_product", dtype, isa, "channels", degree});
+  entries.push_back({"tensor_product", dtype, isa, "rows", degree});
+}
+
 }  // namespace
+
+std::vector<KernelEntry> compiled_kernels() {
+  std::vector<KernelEntry> entries;
+  for (const InstructionSet& set : instruction_sets()) {
+    add_entries(entries, "float32", set.name, set.in_float);
+    add_entries(entries, "float64", set.name, set.in_double);
+  }
+  return entries;
+}
 
 std::vector<std::string> compiled_instruction_sets() {
   std::vector<std::string> names;

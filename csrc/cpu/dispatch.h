@@ -21,6 +21,14 @@ struct Kernels {
 CLEBSCH_API std::vector<std::string> compiled_instruction_sets();
 CLEBSCH_API std::vector<std::string> usable_instruction_sets();
 
+// What is compiled: an entry for every noun, type, instruction set and choice of what lies in the lanes of a
+// vector. Products over rows and over the edges of a graph have the same kernels.
+struct KernelEntry {
+  const char *noun, *dtype, *instruction_set, *lanes;
+  int unrolled_degree;  // degrees up to this one are known when compiling
+};
+CLEBSCH_API std::vector<KernelEntry> compiled_kernels();
+
 // The one in use. Throws std::invalid_argument if CLEBSCH_ISA names none of the usable ones.
 CLEBSCH_API std::string instruction_set();
 

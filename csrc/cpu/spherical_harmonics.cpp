@@ -27,8 +27,8 @@ void double_backward(const SphericalHarmonicsArgs<T>& args, std::int64_t begin, 
 extern const SphericalHarmonicsKernels<float> CLEBSCH_JOIN(spherical_harmonics_float_, CLEBSCH_ISA);
 extern const SphericalHarmonicsKernels<double> CLEBSCH_JOIN(spherical_harmonics_double_, CLEBSCH_ISA);
 constinit const SphericalHarmonicsKernels<float> CLEBSCH_JOIN(spherical_harmonics_float_, CLEBSCH_ISA) = {
-    &forward<float>, &backward<float>, &double_backward<float>};
+    &forward<float>, &backward<float>, &double_backward<float>, unrolled_harmonic_degree<float>};
 constinit const SphericalHarmonicsKernels<double> CLEBSCH_JOIN(spherical_harmonics_double_, CLEBSCH_ISA) = {
-    &forward<double>, &backward<double>, &double_backward<double>};
+    &forward<double>, &backward<double>, &double_backward<double>, unrolled_harmonic_degree<double>};
 
 }  // namespace clebsch

@@ -460,14 +460,18 @@ constexpr RowKernels<T> row_kernels = {&forward_rows<T, W>, &backward_rows<T, W>
                                        &double_backward_rows<T, W>};
 
 template <class T>
+constexpr RowKernels<T> unrolled_row_kernels[] = {
+    row_kernels<T, FixedWorkspace<T, 0>>, row_kernels<T, FixedWorkspace<T, 1>>,
+    row_kernels<T, FixedWorkspace<T, 2>>, row_kernels<T, FixedWorkspace<T, 3>>,
+    row_kernels<T, FixedWorkspace<T, 4>>, row_kernels<T, FixedWorkspace<T, 5>>,
+    row_kernels<T, FixedWorkspace<T, 6>>};
+template <class T>
+constexpr int unrolled_harmonic_degree = sizeof(unrolled_row_kernels<T>) / sizeof(RowKernels<T>) - 1;
+
+template <class T>
 const RowKernels<T>& row_kernels_for(const Workspace<T>& w) {
-  static constexpr RowKernels<T> fixed[] = {
-      row_kernels<T, FixedWorkspace<T, 0>>, row_kernels<T, FixedWorkspace<T, 1>>,
-      row_kernels<T, FixedWorkspace<T, 2>>, row_kernels<T, FixedWorkspace<T, 3>>,
-      row_kernels<T, FixedWorkspace<T, 4>>, row_kernels<T, FixedWorkspace<T, 5>>,
-      row_kernels<T, FixedWorkspace<T, 6>>};
-  const bool is_fixed = w.in_order && w.l_max < static_cast<int>(sizeof(fixed) / sizeof(fixed[0]));
-  return is_fixed ? fixed[w.l_max] : row_kernels<T, Workspace<T>>;
+  const bool is_unrolled = w.in_order && w.l_max <= unrolled_harmonic_degree<T>;
+  return is_unrolled ? unrolled_row_kernels<T>[w.l_max] : row_kernels<T, Workspace<T>>;
 }
 
 // Cuts memory into aligned pieces; with no memory it counts.

@@ -19,6 +19,7 @@ __all__ = [
     "compiled_instruction_sets",
     "describe_plan",
     "instruction_set",
+    "kernels",
     "load",
     "native",
     "register_couplings",
@@ -85,6 +86,17 @@ def instruction_set() -> str:
 def select_instruction_set(name: str) -> None:
     """Use another instruction set from the next call on, in all threads. ValueError with the choices."""
     native().select_instruction_set(name)
+
+
+def kernels() -> list[dict[str, Any]]:
+    """Every compiled kernel: its "noun", "dtype" and "instruction_set", what lies in the "lanes" of a vector
+    ("points", "channels" or "rows"), and "unrolled_degree".
+
+    Harmonics of degrees 0, 1, ..., l up to unrolled_degree, and paths uvu with one copy of y whose degrees
+    are all up to it, run code in which the degrees are constants; others run general loops. The kernels of
+    "tensor_product" are those of convolutions too: they take rows, or the edges of a graph.
+    """
+    return native().kernels()
 
 
 def backends() -> dict[str, str]:

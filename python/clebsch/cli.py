@@ -67,7 +67,21 @@ def _running() -> Iterator[tuple[str, str]]:
     yield "instruction sets", f"compiled {', '.join(backend.compiled_instruction_sets())}"
     yield "", f"usable here {', '.join(backend.usable_instruction_sets())}"
     yield "", f"in use {backend.instruction_set()}"
+    yield from _unrolled()
     backend.load()  # the operators too
     import torch
 
     yield "threads", str(torch.get_num_threads())
+
+
+def _unrolled() -> Iterator[tuple[str, str]]:
+    """A line for every noun: the degrees that are constants in the code in use."""
+    from clebsch import backend
+
+    degrees: dict[str, dict[str, int]] = {}
+    for kernel in backend.kernels():
+        if kernel["instruction_set"] == backend.instruction_set():
+            degrees.setdefault(kernel["noun"], {})[kernel["dtype"]] = kernel["unrolled_degree"]
+    for noun, by_dtype in degrees.items():
+        limits = ", ".join(f"{degree} ({dtype})" for dtype, degree in by_dtype.items())
+        yield "", f"unrolled to degree {limits}: {noun}"

@@ -390,6 +390,7 @@ def _alternate(what: str, calls: dict[str, Callable[[], Any]], rounds: int) -> S
 
 
 def print_report(console: Console, report: dict[str, Any]) -> None:
+    """A table of the report's entries, one a row."""
     from rich import box
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Graph: which node sends to which, and the two orders of its edges that the kernels walk in."""
+"""Graph: which node sends to which, and the order in which the kernels walk over its edges."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ __all__ = ["Graph"]
 class Graph:
     """A directed graph: edge e carries a message from node senders[e] to node receivers[e].
 
-    Make it once for a list of edges and give it to every layer: the orders of the edges by receiver and by
-        sender
-    are made at first use, in O(E), and kept. Edges may come in any order; self loops, duplicate edges,
-    isolated nodes, no edges at all and graphs that are not symmetric are all fine. The tensors must not be
-    changed afterwards.
+    Make it once for a list of edges and give it to every layer: what the kernels need, the edges sorted by
+    receiver and, for gradients, where the sums of each sender are kept, is made at first use, in O(E), and
+    kept. Edges may come in any order; self loops, duplicate edges, isolated nodes, no edges at all and graphs
+    that are not symmetric are all fine. The tensors must not be changed afterwards.
 
     Args:
         senders, receivers: int64 or int32 tensors of shape (num_edges,), on one device.
         num_nodes: number of nodes; every index lies in [0, num_nodes).
 
     Raises:
-        TypeError: an argument of another type or dtype. ValueError: another shape, unequal lengths or
-            devices, or
-        a negative num_nodes. IndexError: an index out of range. While torch.compile or torch.export traces,
-        the range cannot be looked at; the compiled operator then raises IndexError at run time.
+        TypeError: an argument of another type or dtype.
+        ValueError: another shape, unequal lengths or devices, or a negative num_nodes.
+        IndexError: an index out of range. While torch.compile or torch.export traces, the range cannot be
+            looked at; the compiled operator then raises IndexError at run time.
 
     Packages disagree about the rows of a (2, E) edge index; `Graph.from_edge_index` makes you say which is
     which.
@@ -68,7 +67,8 @@ class Graph:
     def from_edge_index(cls, edge_index: Tensor, num_nodes: int, *, sender_row: int) -> Graph:
         """The graph of a (2, E) matrix of node indices whose row `sender_row`, 0 or 1, holds the senders.
 
-        0 for PyTorch Geometric and MACE; 1 for NequIP, Allegro and SevenNet.
+        0 for PyTorch Geometric and MACE; 1 for NequIP, Allegro and SevenNet. TypeError or ValueError if
+        edge_index is no tensor or has another shape, or for another sender_row; IndexError as `Graph`.
         """
         if not isinstance(edge_index, Tensor):
             raise TypeError(f"Graph: edge_index must be a tensor, got {type(edge_index).__name__}")
@@ -82,6 +82,7 @@ class Graph:
 
     @property
     def num_edges(self) -> int:
+        """Number of edges, the length of senders and receivers."""
         return self.senders.shape[0]
 
     @property

@@ -36,8 +36,9 @@ def tensor_product(plan: ProductPlan | str, x: NDArray, y: NDArray, weight: NDAr
         A new array (rows, irreps_out.dim) of the dtype of x.
 
     Raises:
-        TypeError: an argument that is no array, or a dtype that does not fit. ValueError: a shape that does
-        not fit, or a string that is no plan.
+        TypeError: an argument that is no array, or a dtype that does not fit.
+        ValueError: a shape that does not fit, a string that is no plan, a degree above 100 or a multiplicity
+            above 1048576.
     """
     if not isinstance(plan, ProductPlan):
         plan = ProductPlan.parse(plan)
@@ -65,7 +66,7 @@ def spherical_harmonics(ls: Sequence[int], points: NDArray, normalize: bool, nor
     """Real spherical harmonics of degrees `ls`, in e3nn's conventions: the pole is y, degree 1 is (x, y, z).
 
     Args:
-        ls: degrees >= 0, in any order, repeated if wanted.
+        ls: degrees, 0 to 1000, in any order, repeated if wanted.
         points: (..., 3), float32 or float64.
         normalize: evaluate at points / max(|points|, 1e-12).
         normalization: on the unit sphere, "component" (|Y^l|^2 = 2l + 1), "norm" (|Y^l| = 1) or "integral"
@@ -76,8 +77,8 @@ def spherical_harmonics(ls: Sequence[int], points: NDArray, normalize: bool, nor
         point is not.
 
     Raises:
-        TypeError: points that are no array of float32 or float64, or a degree that is no integer. ValueError:
-        another shape, a negative degree, or an unknown normalization.
+        TypeError: points that are no array of float32 or float64, or a degree that is no integer.
+        ValueError: another shape, a degree outside 0 to 1000, or an unknown normalization.
     """
     _check_array("spherical_harmonics", "points", points)
     if points.ndim == 0 or points.shape[-1] != 3:

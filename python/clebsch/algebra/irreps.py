@@ -283,6 +283,7 @@ class Irreps(tuple):
         return any(other == ir for _, other in self)
 
     def index(self, *_: Any) -> int:
+        """A tuple's index is no answer here: NotImplementedError."""
         raise NotImplementedError("Irreps has no index(): an irrep may occur in several terms")
 
     def simplify(self) -> Irreps:

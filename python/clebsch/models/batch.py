@@ -39,7 +39,11 @@ def neighbours(
 
 @dataclass(frozen=True)
 class Structure:
-    """A frame with its species indices and edges, made once and batched many times."""
+    """A frame with its species indices and edges, made once and batched many times.
+
+    species (N,) indices into the model's list; positions (N, 3) and shifts (E, 3) in Angstrom; senders and
+    receivers (E,); energy eV; forces (N, 3) eV/Angstrom.
+    """
 
     species: np.ndarray
     positions: np.ndarray
@@ -51,7 +55,10 @@ class Structure:
 
 
 def prepare(frame: Frame, species: Sequence[int], cutoff: float) -> Structure:
-    """`species` lists the atomic numbers that the model knows; another one is a ValueError."""
+    """The structure of a frame, with all edges shorter than `cutoff` (Angstrom).
+
+    `species` lists the atomic numbers that the model knows; another one in the frame is a ValueError.
+    """
     unknown = sorted(set(frame.numbers.tolist()) - set(species))
     if unknown:
         raise ValueError(f"atomic numbers must be among {sorted(species)}, got {unknown}")
@@ -79,14 +86,20 @@ class Batch:
 
     @property
     def num_molecules(self) -> int:
+        """Number of structures in the batch."""
         return self.energies.shape[0]
 
     @property
     def atoms_per_molecule(self) -> torch.Tensor:
+        """Number of atoms of each structure, (molecules,)."""
         return torch.bincount(self.molecule, minlength=self.num_molecules)
 
 
 def collate(structures: Sequence[Structure], dtype: torch.dtype = torch.float32) -> Batch:
+    """One batch of some structures, at least one; atoms and edges keep their order.
+
+    `dtype` is that of positions, shifts and forces, in Angstrom and eV/Angstrom; energies (eV) are float64.
+    """
     sizes = [len(s.species) for s in structures]
     offsets = np.concatenate([[0], np.cumsum(sizes)])
 

@@ -27,9 +27,13 @@ class PotentialCalculator(Calculator):
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, layers: str = "clebsch") -> PotentialCalculator:
+        """The calculator of a saved model; arguments and errors of `clebsch.models.load_checkpoint`."""
         return cls(load_checkpoint(path, layers))
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        """Fills `results`: "energy" and "free_energy", both the total energy (eV), and "forces" (N, 3)
+        (eV/Angstrom), whatever `properties` names. ValueError for a species that the model does not know.
+        """
         super().calculate(atoms, properties, system_changes)
         config = self.model.config
         frame = Frame(

@@ -17,6 +17,12 @@ LAYER_SETS = ("clebsch", "e3nn")
 
 @dataclass(frozen=True)
 class LayerSet:
+    """Constructors of the five layers that a potential is made of, with the arguments of clebsch's own.
+
+    convolution makes a layer that is called with (x, y, weight, graph), as `clebsch.nn.TensorProductConv`;
+    e3nn has none, so its set makes one from its tensor product.
+    """
+
     spherical_harmonics: Callable[..., Any]
     linear: Callable[..., Any]
     gate: Callable[..., Any]

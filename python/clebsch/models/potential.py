@@ -70,6 +70,7 @@ def fit_config(frames: Sequence[Frame], structures: Sequence[Structure], **setti
 
 
 def species_of(frames: Sequence[Frame]) -> tuple[int, ...]:
+    """The atomic numbers that occur in the frames, each once, in ascending order."""
     return tuple(sorted({int(z) for frame in frames for z in frame.numbers}))
 
 
@@ -119,11 +120,16 @@ class SpeciesLinear(torch.nn.Module):
         self.register_buffer("columns", torch.cat(columns, dim=1), persistent=False)
 
     def forward(self, x: torch.Tensor, species: torch.Tensor) -> torch.Tensor:
+        """x (N, irreps_in.dim) and species (N,), int64 indices below num_species, to (N, irreps_out.dim)."""
         return self.linear(x).gather(1, self.columns[species])
 
 
 class Interaction(torch.nn.Module):
-    """One round of messages: node features (N, irreps_in) to (N, irreps_out)."""
+    """One round of messages: node features (N, irreps_in) to (N, irreps_out).
+
+    The second line at the head of this file, with the sum over neighbours divided by the root of their mean
+    number; a convolution with a gate as in NequIP (Batzner et al. 2022).
+    """
 
     def __init__(
         self,
@@ -147,6 +153,8 @@ class Interaction(torch.nn.Module):
         self.message_norm = config.num_neighbours**-0.5
 
     def forward(self, x, y, radial, batch: Batch):
+        """x (N, irreps_in.dim), harmonics y (E, irreps_edge.dim) and radial features (E, radial_size) of the
+        edges of batch.graph to (N, irreps_out.dim)."""
         messages = self.convolution(self.linear_in(x), y, self.radial(radial), batch.graph)
         own = self.self_connection(x, batch.species)
         return self.gate(own + self.linear_out(messages * self.message_norm))
@@ -179,6 +187,7 @@ class Potential(torch.nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """What the model computes in."""
         return self.embedding.weight.dtype
 
     def forward(self, batch: Batch, positions: torch.Tensor | None = None) -> torch.Tensor:
@@ -205,7 +214,10 @@ class Potential(torch.nn.Module):
         return (energies if training else energies.detach()), -gradient
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
-        """Accepts the constants that either set of layers stores beside the parameters."""
+        """As torch's, but accepts the constants that either set of layers stores beside the parameters.
+
+        RuntimeError, if strict, naming the parameters that are missing and the entries that are unexpected.
+        """
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
         parameters = {name for name, _ in self.named_parameters()}
         missing = [name for name in result.missing_keys if name in parameters]
@@ -224,11 +236,15 @@ def _is_layer_constant(name: str, value: torch.Tensor) -> bool:
 
 
 def save_checkpoint(path: str | Path, model: Potential) -> None:
+    """Writes configuration and parameters to `path` with torch.save; `load_checkpoint` reads them."""
     torch.save({"config": asdict(model.config), "state_dict": model.state_dict()}, path)
 
 
 def load_checkpoint(path: str | Path, layers: str = "clebsch") -> Potential:
-    """The model saved by `save_checkpoint`; reads tensors and plain values only, runs no code."""
+    """The model saved by `save_checkpoint`, on the CPU; reads tensors and plain values only, runs no code.
+
+    `layers`, "clebsch" or "e3nn", need not be those that it was trained with. ImportError without e3nn.
+    """
     saved = torch.load(path, map_location="cpu", weights_only=True)
     model = Potential(PotentialConfig(**saved["config"]), layers)
     model.load_state_dict(saved["state_dict"])

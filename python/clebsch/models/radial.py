@@ -35,6 +35,7 @@ class BesselBasis(torch.nn.Module):
         self.register_buffer("order", torch.arange(1.0, size + 1), persistent=False)
 
     def forward(self, distances: torch.Tensor) -> torch.Tensor:
+        """distances (E,) > 0 in Angstrom to (E, size), zero from the cutoff on."""
         fraction = distances / self.cutoff
         waves = torch.sin(fraction[:, None] * (math.pi * self.order))
         amplitude = math.sqrt(2 / self.cutoff) * polynomial_envelope(fraction) / distances

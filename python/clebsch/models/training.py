@@ -34,6 +34,8 @@ class Errors:
 
 @dataclass(frozen=True)
 class EpochRecord:
+    """An epoch, counted from 1: mean loss of its steps (no unit) and errors on the validation structures."""
+
     epoch: int
     loss: float
     validation: Errors
@@ -51,6 +53,7 @@ def loss_function(model: Potential, batch: Batch, energy_weight: float) -> torch
 def training_step(
     model: Potential, optimizer: torch.optim.Optimizer, batch: Batch, energy_weight: float
 ) -> float:
+    """One update of the parameters, gradients clipped to norm 10; returns the `loss_function` before it."""
     optimizer.zero_grad(set_to_none=True)
     loss = loss_function(model, batch, energy_weight)
     loss.backward()
@@ -66,6 +69,10 @@ def learning_rate_factor(fraction: float) -> float:
 
 
 def batches(structures: Sequence[Structure], size: int, dtype: torch.dtype, order=None) -> Iterator[Batch]:
+    """Batches of `size` structures, the last one of what is left.
+
+    `dtype` is that of positions and forces; `order`, a permutation of the indices, is ascending if None.
+    """
     order = range(len(structures)) if order is None else order
     for start in range(0, len(structures), size):
         yield collate([structures[i] for i in order[start : start + size]], dtype)
@@ -93,7 +100,11 @@ def train(
     on_step: Callable[[float], None] = lambda loss: None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
 ) -> list[EpochRecord]:
-    """Trains in place; returns one record per epoch."""
+    """Trains in place with Adam, in a new random order every epoch; returns one record per epoch.
+
+    on_step is called with every loss, on_epoch with every record. FloatingPointError where a loss is not
+    finite. Structures and validation must not be empty.
+    """
     rng = np.random.default_rng(settings.seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     total = settings.epochs * -(-len(structures) // settings.batch_size)

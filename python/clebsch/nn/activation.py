@@ -47,10 +47,12 @@ class NormalizedActivation(torch.nn.Module):
         self.scale = 1.0 if abs(self.cst - 1.0) < 1e-4 else self.cst
 
     def forward(self, x: Tensor) -> Tensor:
+        """x of any shape; the same shape."""
         y = self.f(x)
         return y if self.scale == 1.0 else y * self.scale
 
     def extra_repr(self) -> str:
+        """The function's name and constant, for repr."""
         return f"{getattr(self.f, '__name__', type(self.f).__name__)}, {self.cst:.6f}"
 
 

@@ -23,8 +23,11 @@ class TensorProductConv(TensorProduct):
     Args:
         irreps_in1, irreps_in2, irreps_out: irreps of node features, edge features and the output.
         instructions and the other arguments: those of `o3.TensorProduct`, except that `shared_weights` is
-            False by
-            default: one row of weights per edge.
+            False by default: one row of weights per edge.
+
+    Raises:
+        ValueError, IndexError: as `o3.TensorProduct`, within whose limits degrees and multiplicities must
+            lie too.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class TensorProductConv(TensorProduct):
         """x (num_nodes, irreps_in1.dim), y (num_edges, irreps_in2.dim) to (num_nodes, irreps_out.dim).
 
         weight: (num_edges, weight_numel), or (weight_numel,) where weights are shared, or a list with one
-            tensor per
-        weighted path; None where the module holds its own.
+        tensor per weighted path; None where the module holds its own. graph: a `Graph` of num_nodes nodes and
+        num_edges edges. Raises what `clebsch.ops.convolution` raises.
         """
         return convolve(x, y, self._get_weight(weight, x), graph, self._sizes)

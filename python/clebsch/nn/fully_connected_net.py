@@ -55,6 +55,9 @@ class FullyConnectedNet(torch.nn.Sequential):
         act: function after every layer but the last; None for a linear net.
         variance_in, variance_out: second moments of the input (assumed) and the output (made so).
         out_act: whether `act` follows the last layer too.
+
+    Raises:
+        ValueError: a size that is not an integer >= 0; in `forward`, an x that does not end in hs[0].
     """
 
     def __init__(

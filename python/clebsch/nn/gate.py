@@ -28,8 +28,7 @@ class Gate(torch.nn.Module):
 
     Raises:
         ValueError: scalars or gates of degree > 0, a number of gates that is not that of the gated irreps,
-            and what
-        `Activation` raises.
+            and what `Activation` raises.
     """
 
     def __init__(

@@ -170,8 +170,7 @@ class Linear(torch.nn.Module):
         """The matrix products of each block of the output.
 
         Neighbouring input blocks whose weights are neighbours too are one matrix product: so it is where a
-            tensor
-        product's sorted output, with several blocks of one irrep, is mixed into one block.
+        tensor product's sorted output, with several blocks of one irrep, is mixed into one block.
         """
         starts = [part.start for part in self.irreps_in.slices()]
         products: list[list[_Product]] = [[] for _ in self.irreps_out]
@@ -237,7 +236,8 @@ class Linear(torch.nn.Module):
         """features (..., [f_in,] irreps_in.dim) to (..., [f_out,] irreps_out.dim).
 
         weight: ([f_in, f_out,] weight_numel), or (..., the same) where weights are not shared; bias:
-        ([f_out,] bias_numel), or (..., the same). Both must be given if the module holds none.
+        ([f_out,] bias_numel), or (..., the same). Both must be given if the module holds none. ValueError for
+        another shape, TypeError for no tensor or another dtype than that of the weight.
         """
         self._check_features(features)
         count = len(self._axes_out) + 1

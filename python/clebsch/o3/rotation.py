@@ -8,6 +8,10 @@ are differentiable.
 Conversions that have a choice return beta in [0, pi], alpha and gamma in [-pi, pi], quaternions with w >= 0,
 and rotation angles in [0, pi] (in [0, 2 pi] from a quaternion, which tells q from -q). No conversion passes
 through acos, so angles near 0 and pi keep their digits.
+
+Angles are in radians. Every function raises ValueError for a matrix, quaternion, axis or point whose last
+dimensions are not (3, 3), (4,), (3,) and (3,), and for a matrix whose determinant is not 1 (to the tolerance
+of torch.allclose).
 """
 
 import math

@@ -17,20 +17,21 @@ _NORMALIZATIONS = ("integral", "component", "norm")
 
 
 class SphericalHarmonics(torch.nn.Module):
-    """Real spherical harmonics of vectors; signature and numbers of ``e3nn.o3.SphericalHarmonics`` 0.6, any
-    degree.
+    """Real spherical harmonics of vectors; signature and numbers of ``e3nn.o3.SphericalHarmonics`` 0.6.
+
+    Any degree up to 1000, in the convention that `clebsch.o3.spherical_harmonics` writes down.
 
     Args:
         irreps_out: a degree, a list of degrees (in any order, repeated if wanted), or irreps whose parities
             are those of harmonics of `irreps_in`.
-        normalize: whether to divide each vector by max(|x|, 1e-12) first; the zero vector gives finite
-            values.
+        normalize: whether to divide each vector by max(|x|, 1e-12) first, so that the zero vector gives
+            finite values.
         normalization: of the output on the unit sphere: "integral" (the squares integrate to 1), "component"
             (|Y^l|^2 = 2l + 1) or "norm" (|Y^l| = 1).
         irreps_in: "1o" (default) or "1e", what the vectors are.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: naming the argument that does not fit; for a degree above 1000, where it is called.
     """
 
     def __init__(
@@ -75,7 +76,18 @@ class SphericalHarmonics(torch.nn.Module):
 
 
 def spherical_harmonics(l: Any, x: Tensor, normalize: bool, normalization: str = "integral") -> Tensor:
-    """Real spherical harmonics of degrees `l` of vectors x (..., 3): (..., sum of 2l + 1). See
+    """Real spherical harmonics of degrees `l` of vectors x (..., 3): (..., sum of 2l + 1).
+
+    The pole is y: theta is the angle from y, phi the angle about it from z towards x. For unit vectors and
+    normalization "integral" the order m = -l..l of degree l is
+
+        N_0 P_l(cos theta)                           m = 0
+        sqrt(2) N_m P_l^m(cos theta) cos(m phi)      m > 0
+        sqrt(2) N_n P_l^n(cos theta) sin(n phi)      m = -n < 0
+
+    with N_m^2 = (2l + 1) / (4 pi) (l - m)! / (l + m)! and P_l^m = sin^m theta (d / d cos theta)^m P_l: the
+    real and imaginary parts of https://dlmf.nist.gov/14.30.E1 without its sign (-1)^m, times sqrt(2). Without
+    `normalize` they are homogeneous polynomials of degree l in x. Arguments and errors are those of
     `SphericalHarmonics`.
     """
     return SphericalHarmonics(l, normalize, normalization)(x)

@@ -70,7 +70,8 @@ class TensorProduct(torch.nn.Module):
             e3nn's sake. Nothing is generated here; `normalization` is the old name of irrep_normalization.
 
     Raises:
-        ValueError, IndexError: naming the instruction or argument that does not fit.
+        ValueError, IndexError: naming the instruction or argument that does not fit. Degrees above 100 are
+            refused here, multiplicities above 1048576 where the product is called.
 
     e3nn's state_dict loads, its coupling coefficients included: these are compared with ours, and where a
     checkpoint carries the opposite sign of a triple (e3nn 0.4 does), the sign goes into the coefficients of
@@ -166,9 +167,9 @@ class TensorProduct(torch.nn.Module):
         """The product of x (..., irreps_in1.dim) and y (..., irreps_in2.dim): (..., irreps_out.dim).
 
         weight: (weight_numel,) where weights are shared, else (..., weight_numel), or a list with one tensor
-            per
-        weighted path, of its path_shape after any leading dimensions; must be given if the module holds none.
-        Leading dimensions broadcast.
+        per weighted path, of its path_shape after any leading dimensions; must be given if the module holds
+        none. Leading dimensions broadcast. ValueError for other shapes and devices, TypeError for another
+        dtype than that of x or no tensor.
         """
         weight = self._get_weight(weight, x)
         if (
@@ -426,8 +427,7 @@ class ElementwiseTensorProduct(TensorProduct):
     """The product of each copy of x with the copy of y at the same place, without weights: mode uuu.
 
     filter_ir_out: the irreps to keep in the output; all if None. irreps_out is derived. ValueError if x and y
-        do not
-    have the same number of copies.
+    do not have the same number of copies.
     """
 
     def __init__(

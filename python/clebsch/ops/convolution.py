@@ -35,7 +35,7 @@ def convolution(x: Tensor, y: Tensor, weight: Tensor, graph: Graph, plan: Produc
         (num_nodes, irreps_out.dim); zero for nodes that receive nothing.
 
     Raises:
-        as `clebsch.ops.tensor_product`.
+        as `clebsch.ops.tensor_product`, with the same limits; TypeError also for another kind of graph.
     """
     return convolve(x, y, weight, graph, constant_plan_sizes(plan))
 

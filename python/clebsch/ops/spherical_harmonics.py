@@ -38,7 +38,7 @@ def spherical_harmonics(points: Tensor, ls: Sequence[int], normalize: bool, norm
 
     Args:
         points: (..., 3), float32 or float64.
-        ls: degrees >= 0, in any order, repeated if wanted.
+        ls: degrees, 0 to 1000, in any order, repeated if wanted.
         normalize: evaluate at points / max(|points|, 1e-12).
         normalization: on the unit sphere, "component" (|Y^l|^2 = 2l + 1), "norm" (|Y^l| = 1) or "integral"
             (the square of each component integrates to 1).
@@ -47,8 +47,8 @@ def spherical_harmonics(points: Tensor, ls: Sequence[int], normalize: bool, norm
         (..., sum of 2l + 1): the degrees one after another, each m = -l..l.
 
     Raises:
-        ValueError: points that do not end in 3, a negative degree, an unknown normalization. TypeError:
-            points that are not a float32 or float64 tensor, a degree that is not an integer.
+        ValueError: points that do not end in 3, a degree outside 0 to 1000, an unknown normalization.
+        TypeError: points that are not a float32 or float64 tensor, a degree that is not an integer.
         NotImplementedError: points carry a forward-mode tangent.
     """
     if not (isinstance(points, Tensor) and points.dtype in (torch.float32, torch.float64)):

@@ -65,8 +65,9 @@ def tensor_product(x: Tensor, y: Tensor, weight: Tensor, plan: ProductPlan | str
         (rows, irreps_out.dim).
 
     Raises:
-        ValueError: a shape or device that does not fit. TypeError: not a tensor, or a dtype that does not
-            fit.
+        ValueError: a shape or device that does not fit, a string that is no plan, a degree above 100 or a
+            multiplicity above 1048576.
+        TypeError: not a tensor, or a dtype that does not fit.
         NotImplementedError: an operand carries a forward-mode tangent.
     """
     return multiply_rows(x, y, weight, constant_plan_sizes(plan))
