@@ -209,6 +209,7 @@ def test_points_that_are_zero_or_not_finite():
         ({"points": np.zeros((3, 2))}, ValueError, "points must have shape (..., 3), got (3, 2)"),
         ({"points": np.zeros(())}, ValueError, "points must have shape (..., 3), got ()"),
         ({"ls": [0, -1]}, ValueError, "ls must be >= 0, got -1"),
+        ({"ls": [0, 1001]}, ValueError, "ls must be <= 1000, got 1001"),
         ({"ls": [0, 1.0]}, TypeError, "ls must be integers, got 1.0"),
         ({"ls": ["1"]}, TypeError, "ls must be integers, got '1'"),
         (

@@ -406,18 +406,35 @@ def test_bad_arguments(points, ls, normalization, error, message):
 
 def test_operators_check_what_reaches_them():
     points, grad, tangent = random_problem([1], 4)
-    for bad in (
-        lambda: forward(points[:, :2], [1], True, "norm"),
-        lambda: forward(points.long(), [1], True, "norm"),
-        lambda: forward(points, [-1], True, "norm"),
-        lambda: forward(points, [1], True, "unit"),
-        lambda: backward(grad[:3], points, [1], True, "norm"),
-        lambda: backward(grad.float(), points, [1], True, "norm"),
-        lambda: double_backward(tangent, grad[:, :2], points, [1], True, "norm"),
-        lambda: double_backward(tangent[:1], grad, points, [1], True, "norm"),
+    fixed = ([1], True, "norm")
+    for message, operator, *arguments in (
+        ("points must have 3 columns, got 2", forward, points[:, :2], *fixed),
+        ("points must have 2 dimensions, got 1", forward, points[0], *fixed),
+        ("points must be float32 or float64", forward, points.long(), *fixed),
+        ("points must be float32 or float64", backward, grad, points.half(), *fixed),
+        ("ls must be >= 0, got -1", forward, points, [-1], True, "norm"),
+        ("ls must be <= 1000, got 1001", forward, points, [0, 1001], True, "norm"),
+        (
+            "normalization must be 'integral', 'component' or 'norm', got 'unit'",
+            *(forward, points, [1], True, "unit"),
+        ),
+        ("grad must have 4 rows, got 3", backward, grad[:3], points, *fixed),
+        ("grad must have 3 columns, got 2", backward, grad[:, :2], points, *fixed),
+        ("grad must have the dtype of points", backward, grad.float(), points, *fixed),
+        ("grad must have 2 dimensions, got 1", backward, grad[0], points, *fixed),
+        ("grad must have 3 columns, got 2", double_backward, tangent, grad[:, :2], points, *fixed),
+        ("grad_grad_points must have 4 rows, got 1", double_backward, tangent[:1], grad, points, *fixed),
+        (
+            "grad_grad_points must have the dtype of points",
+            *(double_backward, tangent.float(), grad, points, *fixed),
+        ),
     ):
-        with pytest.raises((RuntimeError, ValueError, TypeError), match="spherical_harmonics: "):
-            bad()
+        tensors = tuple(argument for argument in arguments if isinstance(argument, torch.Tensor))
+        before = tuple(tensor.clone() for tensor in tensors)
+        with pytest.raises(ValueError) as caught:
+            operator(*arguments)
+        assert str(caught.value) == f"spherical_harmonics: {message}"
+        assert same_bits(tensors, before)
 
 
 def test_forward_mode_is_refused():
