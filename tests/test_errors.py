@@ -155,6 +155,7 @@ class TestTensorProductLayer:
                 [torch.randn(4, 1), torch.randn(4, 2)],
             ),
             (TypeError, "weight must be a tensor, got float", 1.0),
+            (TypeError, "weight[1] must be a tensor, got float", [torch.randn(4, 1), 1.0]),
         ):
             self.refused(o3.TensorProduct(*PRODUCT), error, message, x, y, given)
 

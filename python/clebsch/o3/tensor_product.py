@@ -252,6 +252,8 @@ class TensorProduct(torch.nn.Module):
             )
         flat = []
         for i, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):
+            if not isinstance(weight, Tensor):
+                raise TypeError(f"{self._name}: weight[{i}] must be a tensor, got {type(weight).__name__}")
             split = weight.dim() - len(shape)
             if split < 0 or tuple(weight.shape[split:]) != shape:
                 raise ValueError(
