@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .harness import Row, Spread, at_most
@@ -14,7 +14,11 @@ from .session import Session
 
 MEGABYTES = 10
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-OPERATORS = ("convolution", "convolution_backward", "convolution_double_backward", "tensor_product")
+NOUNS = ("spherical_harmonics", "tensor_product", "convolution")
+OPERATORS = tuple(noun + step for noun in NOUNS for step in ("", "_backward", "_double_backward"))
+DEGREES = list(range(11))  # of harmonics: 121 columns, and 363 in the Jacobian that is never stored
+# A row of the product without a graph and of all its gradients is 60 kB.
+LARGEST = {"tensor_product_backward": 64_000, "tensor_product_double_backward": 64_000}
 
 
 def rows(session: Session) -> Iterator[Row]:
@@ -24,7 +28,7 @@ def rows(session: Session) -> Iterator[Row]:
     for operator in OPERATORS:
         for edges in session.pick((8_000, 64_000, 256_000), (4_000,)):
             name = f"{operator}, {edges:,} edges"
-            if session.wants(name):
+            if session.wants(name) and edges <= LARGEST.get(operator, edges):
                 command = ("-m", "benchmarks.memory", operator, str(edges))
                 peaks = [fresh_python(*command) for _ in range(session.pick(3, 1))]
                 session.say(f"{name}: {max(peaks):.1f} MB")
@@ -32,7 +36,7 @@ def rows(session: Session) -> Iterator[Row]:
 
 
 def peak_beyond_outputs(operator: str, num_edges: int) -> float:
-    """Megabytes, for MACE-medium on a local graph.
+    """Megabytes, for MACE-medium on a local graph, and for harmonics of `DEGREES` of as many points as edges.
 
     A small call goes first, so that libraries and thread pools do not count.
     """
@@ -47,30 +51,43 @@ def peak_beyond_outputs(operator: str, num_edges: int) -> float:
     return (_status("VmHWM") - before - written) / 1e6
 
 
-def _operator(operator: str, num_edges: int):
+def _operator(operator: str, num_edges: int) -> Callable[[], object]:
     import torch
 
+    from clebsch import backend
+
+    backend.load()
+    harmonics = operator.startswith("spherical_harmonics")
+    inputs, columns, fixed = _harmonics(num_edges) if harmonics else _product(operator, num_edges)
+    function = getattr(torch.ops.clebsch, operator)
+    if "backward" not in operator:
+        return lambda: function(*inputs, *fixed)
+    needs = () if harmonics else (0b1111,)
+    grad = torch.ones(len(inputs[0]), columns)
+    tangents = [torch.ones_like(tensor) for tensor in inputs] if "double" in operator else []
+    return lambda: function(*tangents, grad, *inputs, *fixed, *needs)
+
+
+def _harmonics(num_points: int) -> tuple[Sequence, int, tuple]:
+    """Differentiable operands, columns of the result, and what else the operators take."""
+    import torch
+
+    return [torch.randn(num_points, 3)], sum(2 * l + 1 for l in DEGREES), (DEGREES, True, "component")
+
+
+def _product(operator: str, num_edges: int) -> tuple[Sequence, int, tuple]:
     from clebsch import Graph
     from clebsch.algebra.plan import ProductPlan
 
     from .problems import DEGREE, local_edges, model, operands
 
     problem = model("mace-medium")
-    plan = str(ProductPlan.from_instructions(*problem.arguments))
+    plan = ProductPlan.from_instructions(*problem.arguments)
+    if operator.startswith("tensor_product"):
+        return operands(problem, num_edges, num_edges), plan.irreps_out.dim, (str(plan),)
     edges = local_edges(num_edges // DEGREE)
-    rows_x = num_edges if operator == "tensor_product" else edges.num_nodes
-    inputs = operands(problem, rows_x, num_edges)
-    function = getattr(torch.ops.clebsch, operator)
-    if operator == "tensor_product":
-        return lambda: function(*inputs, plan)
     order = Graph(edges.senders, edges.receivers, edges.num_nodes).order
-    grad = torch.ones(edges.num_nodes, ProductPlan.parse(plan).irreps_out.dim)
-    if operator == "convolution":
-        return lambda: function(*inputs, order, plan)
-    if operator == "convolution_backward":
-        return lambda: function(grad, *inputs, order, plan, 0b111)
-    tangents = [torch.ones_like(tensor) for tensor in inputs]
-    return lambda: function(*tangents, grad, *inputs, order, plan, 0b1111)
+    return operands(problem, edges.num_nodes, num_edges), plan.irreps_out.dim, (order, str(plan))
 
 
 def _status(field: str) -> int:

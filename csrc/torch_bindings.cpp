@@ -51,10 +51,9 @@ void require(bool ok, const char* noun, const Parts&... parts) {
   throw std::invalid_argument(sentence.str());
 }
 
-bool is_float(const Tensor& t, const char* noun) {
+void require_float(const char* noun, const char* name, const Tensor& t) {
   const ScalarType type = t.scalar_type();
-  require(type == ScalarType::Float || type == ScalarType::Double, noun, "x must be float32 or float64");
-  return type == ScalarType::Float;
+  require(type == ScalarType::Float || type == ScalarType::Double, noun, name, " must be float32 or float64");
 }
 
 // A float matrix (or, for shared weights, vector) with contiguous rows of the given length.
@@ -68,9 +67,15 @@ struct Matrix {
   }
 };
 
-Matrix matrix(const char* noun, const char* name, const Tensor& t, const Tensor& like, int64_t columns,
+// The operand whose dtype all others have, as messages name it.
+struct First {
+  const char* name;
+  const Tensor& tensor;
+};
+
+Matrix matrix(const char* noun, const char* name, const Tensor& t, const First& first, int64_t columns,
               bool may_be_vector = false) {
-  require(t.scalar_type() == like.scalar_type(), noun, name, " must have the dtype of x");
+  require(t.scalar_type() == first.tensor.scalar_type(), noun, name, " must have the dtype of ", first.name);
   require(t.dim() == 2 || (may_be_vector && t.dim() == 1), noun, name, " must have ",
           may_be_vector ? "1 or 2" : "2", " dimensions, got ", t.dim());
   const int64_t last = t.dim() - 1;
@@ -136,10 +141,10 @@ struct Product {
           const std::optional<Tensor>& order_, const std::string& text)
       : noun(noun_), plan(clebsch::parse_plan(text)) {
     const clebsch::Program& program = plan.program;
-    is_float(x_, noun);
-    x = matrix(noun, "x", x_, x_, program.dim1);
-    y = matrix(noun, "y", y_, x_, program.dim2);
-    weight = matrix(noun, "weight", weight_, x_, program.weight_numel, true);
+    require_float(noun, "x", x_);
+    x = matrix(noun, "x", x_, {"x", x_}, program.dim1);
+    y = matrix(noun, "y", y_, {"x", x_}, program.dim2);
+    weight = matrix(noun, "weight", weight_, {"x", x_}, program.weight_numel, true);
     shared_weights = weight_.dim() == 1;
     require(shared_weights || weight.rows == y.rows, noun, "weight must have ", y.rows, " rows, got ",
             weight.rows);
@@ -158,12 +163,12 @@ struct Product {
   }
 
   Matrix grad_of_out(const Tensor& grad) const {
-    Matrix g = matrix(noun, "grad", grad, x.tensor, plan.program.dim_out);
+    Matrix g = matrix(noun, "grad", grad, {"x", x.tensor}, plan.program.dim_out);
     require(g.rows == out_rows, noun, "grad must have ", out_rows, " rows, got ", g.rows);
     return g;
   }
   Matrix tangent(const char* name, const Tensor& t, const Matrix& of, int64_t columns) const {
-    Matrix m = matrix(noun, name, t, x.tensor, columns, true);
+    Matrix m = matrix(noun, name, t, {"x", x.tensor}, columns, true);
     require(t.dim() == of.tensor.dim() && m.rows == of.rows, noun, name,
             " must have the shape of its operand");
     return m;
@@ -306,15 +311,14 @@ struct Harmonics {
 
   Harmonics(const Tensor& points_, std::vector<int64_t> ls_, bool normalize_, std::string normalization_)
       : ls(std::move(ls_)), normalize(normalize_), normalization(std::move(normalization_)) {
-    is_float(points_, noun);
-    points = matrix(noun, "points", points_, points_, 3);
+    require_float(noun, "points", points_);
+    points = matrix(noun, "points", points_, {"points", points_}, 3);
     columns = clebsch::spherical_harmonics_args<float>(ls, normalize, normalization).num_columns;
   }
 
   Matrix like_points(const char* name, const Tensor& t, int64_t width) const {
-    Matrix m = matrix(noun, name, t, points.tensor, width);
-    STD_TORCH_CHECK(m.rows == points.rows, noun, ": ", name, " must have ", points.rows, " rows, got ",
-                    m.rows);
+    Matrix m = matrix(noun, name, t, {"points", points.tensor}, width);
+    require(m.rows == points.rows, noun, name, " must have ", points.rows, " rows, got ", m.rows);
     return m;
   }
   Tensor new_matrix(int64_t width) const { return fresh(points.tensor, {points.rows, width}); }

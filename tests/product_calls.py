@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -39,16 +39,42 @@ RESULTS = ("out", "grad_x", "grad_y", "grad_weight", "grad_grad", "second_x", "s
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Fresh tensors are full of NaN, those made in C++ among them, so that what is not written shows."""
+    """Fresh tensors and the kernels' work space are full of NaN, so that what is not written shows."""
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    backend.native().poison_new_memory(True)
     try:
         assert torch.ones(2).new_empty(3).isnan().all()
+        assert _unwritten_row().isnan().all()
         yield
     finally:
+        backend.native().poison_new_memory(False)
         torch.use_deterministic_algorithms(before[0])
         torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+def _unwritten_row() -> Tensor:
+    """A row that no kernel writes, of a result that is not torch's memory: above 1 MiB."""
+    problem, edge = _problem_without_an_edge()
+    grad_weight = problem.backward(0b100)[2]
+    assert grad_weight.nbytes > 2**20
+    return grad_weight[edge]
+
+
+@cache
+def _problem_without_an_edge() -> tuple[Problem, int]:
+    """A convolution whose order lists one edge twice and another, the returned one, never."""
+    edges = np.arange(500)
+    problem = Problem.random(
+        wide_plan(128), RandomGraph(edges % 7, np.zeros_like(edges), 7), dtype=torch.float32
+    )
+    first = 2 + 3 * (7 + 1)  # after two counts and three tables of nodes, as graph.h says
+    order = problem.order.clone()
+    edge = int(order[first])
+    order[first] = order[first + 1]
+    problem.__dict__["order"] = order
+    return problem, edge
 
 
 def instruction_sets() -> Iterator[str]:

@@ -424,6 +424,81 @@ def test_nothing_crashes():
     assert int(result.stdout) == 14
 
 
+CONCURRENT = """
+import threading
+import torch
+from clebsch import Graph, backend, nn
+
+THREADS = 4
+generator = torch.Generator().manual_seed(0)
+senders, receivers = torch.randint(40, (2, 300), generator=generator)
+
+def derivatives(layer, graph):
+    shapes = ((40, layer.irreps_in1.dim), (300, layer.irreps_in2.dim), (300, layer.weight_numel))
+    operands = [
+        torch.linspace(-1, 1, rows * width).reshape(rows, width).requires_grad_() for rows, width in shapes
+    ]
+    out = layer(*operands, graph)
+    first = torch.autograd.grad(out.square().sum(), operands, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), operands)
+    return [t.detach().numpy().tobytes() for t in (out, *first, *second)]
+
+for l in range(9, 15):
+    assert not backend.native().has_coupling(l, 1, l + 1)
+    arguments = (f"16x{l}e", "1x1e", f"16x{l}e+16x{l + 1}e", [(0, 0, k, "uvu", True) for k in (0, 1)])
+    graph = Graph(senders, receivers, 40)
+    barrier = threading.Barrier(THREADS)
+    found = [None] * THREADS
+
+    def work(i):
+        barrier.wait()
+        # two threads of each layout
+        found[i] = derivatives(nn.TensorProductConv(*arguments, layout=("mul_ir", "ir_mul")[i % 2]), graph)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(THREADS)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    for i, layout in enumerate(("mul_ir", "ir_mul", "mul_ir", "ir_mul")):
+        alone = derivatives(nn.TensorProductConv(*arguments, layout=layout), Graph(senders, receivers, 40))
+        assert found[i] == alone, (l, i)
+print("same")
+"""
+
+
+def test_threads_that_start_together():
+    """On plans and couplings that nobody has met, and on one graph whose order is still to be made."""
+    result = python(CONCURRENT)
+    assert result.stdout == "same\n", result.stderr[-3000:]
+
+
+RUN = """
+import hashlib
+import numpy as np, torch
+from clebsch.testing import RandomGraph
+from product_calls import Problem, kernel, plan_of_mode, wide_plan
+
+digest = hashlib.sha256()
+rng = np.random.default_rng(0)
+for plan, nodes in ((wide_plan(32), 300), (wide_plan(2), 300), (plan_of_mode("uvw"), 9)):
+    graph = RandomGraph(*rng.integers(nodes, size=(2, 10 * nodes)), nodes)
+    for shared in (False, True):
+        for dtype in (torch.float32, torch.float64):
+            for result in Problem.random(plan, graph, shared=shared, dtype=dtype).results():
+                digest.update(result.numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_same_bits_in_every_process():
+    path = os.pathsep.join(filter(None, sys.path))
+    hashes = []
+    for threads in ("1", "2"):
+        result = python(RUN, PYTHONPATH=path, OMP_NUM_THREADS=threads, PYTHONHASHSEED=threads)
+        assert result.returncode == 0, result.stderr[-3000:]
+        hashes.append(result.stdout)
+    assert hashes[0] == hashes[1] and len(hashes[0]) == 65
+
+
 @pytest.mark.parametrize("megabytes", [1.0, 1.2, 1.7, 2.1, 3.9, 5, 11, 33, 40.5])
 def test_results_of_the_same_size_take_the_same_memory(megabytes):
     points = torch.zeros(int(megabytes * 2**20 / 4), 3)

@@ -14,7 +14,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(REPOSITORY))  # benchmarks are not installed
 
-from benchmarks import NAMES, problems, report  # noqa: E402
+from benchmarks import NAMES, memory, problems, report  # noqa: E402
 from benchmarks.__main__ import parse, stem  # noqa: E402
 from benchmarks.harness import Effort, Row, Samples, Spread, at_least, at_most, interleave  # noqa: E402
 from benchmarks.session import Session  # noqa: E402
@@ -182,14 +182,23 @@ def test_graphs_are_sorted_and_in_range(make, num_nodes):
     assert min(senders) >= 0 and max(senders) < num_nodes
 
 
-def test_quick_run_writes_a_complete_result(tmp_path):
-    """One case through the command line, in a process of its own: it sets threads and environment."""
-    pytest.importorskip("e3nn")
-    pytest.importorskip("sphericart.torch")
-    arguments = ["spherical_harmonics", "--quick", "--only", "l_max 1, forward", "--results", str(tmp_path)]
+# The shortest case of each benchmark, and what it times beside clebsch.
+SHORTEST = {
+    "limits": ("matrix product", {"mm"}),
+    "spherical_harmonics": ("l_max 1, forward", {"clebsch", "e3nn", "sphericart", "write", "write new"}),
+    "tensor_product": ("scalar output uvw, forward", {"clebsch", "e3nn"}),
+    "convolution": ("nequip-32-both, forward", {"clebsch", "clebsch ir_mul", "e3nn"}),
+    "layers": ("21 atoms, 300 edges, 16x l<=2, forward", {"clebsch", "e3nn", "one edge"}),
+    "scaling": ("threads, mace-medium, forward", {"one", "two"}),
+    "memory": ("convolution, 4,000 edges", set()),
+}
+
+
+def run_benchmarks(*arguments):
+    """Through the command line, in a process of its own: it sets threads and environment."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments],
+        [sys.executable, "-m", *arguments],
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,
@@ -197,14 +206,40 @@ def test_quick_run_writes_a_complete_result(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert "floors met\n" in done.stdout  # how many are held depends on the processor
-    content = json.loads((tmp_path / "spherical_harmonics-quick-part.json").read_text())
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quick_run_writes_a_complete_result(name, tmp_path):
+    pytest.importorskip("e3nn")
+    if name == "spherical_harmonics":
+        pytest.importorskip("sphericart.torch")
+    if name == "memory" and not memory.CLEAR.exists():
+        pytest.skip("no /proc/self/clear_refs")
+    if name == "scaling" and os.cpu_count() == 1:
+        pytest.skip("one core")
+    case, timed = SHORTEST[name]
+    arguments = [name, "--quick", "--only", case, "--results", str(tmp_path)]
+    assert "floors met\n" in run_benchmarks(
+        "benchmarks", *arguments
+    )  # how many are held depends on the machine
+    content = json.loads((tmp_path / f"{name}-quick-part.json").read_text())
     machine = content["machine"]
     assert machine["threads"] == 1 and machine["isa"] and machine["versions"]["e3nn"] and machine["date"]
     assert machine["command"] == " ".join(["python -m benchmarks", *arguments])
+    assert content["rows"]
     for entry in content["rows"]:
-        assert entry["median"] > 0 and (entry["floor"] is None) == (entry["met"] is None)
-        assert set(entry["seconds"]) == {"clebsch", "e3nn", "sphericart", "write", "write new"}
+        assert entry["median"] > 0 or name == "memory"  # of which there may be no more than before
+        assert (entry["floor"] is None) == (entry["met"] is None)
+        assert set(entry["seconds"]) == timed
+
+
+@pytest.mark.skipif(not memory.CLEAR.exists(), reason="no /proc/self/clear_refs")
+@pytest.mark.parametrize("operator", memory.OPERATORS)
+def test_operators_allocate_little_beyond_their_results(operator):
+    """58 MB are the Jacobian of these harmonics, 16 the gathered rows of x, more the messages."""
+    rows = 40_000 if operator.startswith("spherical_harmonics") else 8_000
+    assert float(run_benchmarks("benchmarks.memory", operator, str(rows))) <= memory.MEGABYTES
 
 
 def test_unknown_name_is_refused(capsys):

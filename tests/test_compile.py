@@ -93,30 +93,40 @@ def test_compile_forward_and_backward(name):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-def test_compile_with_inductor():
+@pytest.mark.parametrize("name", ["SphericalHarmonics", "TensorProduct", "TensorProductConv"])
+def test_compile_with_inductor(name):
+    """With code of its own before and after the operator, and in its backward."""
     from torch._inductor.utils import fresh_cache
 
+    make, operands_for = LAYERS[name]
+    module = make()
+
+    def function(first, *others):
+        return module(first.tanh(), *others).sin()
+
+    parameters = list(module.parameters())
     with fresh_cache():  # what an older version left behind may hold other shapes
-        _compile_with_inductor()
-
-
-def _compile_with_inductor():
-    module = Conv()
-    compiled = torch.compile(module, fullgraph=True, dynamic=True)
-    operands = conv_operands(6, 20)
-    eager = outputs_and_gradients(module, operands, [])
-    traced = outputs_and_gradients(compiled, operands, [])
-    torch.testing.assert_close(traced, eager, rtol=1e-5, atol=1e-5)
+        compiled = torch.compile(function, fullgraph=True, dynamic=True)
+        for rows in (6, 9):
+            operands = operands_for(rows)
+            eager = outputs_and_gradients(function, operands, parameters)
+            traced = outputs_and_gradients(compiled, operands, parameters)
+            torch.testing.assert_close(traced, eager, rtol=1e-5, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_compile_with_a_graph_from_outside():
     layer = nn.TensorProductConv(*CHANNELWISE)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
-    for num_nodes, num_edges in ((6, 20), (7, 30), (8, 31)):
+    for num_nodes, num_edges in ((6, 20), (7, 30), (8, 31), (30, 8)):
         *operands, senders, receivers = conv_operands(num_nodes, num_edges)
         graph = Graph(senders, receivers, num_nodes)
-        expected = layer(*operands, graph)
-        torch.testing.assert_close(compiled(*operands, graph), expected, rtol=1e-5, atol=1e-5)
+        eager, traced = (
+            outputs_and_gradients(lambda *given: function(*given, graph), operands, [])  # noqa: B023
+            for function in (layer, compiled)
+        )
+        torch.testing.assert_close(traced, eager, rtol=1e-5, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_compile_functions():
@@ -181,7 +191,10 @@ def test_exported_convolution_has_independent_nodes_and_edges_and_checks_them():
     module = exported.module()
     for num_nodes, num_edges in ((6, 21), (9, 5), (30, 2)):
         operands = conv_operands(num_nodes, num_edges)
-        assert module(*operands).shape == (num_nodes, 28)
+        x, y, weight, senders, receivers = operands
+        product = o3.TensorProduct(*CHANNELWISE, shared_weights=False)
+        expected = torch.zeros(num_nodes, 28).index_add(0, receivers, product(x[senders], y, weight))
+        torch.testing.assert_close(module(*operands), expected, rtol=1e-5, atol=1e-5)
     x, y, weight, senders, receivers = conv_operands(6, 20)
     receivers[3] = 6
     with pytest.raises(IndexError, match="graph_order: receivers must lie in"):

@@ -8,16 +8,18 @@ import pytest
 
 from clebsch import data
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-
 
 def write_rmd17(path: Path, frames: int = 6, **changes) -> dict[str, np.ndarray]:
+    """With the labels of the original MD17 beside the revised ones, as published."""
     rng = np.random.default_rng(0)
     arrays = {
         "nuclear_charges": np.array([8, 1, 1], dtype=np.uint8),
         "coords": rng.normal(size=(frames, 3, 3)),
         "energies": rng.normal(size=frames) - 4e4,
         "forces": rng.normal(size=(frames, 3, 3)),
+        "old_indices": rng.permutation(frames),
+        "old_energies": rng.normal(size=frames) - 4e4,
+        "old_forces": rng.normal(size=(frames, 3, 3)),
     } | changes
     np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
     return arrays
@@ -60,6 +62,31 @@ def test_extended_xyz_keeps_cell_and_labels(tmp_path):
     )
     assert np.array_equal(frames[0].positions, rows[:, :3])
     assert np.array_equal(frames[0].forces, rows[:, 3:])
+
+
+# Acetylacetone as published with BOTNet: labels of other kinds, a box around a molecule that does not repeat.
+BOXED = """2
+Lattice="50.0 0.0 0.0 0.0 50.0 0.0 0.0 0.0 50.0" Properties=species:S:1:pos:R:3:forces:R:3 \
+dihedral_angle=17.98 config_type=300K_MD energy=-9391.25 pbc="F F F"
+C        0.90992285       1.00769310      -0.21166840      -0.54831629       1.31972321      -1.35368428
+O       -0.39796151      -0.90328979       1.47233183       1.52951191       0.45497011       1.31704509
+"""
+
+
+def test_extended_xyz_of_a_molecule_in_a_box(tmp_path):
+    pytest.importorskip("ase")
+    path = tmp_path / "molecule.xyz"
+    path.write_text(BOXED * 2)
+    frames = data.read(path)
+    assert len(frames) == 2
+    for frame in frames:
+        assert frame.numbers.tolist() == [6, 8] and frame.energy == -9391.25
+        assert frame.positions[1].tolist() == [-0.39796151, -0.90328979, 1.47233183]
+        assert frame.forces[0].tolist() == [-0.54831629, 1.31972321, -1.35368428]
+        assert not frame.pbc.any()
+    path.write_text(BOXED + BOXED.replace(":forces:R:3", ":other:R:3"))
+    with pytest.raises(ValueError, match=r"^data: molecule.xyz: frame 1 has no forces$"):
+        data.read(path)
 
 
 def test_a_file_that_is_not_there_or_of_another_kind(tmp_path):
@@ -130,12 +157,3 @@ def test_hydroxyl_dihedral_is_the_one_of_carbon_carbon_oxygen_hydrogen():
     assert [molecule.symbols[i] for i in chain] == ["C", "C", "O", "H"]
     bonds = [molecule.get_distance(a, b) for a, b in pairwise(chain)]
     assert bonds == pytest.approx([1.51, 1.43, 0.97], abs=0.05)
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="reference data are not here")
-def test_reference_data_are_read():
-    ethanol = data.read(SHARED / "rmd17" / "rmd17_ethanol_test_01.npz")
-    assert len(ethanol) == 1000 and sorted(ethanol[0].numbers.tolist()) == [1] * 6 + [6, 6, 8]
-    assert np.mean([f.energy for f in ethanol]) == pytest.approx(-4209.5, abs=10)
-    acac = data.read(SHARED / "acac" / "acac_test_MD_300K.xyz")
-    assert len(acac[0].numbers) == 15 and acac[0].energy < -9000

@@ -2,6 +2,12 @@
 
 import importlib.util
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,7 +70,8 @@ def check_output(folder) -> dict:
 
 
 @needs_tblite
-def test_without_data_it_labels_ethanol(tmp_path, capsys):
+def test_without_data_it_labels_ethanol(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")  # a narrower terminal cuts the line of the bar
     assert demo.main(["--quick", "--output", str(tmp_path / "new" / "folder")]) == 0
     report = check_output(tmp_path / "new" / "folder")
     printed = capsys.readouterr().out
@@ -78,6 +85,10 @@ def test_without_data_it_labels_ethanol(tmp_path, capsys):
     ):
         assert line in printed
     assert "16 frames to train, 4 to validate, 4 to test; 9 atoms" in printed
+    assert re.search(r"labelling +\S+ 24/24 ETA \d:\d\d:\d\d ethanol", printed)
+    losses = r"loss \d\.\de[-+]\d\d, MAE \d+\.\d meV, \d+\.\d meV/Å"
+    assert re.search(rf"training +\S+ 8/8 ETA \d:\d\d:\d\d {losses}", printed)
+    assert len(re.findall(rf"epoch +[12]/2 +{losses}", printed)) == 2
     if importlib.util.find_spec("e3nn") is not None:
         assert "e3nn layers" in printed
         assert report["force_difference"] < 1e-4
@@ -92,6 +103,28 @@ def test_with_data(tmp_path, capsys, name, write):
     assert report["problem"] == name
     assert report["forces_rms"] == pytest.approx(0.5, rel=0.3)
     assert "3 atoms, 6 edges within 4.5 Å" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [([], ""), (["DATA=my frames.npz", "ARGS=--quick"], '--data "my frames.npz" --quick')],
+)
+def test_make_demo_passes_data_and_arguments_on(given, passed):
+    # What a make around the tests was given is not for this one.
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }
+    done = subprocess.run(
+        ["make", "-n", "demo", f"PYTHON={sys.executable}", *given],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].rpartition("-m clebsch demo")[2].strip() == passed
 
 
 def test_without_e3nn_only_our_own_time_is_reported(tmp_path, capsys, monkeypatch):

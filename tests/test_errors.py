@@ -1,11 +1,16 @@
 """Bad input: one clear sentence each, word for word, of the right type, and nothing is changed by it."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from clebsch import Graph, nn, o3, ops
+from product_calls import same_bits
 
 TWO_PATHS = [(0, 0, 0, "uvu", True), (1, 1, 0, "uvu", True)]
 PRODUCT = ("4x0e+4x1o", "1x0e+1x1o", "4x0e", TWO_PATHS)
@@ -15,8 +20,26 @@ def product(**options):
     return o3.TensorProduct(*PRODUCT, shared_weights=False, **options)
 
 
-def raises(error, message):
-    return pytest.raises(error, match=f"^{re.escape(message)}$")
+@contextmanager
+def raises(error: type[Exception], message: str, *given: Any) -> Iterator[None]:
+    """The whole message; no tensor of what was given (modules, graphs, lists of these) changes a bit."""
+    tensors = list(tensors_of(given))
+    before = [tensor.clone() for tensor in tensors]
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        yield
+    assert same_bits(tensors, before)
+
+
+def tensors_of(given: Any) -> Iterator[Tensor]:
+    if isinstance(given, Tensor) and not given.is_meta:
+        yield given.detach()
+    elif isinstance(given, torch.nn.Module):
+        yield from tensors_of(list(given.state_dict().values()))
+    elif isinstance(given, Graph):
+        yield from tensors_of([given.senders, given.receivers, given.order])
+    elif isinstance(given, (list, tuple)):
+        for part in given:
+            yield from tensors_of(part)
 
 
 def operands(rows=5, dtype=torch.float32):
@@ -52,27 +75,30 @@ class TestTensorProductFunction:
         ],
     )
     def test_shapes(self, i, shape, message):
-        with raises(ValueError, f"tensor_product: {message}"):
-            ops.tensor_product(*with_operand(i, torch.randn(shape)), self.plan)
+        given = with_operand(i, torch.randn(shape))
+        with raises(ValueError, f"tensor_product: {message}", given):
+            ops.tensor_product(*given, self.plan)
 
     @pytest.mark.parametrize("i, name", [(0, "x"), (1, "y"), (2, "weight")])
     def test_types(self, i, name):
-        with raises(TypeError, f"tensor_product: {name} must be a tensor, got list"):
-            ops.tensor_product(*with_operand(i, [1.0]), self.plan)
-        wrong = operands()[i].long()
         expected = "must be float32 or float64" if i == 0 else "must have the dtype of x, float32"
-        with raises(TypeError, f"tensor_product: {name} {expected}, got int64"):
-            ops.tensor_product(*with_operand(i, wrong), self.plan)
-        half = [operand.half() for operand in operands()]
-        with raises(TypeError, "tensor_product: x must be float32 or float64, got float16"):
-            ops.tensor_product(*half, self.plan)
+        for given, message in (
+            (with_operand(i, [1.0]), f"{name} must be a tensor, got list"),
+            (with_operand(i, operands()[i].long()), f"{name} {expected}, got int64"),
+            ([operand.half() for operand in operands()], "x must be float32 or float64, got float16"),
+        ):
+            with raises(TypeError, f"tensor_product: {message}", given):
+                ops.tensor_product(*given, self.plan)
 
     @pytest.mark.parametrize("i, name", [(1, "y"), (2, "weight")])
     def test_mixed_dtypes_and_devices(self, i, name):
-        with raises(TypeError, f"tensor_product: {name} must have the dtype of x, float32, got float64"):
-            ops.tensor_product(*with_operand(i, operands()[i].double()), self.plan)
-        with raises(ValueError, f"tensor_product: {name} must be on the device of x, cpu, got meta"):
-            ops.tensor_product(*with_operand(i, operands()[i].to("meta")), self.plan)
+        given = with_operand(i, operands()[i].double())
+        message = f"tensor_product: {name} must have the dtype of x, float32, got float64"
+        with raises(TypeError, message, given):
+            ops.tensor_product(*given, self.plan)
+        given = with_operand(i, operands()[i].to("meta"))
+        with raises(ValueError, f"tensor_product: {name} must be on the device of x, cpu, got meta", given):
+            ops.tensor_product(*given, self.plan)
 
     def test_plan(self):
         with pytest.raises(ValueError, match=r"ProductPlan\.parse: expected"):
@@ -82,51 +108,56 @@ class TestTensorProductFunction:
 
 
 class TestTensorProductLayer:
+    def refused(self, module, error, message, *given):
+        with raises(error, f"TensorProduct: {message}", module, given):
+            module(*given)
+
     def test_leading_dimensions(self):
-        module = product()
         x, y, weight = operands()
-        with raises(ValueError, "TensorProduct: x must have shape (..., 16), got (1, 5, 15)"):
-            module(x[None, :, :15], y, weight)
-        with raises(ValueError, "TensorProduct: y must have shape (..., 4), got (1, 5, 3)"):
-            module(x, y[None, :, :3], weight)
-        with raises(
-            ValueError,
-            "TensorProduct: the leading dimensions of x, y and weight must broadcast, got (5,), (4,), (5,)",
+        for error, message, *given in (
+            (ValueError, "x must have shape (..., 16), got (1, 5, 15)", x[None, :, :15], y, weight),
+            (ValueError, "y must have shape (..., 4), got (1, 5, 3)", x, y[None, :, :3], weight),
+            (
+                ValueError,
+                "the leading dimensions of x, y and weight must broadcast, got (5,), (4,), (5,)",
+                x,
+                y[:4],
+                weight,
+            ),
+            (TypeError, "x must be a tensor, got list", [x], y, weight),
+            (TypeError, "y must be a tensor, got list", x, [y], weight),
         ):
-            module(x, y[:4], weight)
-        with raises(TypeError, "TensorProduct: x must be a tensor, got list"):
-            module([x], y, weight)
+            self.refused(product(), error, message, *given)
+
+    def test_without_weights(self):
+        module = o3.TensorProduct(*PRODUCT[:3], [(*path[:4], False) for path in TWO_PATHS])
+        x, y, _ = operands()
+        self.refused(module, TypeError, "x must be a tensor, got list", x.tolist(), y)
+        self.refused(module, TypeError, "y must be a tensor, got list", x, y.tolist())
+        with raises(TypeError, "tensor_product: x must be float32 or float64, got int64", x, y):
+            module(x.long(), y.long())
 
     def test_weights(self):
         x, y, weight = operands()
-        with raises(
-            ValueError,
-            "TensorProduct: weight must be given: the module has 8 weights and internal_weights=False",
+        leading = "weight must have shape (..., 8) with at least one leading dimension"
+        for message, *given in (
+            ("weight must be given: the module has 8 weights and internal_weights=False", x, y),
+            (f"{leading}, got (8,)", x, y, weight[0]),
+            (f"{leading}, got (5, 7)", x, y, weight[:, :7]),
         ):
-            product()(x, y)
-        with raises(
-            ValueError,
-            "TensorProduct: weight must have shape (..., 8) with at least one leading dimension, got (8,)",
+            self.refused(product(), ValueError, message, *given)
+        for error, message, given in (
+            (ValueError, "weight must have shape (8,) where weights are shared, got (5, 8)", weight),
+            (ValueError, "weight must be a list of 2 tensors, one per weighted path, got 1", [weight[0]]),
+            (
+                ValueError,
+                "weight[1] must have shape (..., 4, 1), got (4, 2)",
+                [torch.randn(4, 1), torch.randn(4, 2)],
+            ),
+            (TypeError, "weight must be a tensor, got float", 1.0),
+            (TypeError, "weight[1] must be a tensor, got float", [torch.randn(4, 1), 1.0]),
         ):
-            product()(x, y, weight[0])
-        with raises(
-            ValueError,
-            "TensorProduct: weight must have shape (..., 8) with at least one leading dimension, got (5, 7)",
-        ):
-            product()(x, y, weight[:, :7])
-        shared = o3.TensorProduct(*PRODUCT)
-        with raises(
-            ValueError, "TensorProduct: weight must have shape (8,) where weights are shared, got (5, 8)"
-        ):
-            shared(x, y, weight)
-        with raises(
-            ValueError, "TensorProduct: weight must be a list of 2 tensors, one per weighted path, got 1"
-        ):
-            shared(x, y, [weight[0]])
-        with raises(ValueError, "TensorProduct: weight[1] must have shape (..., 4, 1), got (4, 2)"):
-            shared(x, y, [torch.randn(4, 1), torch.randn(4, 2)])
-        with raises(TypeError, "TensorProduct: weight must be a tensor, got float"):
-            shared(x, y, 1.0)
+            self.refused(o3.TensorProduct(*PRODUCT), error, message, x, y, given)
 
     @pytest.mark.parametrize(
         "instruction, error, words",
@@ -202,7 +233,7 @@ class TestGraph:
     )
     def test_indices(self, name, value, error, message):
         given = {"senders": self.indices, "receivers": self.indices, "num_nodes": 3} | {name: value}
-        with raises(error, f"Graph: {name} {message}"):
+        with raises(error, f"Graph: {name} {message}", list(given.values())):
             Graph(**given)
 
     def test_lengths_and_devices(self):
@@ -232,6 +263,8 @@ class TestGraph:
             Graph.from_edge_index(edge_index.T, 3, sender_row=0)
         with raises(ValueError, "Graph: sender_row must be 0 or 1, got 2"):
             Graph.from_edge_index(edge_index, 3, sender_row=2)
+        with raises(TypeError, "Graph: edge_index must be a tensor, got list"):
+            Graph.from_edge_index(edge_index.tolist(), 3, sender_row=0)
         with pytest.raises(TypeError, match="sender_row"):
             Graph.from_edge_index(edge_index, 3)
 
@@ -239,8 +272,9 @@ class TestGraph:
     def test_the_operator_checks_too(self, bad):
         # torch.compile and torch.export skip the check in Python.
         message = f"graph_order: receivers must lie in [0, num_nodes) = [0, 3), got {bad} at edge 1"
-        with raises(IndexError, message):
-            torch.ops.clebsch.graph_order(self.indices, torch.tensor([0, bad, 1]), 3)
+        receivers = torch.tensor([0, bad, 1])
+        with raises(IndexError, message, self.indices, receivers):
+            torch.ops.clebsch.graph_order(self.indices, receivers, 3)
 
 
 class TestConvolution:
@@ -263,35 +297,49 @@ class TestConvolution:
     def test_shapes(self, i, shape, message):
         given = self.given()
         given[i] = torch.randn(shape)
-        with raises(ValueError, f"convolution: {message}"):
-            self.layer(*given, self.graph)
+        self.refused(ValueError, f"convolution: {message}", *given, self.graph)
+
+    def refused(self, error, message, *given):
+        with raises(error, message, self.layer, given):
+            self.layer(*given)
 
     def test_types(self):
         x, y, weight = self.given()
-        with raises(TypeError, "convolution: y must have the dtype of x, float32, got float64"):
-            self.layer(x, y.double(), weight, self.graph)
-        with raises(TypeError, "convolution: x must be float32 or float64, got int64"):
-            self.layer(x.long(), y, weight, self.graph)
-        with raises(TypeError, "convolution: graph must be a clebsch.Graph, got Tensor"):
-            self.layer(x, y, weight, torch.stack((self.graph.senders, self.graph.receivers)))
-        with raises(
-            ValueError,
-            "TensorProductConv: weight must be given: the module has 8 weights and internal_weights=False",
+        no_graph = torch.stack((self.graph.senders, self.graph.receivers))
+        for message, *given in (
+            ("x must be a tensor, got list", x.tolist(), y, weight, self.graph),
+            ("x must be float32 or float64, got int64", x.long(), y, weight, self.graph),
+            ("y must have the dtype of x, float32, got float64", x, y.double(), weight, self.graph),
+            ("weight must have the dtype of x, float32, got float64", x, y, weight.double(), self.graph),
+            ("graph must be a clebsch.Graph, got Tensor", x, y, weight, no_graph),
         ):
-            self.layer(x, y, None, self.graph)
+            self.refused(TypeError, f"convolution: {message}", *given)
+        message = "weight must be given: the module has 8 weights and internal_weights=False"
+        self.refused(ValueError, f"TensorProductConv: {message}", x, y, None, self.graph)
+
+    def test_mixed_devices(self):
+        x, y, weight = self.given()
+        for name, *given in (
+            ("y", x, y.to("meta"), weight, self.graph),
+            ("weight", x, y, weight.to("meta"), self.graph),
+            ("graph", x, y, weight, self.graph.to("meta")),
+        ):
+            message = f"convolution: {name} must be on the device of x, cpu, got meta"
+            self.refused(ValueError, message, *given)
 
 
 class TestLinear:
     def test_features(self):
         module = o3.Linear("4x0e+4x1o", "2x0e")
-        with raises(ValueError, "Linear: features must have shape (..., 16), got (5, 15)"):
-            module(torch.randn(5, 15))
+        for error, message, given in (
+            (ValueError, "shape (..., 16), got (5, 15)", torch.randn(5, 15)),
+            (TypeError, "the dtype of weight, float32, got float64", torch.randn(5, 16).double()),
+            (TypeError, "the dtype of weight, float32, got int64", torch.zeros(5, 16, dtype=torch.int64)),
+        ):
+            with raises(error, f"Linear: features must have {message}", module, given):
+                module(given)
         with raises(TypeError, "Linear: features must be a tensor, got list"):
             module([1.0])
-        with raises(TypeError, "Linear: features must have the dtype of weight, float32, got float64"):
-            module(torch.randn(5, 16, dtype=torch.float64))
-        with raises(TypeError, "Linear: features must have the dtype of weight, float32, got int64"):
-            module(torch.zeros(5, 16, dtype=torch.int64))
         with torch.autocast("cpu", torch.bfloat16):
             assert module(torch.randn(5, 16, dtype=torch.bfloat16)).dtype == torch.bfloat16
         with raises(ValueError, "Linear: features must have shape (..., 3, 16), got (5, 16)"):
@@ -318,24 +366,53 @@ class TestLinear:
             o3.Linear("4x0e", "2x0e", path_normalization="x")
         with raises(ValueError, "Linear: give both of f_in and f_out or neither, got 3 and None"):
             o3.Linear("4x0e", "2x0e", f_in=3)
+        with raises(
+            ValueError,
+            "Linear: internal_weights=True needs shared_weights=True: weights that the module holds are the "
+            "same for every row",
+        ):
+            o3.Linear("4x0e", "2x0e", internal_weights=True, shared_weights=False)
 
     def test_weights(self):
+        module = o3.Linear("4x0e", "2x0e", biases=True, internal_weights=False)
+        per_row = o3.Linear("4x0e", "2x0e", shared_weights=False)
+        x, weight = torch.randn(5, 4), torch.randn(8)
+        for layer, error, message, *given in (
+            (
+                module,
+                ValueError,
+                "weight must be given: the module needs 8 numbers per row and internal_weights=False",
+                x,
+            ),
+            (
+                module,
+                ValueError,
+                "bias must be given: the module needs 2 numbers per row and internal_weights=False",
+                x,
+                weight,
+            ),
+            (module, TypeError, "weight must be a tensor, got list", x, weight.tolist()),
+            (module, ValueError, "weight must have shape (8,), got (5, 8)", x, torch.randn(5, 8)),
+            (module, ValueError, "bias must have shape (2,), got (3,)", x, weight, torch.randn(3)),
+            (per_row, ValueError, "weight must have shape (..., 8), got (5, 7)", x, torch.randn(5, 7)),
+            (
+                per_row,
+                ValueError,
+                "the leading dimensions of features and weight must broadcast, got (5,) and (4,)",
+                x,
+                torch.randn(4, 8),
+            ),
+        ):
+            with raises(error, f"Linear: {message}", layer, given):
+                layer(*given)
+
+    def test_views_of_weights(self):
+        module = o3.Linear("4x0e", "2x0e", biases=True)
+        with raises(ValueError, "Linear: instruction 1 is a bias and has no weights", module):
+            module.weight_view_for_instruction(1)
         module = o3.Linear("4x0e", "2x0e", internal_weights=False)
-        x = torch.randn(5, 4)
-        with raises(
-            ValueError,
-            "Linear: weight must be given: the module needs 8 numbers per row and internal_weights=False",
-        ):
-            module(x)
-        with raises(ValueError, "Linear: weight must have shape (8,), got (5, 8)"):
-            module(x, torch.randn(5, 8))
-        with raises(ValueError, "Linear: weight must have shape (..., 8), got (5, 7)"):
-            o3.Linear("4x0e", "2x0e", shared_weights=False)(x, torch.randn(5, 7))
-        with raises(
-            ValueError,
-            "Linear: the leading dimensions of features and weight must broadcast, got (5,) and (4,)",
-        ):
-            o3.Linear("4x0e", "2x0e", shared_weights=False)(x, torch.randn(4, 8))
+        with raises(ValueError, "Linear: weight must be given: internal_weights=False", module):
+            module.weight_view_for_instruction(0)
 
 
 class TestOtherLayers:
@@ -355,8 +432,28 @@ class TestOtherLayers:
             o3.SphericalHarmonics(2, True, "x")
         with raises(ValueError, "SphericalHarmonics: degrees must be >= 0, got -1"):
             o3.SphericalHarmonics([0, -1], True)
-        with raises(ValueError, "SphericalHarmonics: x must have shape (..., 3), got (5, 1, 4)"):
-            o3.SphericalHarmonics(2, True)(torch.randn(5, 1, 4))
+        with raises(
+            ValueError,
+            "SphericalHarmonics: irreps_out must be a degree, a list of degrees or irreps, got 1.5",
+        ):
+            o3.SphericalHarmonics(1.5, True)
+
+    @pytest.mark.parametrize(
+        "x, error, message",
+        [
+            (torch.randn(5, 4), ValueError, "x must have shape (..., 3), got (5, 4)"),
+            (torch.randn(5, 1, 4), ValueError, "x must have shape (..., 3), got (5, 1, 4)"),
+            (torch.tensor(1.0), ValueError, "x must have shape (..., 3), got ()"),
+            ([[1.0, 0.0, 0.0]], TypeError, "x must be a float32 or float64 tensor, got list"),
+            (torch.ones(5, 3).half(), TypeError, "x must be a float32 or float64 tensor, got float16"),
+            (torch.ones(5, 3).long(), TypeError, "x must be a float32 or float64 tensor, got int64"),
+        ],
+    )
+    def test_points(self, x, error, message):
+        with raises(error, f"SphericalHarmonics: {message}", x):
+            o3.SphericalHarmonics(2, True)(x)
+        with raises(error, f"SphericalHarmonics: {message}", x):
+            o3.spherical_harmonics(2, x, True)
 
     def test_gate_and_activation(self):
         with raises(ValueError, "Gate: irreps_scalars must be scalars, got '2x1o'"):
@@ -366,9 +463,6 @@ class TestOtherLayers:
             "Gate: irreps_gates must have one scalar per irrep of irreps_gated, 3 in all, got 2",
         ):
             nn.Gate("4x0e", [None], "2x0e", [torch.sigmoid], "3x1o")
-        gate = nn.Gate("4x0e", [None], "2x0e", [torch.sigmoid], "2x1o")
-        with raises(ValueError, "Gate: features must have shape (..., 12), got (5, 11)"):
-            gate(torch.randn(5, 11))
         with raises(
             ValueError,
             "Activation: acts must have one entry per block of irreps_in = '4x0e', 1 in all, got 2",
@@ -382,11 +476,46 @@ class TestOtherLayers:
         ):
             nn.Activation("4x0o", [torch.sigmoid])
 
+    @pytest.mark.parametrize(
+        "name, module",
+        [
+            ("Gate", nn.Gate("4x0e", [None], "2x0e", [torch.sigmoid], "2x1o")),
+            ("Activation", nn.Activation("8x0e+4x0o", [torch.sigmoid, torch.tanh])),
+        ],
+    )
+    def test_features(self, name, module):
+        given = torch.randn(5, 11)
+        shapes = {"Gate": "have shape (..., 12), got (5, 11)"}
+        size = "have size 12 along axis -1, got shape"
+        message = shapes.get(name, f"{size} (5, 11)")
+        with raises(ValueError, f"{name}: features must {message}", module, given):
+            module(given)
+        scalar = torch.tensor(1.0)
+        message = {"Gate": "have shape (..., 12), got ()"}.get(name, f"{size} ()")
+        with raises(ValueError, f"{name}: features must {message}", module, scalar):
+            module(scalar)
+        with raises(TypeError, f"{name}: features must be a tensor, got list", module):
+            module(given.tolist())
+        for dtype in (torch.int64, torch.bool, torch.complex64):
+            given = torch.ones(5, 12, dtype=dtype)
+            dtype = str(dtype).removeprefix("torch.")
+            with raises(TypeError, f"{name}: features must be floating point, got {dtype}", module, given):
+                module(given)
+
     def test_fully_connected_net(self):
         with raises(ValueError, "FullyConnectedNet: hs must be sizes >= 0, got [8, -1]"):
             nn.FullyConnectedNet([8, -1])
-        with raises(ValueError, "FullyConnectedNet: x must have shape (..., 8), got (5, 7)"):
-            nn.FullyConnectedNet([8, 4], torch.tanh)(torch.randn(5, 7))
+        net = nn.FullyConnectedNet([8, 4], torch.tanh)
+        for error, message, given in (
+            (ValueError, "have shape (..., 8), got (5, 7)", torch.randn(5, 7)),
+            (TypeError, "be a tensor, got list", torch.randn(5, 8).tolist()),
+            (TypeError, "have the dtype of the weights, float32, got float64", torch.randn(5, 8).double()),
+            (TypeError, "have the dtype of the weights, float32, got int64", torch.ones(5, 8).long()),
+        ):
+            with raises(error, f"FullyConnectedNet: x must {message}", net, given):
+                net(given)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert net(torch.randn(5, 8).bfloat16()).dtype == torch.bfloat16
 
 
 class TestValues:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from clebsch import demo
+from clebsch.backend import describe_plan
 from clebsch.data import Frame
 from clebsch.models import Potential, PotentialConfig, fit_config, load_checkpoint, save_checkpoint
 from clebsch.models.batch import collate, neighbours, prepare
@@ -62,19 +64,37 @@ def without_references(model: Potential) -> Potential:
     return model
 
 
+def slope(model: Potential, batch, direction: torch.Tensor, step: float = 1e-4) -> float:
+    """Of the energy along a direction, by the central difference of fourth order."""
+    with torch.no_grad():
+        shifted = [batch.positions + multiple * step * direction for multiple in (-2, -1, 1, 2)]
+        e = [float(model(batch, positions).sum()) for positions in shifted]
+    return (e[0] - 8 * e[1] + 8 * e[2] - e[3]) / (12 * step)
+
+
 def test_forces_are_minus_the_finite_difference_of_the_energy(model):
     batch = collate(random_structures(6, 4), torch.float64)
     _, forces = without_references(model).energy_and_forces(batch)
-    step = 1e-4
-    numerical = torch.zeros_like(forces)
-    for atom, axis in np.ndindex(*forces.shape):
-        shifted = [batch.positions.clone() for _ in range(4)]
-        for positions, multiple in zip(shifted, (-2, -1, 1, 2)):
-            positions[atom, axis] += multiple * step
-        with torch.no_grad():
-            e = [float(model(batch, positions).sum()) for positions in shifted]
-        numerical[atom, axis] = -(e[0] - 8 * e[1] + 8 * e[2] - e[3]) / (12 * step)
+    axes = torch.eye(forces.numel()).view(-1, *forces.shape)
+    numerical = -torch.tensor([slope(model, batch, axis) for axis in axes]).view_as(forces)
     assert (forces - numerical).abs().max() < 1e-8 * forces.abs().max()
+
+
+def test_forces_of_the_demonstrations_model():
+    """Its size decides which kernels run: channels, as in no small model."""
+    torch.set_default_dtype(torch.float64)
+    config = small_config(hidden=demo.FULL.hidden, num_layers=demo.FULL.num_layers)
+    model = without_references(Potential(config))
+    for interaction in model.interactions:
+        plan = describe_plan(interaction.convolution.plan)
+        assert (plan["forward"], plan["derivatives"]) == ("channels", "channels")
+    batch = collate(random_structures(9, 4), torch.float64)
+    _, forces = model.energy_and_forces(batch)
+    for _ in range(4):
+        direction = torch.randn(forces.shape)
+        assert slope(model, batch, direction) == pytest.approx(
+            -float((forces * direction).sum()), abs=1e-8 * float(forces.norm() * direction.norm())
+        )
 
 
 def test_gradients_of_the_energy_to_second_order():

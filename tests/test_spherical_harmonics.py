@@ -90,17 +90,20 @@ def test_equals_the_reference(ls, normalize, dtype):
 
 
 @both_dtypes
-def test_norms_of_results(dtype):
+@normalized_or_not
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_norms_of_results(normalization, normalize, dtype):
     ls = list(range(13))
+    fixed = (normalize, normalization)
     points, grad, tangent = random_problem(ls, 200, dtype)
     double = [tensor.double().numpy() for tensor in (tangent, grad, points)]
     expected = (
-        reference.spherical_harmonics(ls, double[2], True, "component"),
-        reference.spherical_harmonics_backward(ls, *double[1:], True, "component"),
-        *reference.spherical_harmonics_double_backward(ls, *double, True, "component"),
+        reference.spherical_harmonics(ls, double[2], *fixed),
+        reference.spherical_harmonics_backward(ls, *double[1:], *fixed),
+        *reference.spherical_harmonics_double_backward(ls, *double, *fixed),
     )
     for _ in instruction_sets():
-        for a, b in zip(results(points, grad, tangent, ls, True, "component"), expected, strict=True):
+        for a, b in zip(results(points, grad, tangent, ls, *fixed), expected, strict=True):
             assert relative_error(a, b) < PROMISED[dtype]
 
 
@@ -138,20 +141,19 @@ def test_degrees_without_end():
 @both_dtypes
 @pytest.mark.parametrize("ls", [[0, 1], [0, 1, 2], list(range(5)), [3, 1, 3]], ids=str)
 def test_other_strides(ls, dtype):
-    points, grad, tangent = random_problem(ls, 21, dtype)
+    operands = random_problem(ls, 21, dtype)
     for _ in instruction_sets():
-        expected = results(points, grad, tangent, ls, True, "component")
-        for name, points_view in views(points):
-            for (_, grad_view), (_, tangent_view) in zip(views(grad), views(tangent), strict=True):
-                actual = results(points_view, grad_view, tangent_view, ls, True, "component")
-                assert same_bits(actual, expected), name
-                if name != "part":
-                    break
-        one = broadcast(grad)
-        assert same_bits(
-            results(points, one, tangent, ls, True, "component"),
-            results(points, one.contiguous(), tangent, ls, True, "component"),
-        )
+        expected = results(*operands, ls, True, "component")
+        for i in range(3):
+            for name, view in views(operands[i]):
+                moved = [*operands[:i], view, *operands[i + 1 :]]
+                assert same_bits(results(*moved, ls, True, "component"), expected), (i, name)
+            one = broadcast(operands[i])
+            assert one.stride(0) == 0
+            assert same_bits(
+                results(*operands[:i], one, *operands[i + 1 :], ls, True, "component"),
+                results(*operands[:i], one.contiguous(), *operands[i + 1 :], ls, True, "component"),
+            ), i
 
 
 @both_dtypes
@@ -367,6 +369,18 @@ def test_leading_dimensions(batch):
     assert gradient.shape == points.shape
 
 
+@pytest.mark.parametrize("view", [lambda t: t.transpose(0, 1), lambda t: t[:, :1].expand(-1, 4, -1)])
+def test_leading_dimensions_that_are_not_contiguous(view):
+    """Forward and two derivatives, through a view of the points."""
+    values = []
+    for make in (view, lambda t: view(t).contiguous()):
+        points = torch.linspace(-1, 2, 60, dtype=torch.float64).reshape(5, 4, 3).requires_grad_()
+        y = ops.spherical_harmonics(make(points), [0, 1, 2], True, "norm")
+        (first,) = torch.autograd.grad(y.sin().sum(), points, create_graph=True)
+        values.append((y, first, *torch.autograd.grad(first.square().sum(), points)))
+    assert same_bits(*([t.detach().contiguous() for t in each] for each in values))
+
+
 @pytest.mark.parametrize(
     "points, ls, normalization, error, message",
     [
@@ -406,18 +420,35 @@ def test_bad_arguments(points, ls, normalization, error, message):
 
 def test_operators_check_what_reaches_them():
     points, grad, tangent = random_problem([1], 4)
-    for bad in (
-        lambda: forward(points[:, :2], [1], True, "norm"),
-        lambda: forward(points.long(), [1], True, "norm"),
-        lambda: forward(points, [-1], True, "norm"),
-        lambda: forward(points, [1], True, "unit"),
-        lambda: backward(grad[:3], points, [1], True, "norm"),
-        lambda: backward(grad.float(), points, [1], True, "norm"),
-        lambda: double_backward(tangent, grad[:, :2], points, [1], True, "norm"),
-        lambda: double_backward(tangent[:1], grad, points, [1], True, "norm"),
+    fixed = ([1], True, "norm")
+    for message, operator, *arguments in (
+        ("points must have 3 columns, got 2", forward, points[:, :2], *fixed),
+        ("points must have 2 dimensions, got 1", forward, points[0], *fixed),
+        ("points must be float32 or float64", forward, points.long(), *fixed),
+        ("points must be float32 or float64", backward, grad, points.half(), *fixed),
+        ("ls must be >= 0, got -1", forward, points, [-1], True, "norm"),
+        ("ls must be <= 1000, got 1001", forward, points, [0, 1001], True, "norm"),
+        (
+            "normalization must be 'integral', 'component' or 'norm', got 'unit'",
+            *(forward, points, [1], True, "unit"),
+        ),
+        ("grad must have 4 rows, got 3", backward, grad[:3], points, *fixed),
+        ("grad must have 3 columns, got 2", backward, grad[:, :2], points, *fixed),
+        ("grad must have the dtype of points", backward, grad.float(), points, *fixed),
+        ("grad must have 2 dimensions, got 1", backward, grad[0], points, *fixed),
+        ("grad must have 3 columns, got 2", double_backward, tangent, grad[:, :2], points, *fixed),
+        ("grad_grad_points must have 4 rows, got 1", double_backward, tangent[:1], grad, points, *fixed),
+        (
+            "grad_grad_points must have the dtype of points",
+            *(double_backward, tangent.float(), grad, points, *fixed),
+        ),
     ):
-        with pytest.raises((RuntimeError, ValueError, TypeError), match="spherical_harmonics: "):
-            bad()
+        tensors = tuple(argument for argument in arguments if isinstance(argument, torch.Tensor))
+        before = tuple(tensor.clone() for tensor in tensors)
+        with pytest.raises(ValueError) as caught:
+            operator(*arguments)
+        assert str(caught.value) == f"spherical_harmonics: {message}"
+        assert same_bits(tensors, before)
 
 
 def test_forward_mode_is_refused():

@@ -378,6 +378,35 @@ class TestStateDict:
             with pytest.raises(RuntimeError, match=rf"{key} is not \+1 or -1 times the coupling"):
                 ours.load_state_dict(state | {key: wrong})
 
+    @pytest.mark.parametrize(
+        "name, change, message",
+        [
+            ("_compiled_main_left_right._w3j_1_2_1", lambda t: 2 * t, "is not \\+1 or -1 times"),
+            ("weight", lambda t: t[:-1], "size mismatch"),
+            ("weight", None, "Missing key"),
+        ],
+    )
+    def test_a_checkpoint_that_is_refused_changes_nothing(self, name, change, message):
+        ours, theirs = self.pair()
+        state = self.old_checkpoint(theirs)
+        value = state.pop(name)
+        if change:
+            state[name] = change(value)
+        plan, weight = ours.plan, ours.weight.clone()
+        with pytest.raises(RuntimeError, match=message):
+            ours.load_state_dict(state)
+        assert ours.plan == plan and torch.equal(ours.weight, weight)
+        assert not any("_w3j_" in key for key in ours.state_dict())
+
+    def test_weights_and_signs_are_loaded_together(self):
+        ours, theirs = self.pair()
+        state = self.old_checkpoint(theirs)
+        ours.load_state_dict({name: state[name] for name in state if name != "weight"}, strict=False)
+        assert ours.plan == o3.TensorProduct(*self.PRODUCT).plan
+        external = o3.TensorProduct(*self.PRODUCT, internal_weights=False)
+        external.load_state_dict({name: state[name] for name in state if "_w3j_" in name}, strict=False)
+        assert external._absorbed_signs == {(1, 2, 2), (2, 1, 2)}
+
     def test_keys_of_right_and_of_index_tables(self):
         torch.set_default_dtype(torch.float64)
         for name, right, part in (

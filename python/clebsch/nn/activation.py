@@ -90,7 +90,8 @@ class Activation(torch.nn.Module):
 
     def forward(self, features: Tensor, dim: int = -1) -> Tensor:
         """features with irreps_in along axis `dim`; the same shape, with irreps_out."""
-        if features.shape[dim] != sum(self._widths):
+        check_floating("Activation", features)
+        if not -features.dim() <= dim < features.dim() or features.shape[dim] != sum(self._widths):
             raise ValueError(
                 f"Activation: features must have size {sum(self._widths)} along axis {dim}, "
                 f"got shape {tuple(features.shape)}"
@@ -108,6 +109,15 @@ class Activation(torch.nn.Module):
     def __repr__(self) -> str:
         acts = "".join(" " if act is None else "x" for act in self.acts)
         return f"{type(self).__name__} [{acts}] ({self.irreps_in} -> {self.irreps_out})"
+
+
+def check_floating(layer: str, features: Any) -> None:
+    """TypeError unless `features` is a tensor that activations are functions of."""
+    if not isinstance(features, Tensor):
+        raise TypeError(f"{layer}: features must be a tensor, got {type(features).__name__}")
+    if not features.is_floating_point():
+        dtype = str(features.dtype).removeprefix("torch.")
+        raise TypeError(f"{layer}: features must be floating point, got {dtype}")
 
 
 def _output_irrep(ir: Any, act: NormalizedActivation) -> tuple[int, int]:

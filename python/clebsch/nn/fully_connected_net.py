@@ -86,13 +86,19 @@ class FullyConnectedNet(torch.nn.Sequential):
             self.add_module(f"layer{i}", layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., hs[0]) to (..., hs[-1])."""
+        """x (..., hs[0]) to (..., hs[-1]), of the dtype of the weights unless autocast is on."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"FullyConnectedNet: x must be a tensor, got {type(x).__name__}")
         if self.hs and (x.dim() == 0 or x.shape[-1] != self.hs[0]):
             raise ValueError(
                 f"FullyConnectedNet: x must have shape (..., {self.hs[0]}), got {tuple(x.shape)}"
             )
+        layers = list(self)
+        if layers and x.dtype != layers[0].weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            wanted, got = (str(t.dtype).removeprefix("torch.") for t in (layers[0].weight, x))
+            raise TypeError(f"FullyConnectedNet: x must have the dtype of the weights, {wanted}, got {got}")
         scale = 1.0
-        for layer in self:
+        for layer in layers:
             x, scale = layer.unscaled(x, scale)
         return x if scale == 1.0 else x * scale
 

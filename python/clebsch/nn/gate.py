@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clebsch.nn.activation import Activation, Function
+from clebsch.nn.activation import Activation, Function, check_floating
 from clebsch.o3.irreps import Irreps
 from clebsch.o3.tensor_product import ElementwiseTensorProduct
 
@@ -60,6 +60,7 @@ class Gate(torch.nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features (..., irreps_in.dim) to (..., irreps_out.dim)."""
+        check_floating("Gate", features)
         if features.dim() == 0 or features.shape[-1] != self._dim_in:
             raise ValueError(
                 f"Gate: features must have shape (..., {self._dim_in}), got {tuple(features.shape)}"

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clebsch import ops
 from clebsch.o3.irreps import Irreps
+from clebsch.ops.spherical_harmonics import check_points, evaluate
 
 __all__ = ["SphericalHarmonics", "spherical_harmonics"]
 
@@ -31,7 +31,7 @@ class SphericalHarmonics(torch.nn.Module):
         irreps_in: "1o" (default) or "1e", what the vectors are.
 
     Raises:
-        ValueError: naming the argument that does not fit; for a degree above 1000, where it is called.
+        ValueError, TypeError: naming the argument that does not fit; for a degree above 1000, where it is called.
     """
 
     def __init__(
@@ -58,15 +58,8 @@ class SphericalHarmonics(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., 3), float32 or float64, to (..., irreps_out.dim); differentiable to any order."""
-        if x.dim() == 2:
-            return ops.spherical_harmonics(x, self._degrees, self.normalize, self.normalization)
-        if x.dim() == 0 or x.shape[-1] != 3:
-            raise ValueError(f"SphericalHarmonics: x must have shape (..., 3), got {tuple(x.shape)}")
-        batch = x.shape[:-1]
-        y = ops.spherical_harmonics(
-            x.reshape(batch.numel(), 3), self._degrees, self.normalize, self.normalization
-        )
-        return y.reshape(*batch, y.shape[-1])
+        check_points("SphericalHarmonics", "x", x)
+        return evaluate(x, self._degrees, self.normalize, self.normalization)
 
     def __repr__(self) -> str:
         return (

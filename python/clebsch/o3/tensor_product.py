@@ -218,7 +218,8 @@ class TensorProduct(torch.nn.Module):
             weight = self.weight
             if self.weight_numel == 0:
                 # No path is weighted: the empty weight may follow the input's dtype and device.
-                return weight if x is None or weight.dtype == x.dtype else x.new_empty(0)
+                follows = isinstance(x, Tensor) and x.dtype != weight.dtype
+                return x.new_empty(0) if follows else weight
             if not self.internal_weights:
                 raise ValueError(
                     f"{self._name}: weight must be given: the module has {self.weight_numel} weights and "
@@ -252,6 +253,8 @@ class TensorProduct(torch.nn.Module):
             )
         flat = []
         for i, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):
+            if not isinstance(weight, Tensor):
+                raise TypeError(f"{self._name}: weight[{i}] must be a tensor, got {type(weight).__name__}")
             split = weight.dim() - len(shape)
             if split < 0 or tuple(weight.shape[split:]) != shape:
                 raise ValueError(
@@ -322,7 +325,7 @@ class TensorProduct(torch.nn.Module):
         error_msgs: list[str],
     ) -> None:
         ours = {name: value for name, value in state_dict.items() if name.startswith(prefix)}
-        flipped = set()
+        flipped, errors = set(), len(error_msgs)
         for name, value in ours.items():
             found = _E3NN_CONSTANT.fullmatch(name[len(prefix) :])
             if found is None:
@@ -340,11 +343,15 @@ class TensorProduct(torch.nn.Module):
                 )
             elif sign < 0:
                 flipped.add(triple)
-        if ours:
-            self._absorb(frozenset(flipped))
+        if len(error_msgs) > errors:
+            return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        # Signs go with the weights that they were trained with, or stay where those are refused.
+        given = ours and (f"{prefix}weight" in ours or not self.internal_weights)
+        if given and len(error_msgs) == errors:
+            self._absorb(frozenset(flipped))
 
 
 def _relative_sign(stored: Tensor, triple: Triple) -> int:

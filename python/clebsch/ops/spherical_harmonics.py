@@ -51,13 +51,7 @@ def spherical_harmonics(points: Tensor, ls: Sequence[int], normalize: bool, norm
         TypeError: points that are not a float32 or float64 tensor, a degree that is not an integer.
         NotImplementedError: points carry a forward-mode tangent.
     """
-    if not (isinstance(points, Tensor) and points.dtype in (torch.float32, torch.float64)):
-        given = (
-            str(points.dtype).removeprefix("torch.") if isinstance(points, Tensor) else type(points).__name__
-        )
-        raise TypeError(f"spherical_harmonics: points must be a float32 or float64 tensor, got {given}")
-    if points.dim() == 0 or points.shape[-1] != 3:
-        raise ValueError(f"spherical_harmonics: points must have shape (..., 3), got {tuple(points.shape)}")
+    check_points("spherical_harmonics", "points", points)
     ls = list(ls)
     for l in ls:
         if not isinstance(l, int):
@@ -69,6 +63,22 @@ def spherical_harmonics(points: Tensor, ls: Sequence[int], normalize: bool, norm
             "spherical_harmonics: normalization must be one of "
             f"{', '.join(map(repr, NORMALIZATIONS))}, got {normalization!r}"
         )
+    return evaluate(points, ls, normalize, normalization)
+
+
+def check_points(noun: str, name: str, points: Any) -> None:
+    """Raise what `spherical_harmonics` documents unless `points` are points."""
+    if not (isinstance(points, Tensor) and points.dtype in (torch.float32, torch.float64)):
+        given = (
+            str(points.dtype).removeprefix("torch.") if isinstance(points, Tensor) else type(points).__name__
+        )
+        raise TypeError(f"{noun}: {name} must be a float32 or float64 tensor, got {given}")
+    if points.dim() == 0 or points.shape[-1] != 3:
+        raise ValueError(f"{noun}: {name} must have shape (..., 3), got {tuple(points.shape)}")
+
+
+def evaluate(points: Tensor, ls: list[int], normalize: bool, normalization: str) -> Tensor:
+    """`spherical_harmonics` for a caller that has checked its arguments."""
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         _refuse_tangents("spherical_harmonics", points)
     if points.dim() == 2:
