@@ -24,9 +24,11 @@ namespace {
 template <class T>
 struct ElementwiseOperands {
   const T *x, *y, *w, *ax, *ay, *aw;
+  template <bool Tangent>
   ElementwiseOperands at(const Path& p, int c) const {
-    return {x + p.in1.panel + c,  y + p.in2.panel + c,  w + c,
-            ax + p.in1.panel + c, ay + p.in2.panel + c, aw + c};
+    const std::int64_t at_x = p.in1.panel + c, at_y = p.in2.panel + c;
+    if constexpr (Tangent) return {x + at_x, y + at_y, w + c, ax + at_x, ay + at_y, aw + c};
+    return {x + at_x, y + at_y, w + c, nullptr, nullptr, nullptr};
   }
 };
 template <class T>
@@ -141,7 +143,7 @@ CLEBSCH_INLINE void for_channels(int mul, F f) {
 template <bool Tangent, class T>
 void elementwise_forward(const Path& p, const ElementwiseOperands<T>& of, T* out) {
   for_channels<T>(p.in1.mul, [&]<int N>(int c) {
-    elementwise_forward<Tangent, N>(p, p.in1.mul - c, of.at(p, c), out + p.out.panel + c);
+    elementwise_forward<Tangent, N>(p, p.in1.mul - c, of.template at<Tangent>(p, c), out + p.out.panel + c);
   });
 }
 
@@ -149,7 +151,8 @@ template <bool Tangent, class T>
 void elementwise_backward(const Path& p, const ElementwiseOperands<T>& of, const T* g,
                           const ElementwiseGradients<T>& to) {
   for_channels<T>(p.in1.mul, [&]<int N>(int c) {
-    elementwise_backward<Tangent, N>(p, p.in1.mul - c, of.at(p, c), g + p.out.panel + c, to.at(p, c));
+    elementwise_backward<Tangent, N>(p, p.in1.mul - c, of.template at<Tangent>(p, c), g + p.out.panel + c,
+                                     to.at(p, c));
   });
 }
 
