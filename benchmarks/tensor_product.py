@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 from .harness import Row, at_least
 from .machine import held
@@ -12,7 +13,8 @@ from .steps import BACKWARD, DOUBLE, FORWARD, STEPS, Function, require_same
 
 FLOORS = {FORWARD: at_least(10), BACKWARD: at_least(15), DOUBLE: None}
 
-# The other two modes with fast kernels, timed without a floor: gates (uuu) and scalar outputs (uvw).
+# The other modes, timed without a floor: products of each channel with its own (uuu), a few paths, where
+# memory decides, and all of them, where arithmetic does; and scalar outputs (uvw).
 ELEMENTWISE = Problem(
     "elementwise uuu",
     "other",
@@ -20,6 +22,17 @@ ELEMENTWISE = Problem(
     "64x0e+64x1o+64x2e",
     "64x0e+64x1o+64x2e",
     ((0, 0, 0, "uuu", True), (0, 1, 1, "uuu", True), (1, 1, 0, "uuu", True), (1, 1, 2, "uuu", True)),
+)
+DEGREES = range(4)
+ELEMENTWISE_ALL = Problem(
+    "elementwise uuu, all paths",
+    "other",
+    *(3 * ("64x0e+64x1o+64x2e+64x3o",)),
+    tuple(
+        (l1, l2, l3, "uuu", True)
+        for l1, l2, l3 in product(DEGREES, repeat=3)
+        if abs(l1 - l2) <= l3 <= l1 + l2 and (l1 + l2 + l3) % 2 == 0
+    ),
 )
 SCALAR_OUT = Problem(
     "scalar output uvw",
@@ -50,7 +63,7 @@ def implementations(problem: Problem, with_compile: bool = False) -> dict[str, F
 
 def rows(session: Session) -> Iterator[Row]:
     count = session.pick(8_000, 400)
-    for problem in [*map(model, MODELS), ELEMENTWISE, SCALAR_OUT]:
+    for problem in [*map(model, MODELS), ELEMENTWISE, ELEMENTWISE_ALL, SCALAR_OUT]:
         for step in STEPS:
             name = f"{problem.name}, {step}"
             if session.wants(name):

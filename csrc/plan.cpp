@@ -9,6 +9,7 @@
 #include <mutex>
 #include <shared_mutex>
 #include <stdexcept>
+#include <tuple>
 #include <unordered_map>
 
 #include "coupling.h"
@@ -65,7 +66,7 @@ Irreps parse_irreps(std::string_view text) {
     if (mul < 0 || mul > kMaxMultiplicity)
       fail("multiplicity outside 0.." + std::to_string(kMaxMultiplicity), text);
     if (l < 0 || l > kMaxDegree) fail("degree outside 0.." + std::to_string(kMaxDegree), text);
-    irreps.blocks.push_back({mul, l, offset, panel, padded(mul)});
+    irreps.blocks.push_back({mul, l, offset, panel, padded(mul), false});
     irreps.parities.push_back(parity);
     offset += std::int64_t{mul} * (2 * l + 1);
     panel += std::int64_t{padded(mul)} * (2 * l + 1);
@@ -140,15 +141,17 @@ std::pair<const CouplingEntry*, int> coupling_of(int l1, int l2, int l3) {
   return {found->second.data(), static_cast<int>(found->second.size())};
 }
 
-Path parse_path(std::string_view text, const Irreps& in1, const Irreps& in2, const Irreps& out) {
+// Marks the blocks that the path uses.
+Path parse_path(std::string_view text, Irreps& in1, Irreps& in2, Irreps& out) {
   const auto fields = split(text, ' ');
   if (fields.size() != 6) fail("expected 'i1 i2 i_out mode w|- coefficient'", text);
   int odd = 0;
-  const auto block = [&](const Irreps& irreps, std::string_view field) {
+  const auto block = [&](Irreps& irreps, std::string_view field) {
     const int i = number<int>(field, text);
     if (i < 0 || i >= static_cast<int>(irreps.blocks.size()))
       fail("block index " + std::to_string(i) + " out of range", text);
     odd += irreps.parities[i] == 'o';
+    irreps.blocks[i].used = true;
     return irreps.blocks[i];
   };
   Path p{};
@@ -167,6 +170,7 @@ Path parse_path(std::string_view text, const Irreps& in1, const Irreps& in2, con
   if (odd % 2) fail("the parity of the output must be the product of those of the inputs", text);
   const std::int64_t numel = weights_of(p, text);
   p.weight_numel = p.weighted ? numel : 0;
+  if (p.mode == Mode::uuu && p.in2.mul == 1) p.mode = Mode::uvu;  // one copy: the same
   return p;
 }
 
@@ -204,22 +208,60 @@ Coupling sparse_coupling(const Path& p, const CouplingEntry* entries, int count)
   return c;
 }
 
+// The terms side by side for each component `to` of one operand; `a` and `b` are those of the others, a step
+// apart in their panels.
+SortedTerms sort_terms(const CouplingEntry* entries, int count, double coefficient, int components,
+                       int stride, unsigned char CouplingEntry::* to, unsigned char CouplingEntry::* a,
+                       unsigned char CouplingEntry::* b) {
+  SortedTerms sorted;
+  for (int d = 0; d < components; ++d) {
+    sorted.first.push_back(static_cast<int>(sorted.pairs.size()));
+    for (int n = 0; n < count; ++n) {
+      const CouplingEntry& e = entries[n];
+      if (e.*to != d) continue;
+      sorted.pairs.push_back({e.*a * stride, e.*b * stride});
+      sorted.values.push_back(e.value * coefficient);
+    }
+  }
+  sorted.first.push_back(count);
+  sorted.values_float.assign(sorted.values.begin(), sorted.values.end());
+  return sorted;
+}
+
+bool suits_channels(const Path& p) {
+  return p.mode == Mode::uuu || (p.mode == Mode::uvu && p.in2.mul == 1 && p.out.l <= kChannelwiseMaxDegree);
+}
+
 // Which kernel, by counting vector instructions of a row. Channels in the lanes: a vector of work for every
 // padded channel block, M for eight rows at a time. Rows in the lanes: work for each channel, of which the
 // forward pass of unrolled degrees needs no more than the arithmetic, and a transposition of every operand.
+// Elementwise paths read tables in both; with channels in the lanes, once for up to four vectors.
+struct Work {
+  double forward = 0, derivatives = 0;
+};
 Lanes choose_lanes(const std::vector<Path>& paths, const Program& program) {
-  double channels = 0, rows_forward = 0, rows = 0;
+  Work channels, rows;
   for (const Path& p : paths) {
-    if (p.mode != Mode::uvu || p.in2.mul != 1 || p.out.l > kChannelwiseMaxDegree) return {false, false};
-    const double inputs = 2 * p.in1.l + 1, outputs = 2 * p.out.l + 1, work = inputs + p.cell_count;
-    channels += (work + 4) * (p.in1.stride / kPadding) + 0.75 * p.term_count;
-    rows_forward += 1.2 * (p.in1.mul * (work + 2 * outputs) + p.term_count) / kPadding;
-    rows += 7.5 * p.in1.mul * (inputs * outputs + 4) / kPadding;
+    if (!suits_channels(p)) return {false, false};
+    const double vectors = p.in1.stride / kPadding, mul = p.in1.mul;
+    if (p.mode == Mode::uuu) {
+      channels.forward += p.term_count * (1.7 + 2 * vectors) + 20;
+      channels.derivatives += p.term_count * (7 + 3 * vectors) + 50;
+      rows.forward += 0.456 * mul * p.term_count;
+      rows.derivatives += 1.26 * mul * p.term_count;
+    } else {
+      const double inputs = 2 * p.in1.l + 1, outputs = 2 * p.out.l + 1, work = inputs + p.cell_count;
+      const double all = (work + 4) * vectors + 0.75 * p.term_count;
+      channels.forward += all;
+      channels.derivatives += all;
+      rows.forward += 1.2 * (mul * (work + 2 * outputs) + p.term_count) / kPadding;
+      rows.derivatives += 7.5 * mul * (inputs * outputs + 4) / kPadding;
+    }
   }
-  channels += 2.0 * program.dim2;
+  const double matrices = 2.0 * (program.single_end - program.single_begin);
   const double transposition = 0.45 * (program.dim1 + program.dim2 + program.weight_numel);
-  return {!paths.empty() && channels <= rows_forward + transposition,
-          !paths.empty() && channels <= rows + 3 * transposition};
+  return {!paths.empty() && channels.forward + matrices <= rows.forward + transposition,
+          !paths.empty() && channels.derivatives + matrices <= rows.derivatives + 3 * transposition};
 }
 
 std::int64_t row_length(const std::vector<Block>& blocks) {
@@ -231,6 +273,15 @@ std::int64_t panel_length(const std::vector<Block>& blocks) {
   return blocks.empty()
              ? 0
              : blocks.back().panel + std::int64_t{blocks.back().stride} * (2 * blocks.back().l + 1);
+}
+
+std::pair<std::int64_t, std::int64_t> single_columns(const std::vector<Block>& in2, const Program& program) {
+  if (!program.elementwise) return {0, program.dim2};
+  const auto single = [](const Block& b) { return b.mul == 1; };
+  const auto first = std::find_if(in2.begin(), in2.end(), single);
+  const auto last = std::find_if(in2.rbegin(), in2.rend(), single);
+  if (first == in2.end()) return {0, 0};
+  return {first->offset, last->offset + 2 * last->l + 1};
 }
 
 bool whole_lines(const std::vector<Block>& blocks) {
@@ -254,25 +305,24 @@ const Plan& parse_plan(const std::string& text) {
     fail("expected '<irreps1>*<irreps2>-><irreps_out>'", text);
 
   auto plan = std::make_unique<Plan>();
-  const Irreps in1 = parse_irreps(fields[0].substr(0, star)),
-               in2 = parse_irreps(fields[0].substr(star + 1, arrow - star - 1)),
-               out = parse_irreps(fields[0].substr(arrow + 2));
-  plan->in1_ = in1.blocks;
-  plan->in2_ = in2.blocks;
-  plan->out_ = out.blocks;
+  Irreps in1 = parse_irreps(fields[0].substr(0, star)),
+         in2 = parse_irreps(fields[0].substr(star + 1, arrow - star - 1)),
+         out = parse_irreps(fields[0].substr(arrow + 2));
   if (fields[1] != "mul_ir" && fields[1] != "ir_mul")
     fail("unknown layout '" + std::string(fields[1]) + "'", text);
   Program& program = plan->program;
   program.mul_ir = fields[1] == "mul_ir";
-  program.dim1 = row_length(plan->in1_);
-  program.dim2 = row_length(plan->in2_);
-  program.dim_out = row_length(plan->out_);
-  program.panel1 = panel_length(plan->in1_);
-  program.panel_out = panel_length(plan->out_);
-  program.whole_lines1 = !program.mul_ir && whole_lines(plan->in1_);
-  program.whole_lines_out = !program.mul_ir && whole_lines(plan->out_);
+  program.dim1 = row_length(in1.blocks);
+  program.dim2 = row_length(in2.blocks);
+  program.dim_out = row_length(out.blocks);
+  program.panel1 = panel_length(in1.blocks);
+  program.panel2 = panel_length(in2.blocks);
+  program.panel_out = panel_length(out.blocks);
+  program.whole_lines1 = !program.mul_ir && whole_lines(in1.blocks);
+  program.whole_lines2 = !program.mul_ir && whole_lines(in2.blocks);
+  program.whole_lines_out = !program.mul_ir && whole_lines(out.blocks);
   program.widest = kPadding;
-  for (const Block& b : plan->in1_) program.widest = std::max(program.widest, b.stride);
+  for (const Block& b : in1.blocks) program.widest = std::max(program.widest, b.stride);
 
   if (!fields[2].empty()) {
     for (std::string_view part : split(fields[2], ',')) {
@@ -288,8 +338,20 @@ const Plan& parse_plan(const std::string& text) {
                  " are made known by clebsch.backend.register_couplings(plan)",
              part);
       }
-      p.dense = program.dense_size;
-      program.dense_size += std::int64_t{2 * p.in1.l + 1} * (2 * p.out.l + 1);
+      if (p.mode == Mode::uuu) {
+        program.elementwise = true;
+        const auto sorted = [&](const Block& to, auto... members) {
+          return plan->sorted_terms_
+              .emplace_back(sort_terms(entries, count, p.coefficient, 2 * to.l + 1, to.stride, members...))
+              .view();
+        };
+        p.to_out = sorted(p.out, &CouplingEntry::m3, &CouplingEntry::m1, &CouplingEntry::m2);
+        p.to_x = sorted(p.in1, &CouplingEntry::m1, &CouplingEntry::m3, &CouplingEntry::m2);
+        p.to_y = sorted(p.in2, &CouplingEntry::m2, &CouplingEntry::m3, &CouplingEntry::m1);
+      } else {
+        p.dense = program.dense_size;
+        program.dense_size += std::int64_t{2 * p.in1.l + 1} * (2 * p.out.l + 1);
+      }
       Coupling c = sparse_coupling(p, entries, count);
       p.cell_count = static_cast<int>(c.cells.size());
       p.term_count = count;
@@ -300,6 +362,10 @@ const Plan& parse_plan(const std::string& text) {
       plan->paths_.push_back(p);
     }
   }
+  plan->in1_ = std::move(in1.blocks);
+  plan->in2_ = std::move(in2.blocks);
+  plan->out_ = std::move(out.blocks);
+  std::tie(program.single_begin, program.single_end) = single_columns(plan->in2_, program);
   plan->channels = choose_lanes(plan->paths_, program);
   program.paths = plan->paths_.data();
   program.in1 = plan->in1_.data();

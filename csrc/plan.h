@@ -10,10 +10,19 @@
 
 namespace clebsch {
 
-// Whether the lanes of a vector are channels (every path uvu with one copy of y, multiplicities wide enough)
-// or rows.
+// Whether the lanes of a vector are channels (every path uvu with one copy of y or uuu, multiplicities wide
+// enough) or rows.
 struct Lanes {
   bool forward, derivatives;
+};
+
+// What a Contraction points to.
+struct SortedTerms {
+  std::vector<int> first;
+  std::vector<Contraction::Pair> pairs;
+  std::vector<double> values;
+  std::vector<float> values_float;
+  Contraction view() const { return {first.data(), pairs.data(), values.data(), values_float.data()}; }
 };
 
 struct Plan {
@@ -28,6 +37,7 @@ struct Plan {
   std::vector<std::vector<Term>> terms_;
   std::vector<std::vector<double>> values_;
   std::vector<std::vector<float>> values_float_;
+  std::vector<SortedTerms> sorted_terms_;
 };
 
 // The plan of a canonical string, parsed at first use and kept for the life of the process.

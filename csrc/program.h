@@ -12,6 +12,7 @@ struct Block {
   int mul, l;
   std::int64_t offset, panel;
   int stride;
+  bool used;  // by a path: others need not be read
 };
 
 // Which channels meet: the connection modes of e3nn ("uvu<v" and "u<vw" are the triangular ones).
@@ -29,6 +30,19 @@ struct Term {
   int m2;
 };
 
+// The coupling of an elementwise path seen from one of out, x and y: the terms of its component d are
+// [first[d], first[d + 1]), each the components of the other two (the output before x before y) as offsets in
+// their blocks of the panels.
+struct Contraction {
+  struct Pair {
+    int a, b;
+  };
+  const int* first;
+  const Pair* pairs;
+  const double* values;
+  const float* values_float;  // the same, rounded
+};
+
 struct Path {
   Block in1, in2, out;
   Mode mode;
@@ -42,11 +56,12 @@ struct Path {
   const float* values_float;  // the same, rounded
   std::int64_t dense;         // offset of this path's (2 l1 + 1) x (2 l3 + 1) matrix among those of all paths
   double coefficient;
+  Contraction to_out, to_x, to_y;  // of elementwise paths
 };
 
-// The values of the terms in the type of the arithmetic.
-template <class T>
-static inline const T* path_values(const Path& p) {
+// The values of the terms in the type of the arithmetic; `p` is a Path or a Contraction.
+template <class T, class Coupled>
+static inline const T* path_values(const Coupled& p) {
   if constexpr (sizeof(T) == sizeof(double)) {
     return p.values;
   } else {
@@ -67,10 +82,15 @@ struct Program {
   const Block *in1, *in2, *out;
   int path_count, in1_count, in2_count, out_count;
   bool mul_ir;
-  // Lengths of a row of x, y, out and the weights; of a panel of x and of out; of all dense matrices.
-  std::int64_t dim1, dim2, dim_out, weight_numel, panel1, panel_out, dense_size;
-  int widest;                          // the largest padded multiplicity
-  bool whole_lines1, whole_lines_out;  // rows are panels already: ir_mul, multiplicities in whole cache lines
+  // Lengths of a row of x, y, out and the weights; of a panel of x, y and out; of all dense matrices.
+  std::int64_t dim1, dim2, dim_out, weight_numel, panel1, panel2, panel_out, dense_size;
+  int widest;  // the largest padded multiplicity of x
+  // Rows are panels already: ir_mul, multiplicities in whole cache lines.
+  bool whole_lines1, whole_lines2, whole_lines_out;
+  bool elementwise;  // there are such paths: blocks with several copies of y are read as panels
+  // The columns of y from the first to the last of the blocks with one copy (of all, unless elementwise): the
+  // channelwise kernel makes its matrices of them.
+  std::int64_t single_begin, single_end;
 };
 
 }  // namespace clebsch

@@ -23,8 +23,10 @@ __all__ = [
     "Problem",
     "broadcast",
     "channelwise_plan",
+    "elementwise_plan",
     "instruction_sets",
     "kernel",
+    "mixed_plan",
     "plan_of_mode",
     "poisoned_memory",
     "same_bits",
@@ -288,6 +290,42 @@ def wide_plan(mul: int, layout: str = "mul_ir") -> ProductPlan:
     ]
     return ProductPlan.from_instructions(
         irreps, "1x0e+1x1o+1x2e", irreps + f"+{mul}x2e", instructions, layout=layout
+    )
+
+
+def elementwise_plan(mul: int, degrees: tuple[int, ...] = (0, 1, 2), layout: str = "mul_ir") -> ProductPlan:
+    """ "uuu" paths of degrees one after another and of each with itself, two into each block, some without
+    weights, one a vanishing coefficient; a block of x, y and the output each that no path uses."""
+    irreps = [(mul, (l, (-1) ** l)) for l in degrees] + [(3, (1, 1))]
+    paths = [
+        (i, j, k, "uuu", (i + j + k) % 3 != 1, 0.5 + k)
+        for i, l1 in enumerate(degrees)
+        for j, l2 in enumerate(degrees)
+        for k, l3 in enumerate(degrees)
+        if abs(l1 - l2) <= l3 <= l1 + l2 and (l1 + l2 + l3) % 2 == 0 and (i <= j or i == k)
+    ]
+    return ProductPlan.from_instructions(
+        irreps, irreps, irreps, [*paths, paths[-1][:5] + (0.0,)], layout=layout
+    )
+
+
+def mixed_plan(mul: int, layout: str = "mul_ir") -> ProductPlan:
+    """ "uvu" and "uuu" paths by turns, into the same blocks; one copy of y before and after many."""
+    instructions = [
+        (0, 1, 1, "uuu", True),
+        (0, 0, 0, "uvu", True),
+        (1, 1, 0, "uuu", False),
+        (1, 3, 1, "uvu", True),
+        (1, 1, 2, "uuu", True),
+        (1, 3, 1, "uvu", False),
+        (0, 1, 1, "uuu", True, 0.3),
+    ]
+    return ProductPlan.from_instructions(
+        f"{mul}x0e+{mul}x1o+3x2e",
+        f"1x0e+{mul}x1o+2x1e+1x2e",
+        f"{mul}x0e+{mul}x1o+{mul}x2e+1x3o",
+        instructions,
+        layout=layout,
     )
 
 

@@ -17,8 +17,10 @@ from product_calls import (
     Problem,
     broadcast,
     channelwise_plan,
+    elementwise_plan,
     instruction_sets,
     kernel,
+    mixed_plan,
     plan_of_mode,
     poisoned_memory,
     same_bits,
@@ -144,8 +146,19 @@ def test_degrees_in_rows(irreps_in1, irreps_in2, l_max, layout):
 @pytest.mark.parametrize("mode", MODES)
 def test_modes_with_many_copies(mode, shared, layout):
     plan = plan_of_mode(mode, layout)
-    assert kernel(plan) == "rows"
+    assert kernel(plan) == ("channels" if mode == "uuu" else "rows")
     Problem.random(plan, random_graph(3, 11), shared=shared, seed=1).check_everywhere()
+
+
+@layouts
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("mul", [1, 3, 7, 16, 17, 33])
+@pytest.mark.parametrize("make", [elementwise_plan, mixed_plan])
+def test_elementwise(make, mul, shared, layout):
+    plan = make(mul, layout=layout)
+    assert kernel(plan) == ("channels" if mul >= 16 else "rows")
+    for edges in (GRAPHS["no edges"], GRAPHS["one edge"], random_graph(5, 7), random_graph(4, 40)):
+        Problem.random(plan, edges, shared=shared, seed=mul).check_everywhere()
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -336,10 +349,15 @@ def test_autograd_of_the_channelwise_kernel(shared):
 # The same bits, always
 
 
-@pytest.fixture(params=["channels", "rows", "waves"])
+@pytest.fixture(params=["channels", "elementwise", "rows", "waves"])
 def large(request):
     """Problems of several chunks, with nodes that receive in one of them alone and send in all."""
-    plan = {"channels": wide_plan(32), "rows": wide_plan(2), "waves": wide_plan(128)}[request.param]
+    plan = {
+        "channels": wide_plan(32),
+        "elementwise": mixed_plan(16),
+        "rows": wide_plan(2),
+        "waves": wide_plan(128),
+    }[request.param]
     assert kernel(plan) == {"rows": "rows"}.get(request.param, "channels")
     edges = random_graph(1200 if request.param == "waves" else 300, 3000)
     edges.receivers[:500] = 7

@@ -16,8 +16,10 @@ from product_calls import (
     Problem,
     broadcast,
     channelwise_plan,
+    elementwise_plan,
     instruction_sets,
     kernel,
+    mixed_plan,
     plan_of_mode,
     poisoned_memory,
     same_bits,
@@ -111,8 +113,41 @@ def test_degrees_in_rows(irreps_in1, irreps_in2, l_max, layout):
 @pytest.mark.parametrize("mode", MODES)
 def test_modes_with_many_copies(mode, shared, layout):
     plan = plan_of_mode(mode, layout)
-    assert kernel(plan) == "rows"
+    assert kernel(plan) == ("channels" if mode == "uuu" else "rows")
     Problem.random(plan, 9, shared=shared, seed=1).check_everywhere()
+
+
+@layouts
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("mul", [1, 3, 7, 16, 17, 33, 100])
+@pytest.mark.parametrize("make", [elementwise_plan, mixed_plan])
+def test_elementwise(make, mul, shared, layout):
+    plan = make(mul, layout=layout)
+    assert kernel(plan) == ("channels" if mul >= 16 else "rows")
+    assert kernel(plan, "forward") == (
+        "channels" if mul >= (16 if make is elementwise_plan else 33) else "rows"
+    )
+    for rows in (0, 1, 9):
+        Problem.random(plan, rows, shared=shared, seed=mul).check_everywhere()
+
+
+@layouts
+@pytest.mark.parametrize("degrees", [(0, 3), (2, 4), (5, 8), (13, 2)])
+def test_degrees_of_elementwise_paths(degrees, layout):
+    plan = elementwise_plan(17, degrees, layout)
+    assert kernel(plan, "forward") == kernel(plan) == "channels"
+    Problem.random(plan, 3, seed=1).check_everywhere()
+
+
+@settings(max_examples=30, derandomize=True)
+@given(
+    random_plans(["uuu", "uvu"], l_max=4, multiplicities=(1, 15, 16, 31, 33), max_terms=2000),
+    st.sampled_from(ROWS),
+    st.booleans(),
+    st.integers(0, 2**20),
+)
+def test_random_plans_with_elementwise_paths(plan, rows, shared, seed):
+    Problem.random(plan, rows, shared=shared, seed=seed).check_everywhere()
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -180,7 +215,7 @@ def test_operands_are_left_alone():
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("plan", [wide_plan(17), wide_plan(2), plan_of_mode("uuw")], ids=str)
+@pytest.mark.parametrize("plan", [wide_plan(17), wide_plan(2), plan_of_mode("uuw"), mixed_plan(17)], ids=str)
 def test_needs(plan, shared):
     problem = Problem.random(plan, 7, shared=shared)
     with poisoned_memory():
@@ -195,7 +230,7 @@ def test_needs(plan, shared):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("plan", [wide_plan(17), wide_plan(2), plan_of_mode("uuw")], ids=str)
+@pytest.mark.parametrize("plan", [wide_plan(17), wide_plan(2), plan_of_mode("uuw"), mixed_plan(17)], ids=str)
 def test_tangents_that_are_not_given(plan, shared):
     problem = Problem.random(plan, 7, shared=shared)
     for given_bits in range(8):
@@ -299,11 +334,11 @@ def test_autograd_of_each_mode(mode):
 # The same bits, always
 
 
-@pytest.fixture(params=["channels", "rows"])
+@pytest.fixture(params=["channels", "elementwise", "rows"])
 def large(request):
     """Problems of several chunks."""
-    plan = wide_plan(32) if request.param == "channels" else wide_plan(2)
-    assert kernel(plan) == request.param
+    plan = {"channels": wide_plan(32), "elementwise": mixed_plan(16), "rows": wide_plan(2)}[request.param]
+    assert kernel(plan) == ("rows" if request.param == "rows" else "channels")
     return [Problem.random(plan, 700, shared=shared, dtype=torch.float32) for shared in (False, True)]
 
 
@@ -331,7 +366,9 @@ def test_same_bits_in_concurrent_threads(large):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("plan", [wide_plan(16), wide_plan(2), plan_of_mode("uvw")], ids=str)
+@pytest.mark.parametrize(
+    "plan", [wide_plan(16), wide_plan(2), plan_of_mode("uvw"), plan_of_mode("uuu")], ids=str
+)
 def test_not_finite_values_stay_in_their_row(plan, bad):
     problem = Problem.random(plan, 21)
     for i, operand in enumerate(problem.operands):

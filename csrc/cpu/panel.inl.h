@@ -129,8 +129,9 @@ void block_from_panel(const Block& b, bool mul_ir, const T* panel, T* row) {
 
 template <class T>
 void to_panel(const Block* blocks, int count, bool mul_ir, const T* row, T* panel) {
-  for (int i = 0; i < count; ++i)
-    block_to_panel(blocks[i], mul_ir, row + blocks[i].offset, panel + blocks[i].panel);
+  for (int i = 0; i < count; ++i) {
+    if (blocks[i].used) block_to_panel(blocks[i], mul_ir, row + blocks[i].offset, panel + blocks[i].panel);
+  }
 }
 
 template <class T>

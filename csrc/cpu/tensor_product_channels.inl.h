@@ -15,10 +15,13 @@
 // memory decides.
 //
 // Channels beyond the multiplicity are zero in panels and masked in w, so they add nothing.
+//
+// Elementwise paths (tensor_product_elementwise.inl.h) may stand beside them; they read y as panels too.
 #pragma once
 
 #include "panel.inl.h"
 #include "tensor_product.h"
+#include "tensor_product_elementwise.inl.h"
 #include "unrolled.inl.h"
 
 namespace clebsch {
@@ -57,6 +60,7 @@ struct Ahead {
 template <class T>
 struct Group {
   const T *x[kGroup], *w[kGroup], *ax[kGroup], *aw[kGroup];
+  const T *y[kGroup], *ay[kGroup];  // rows
   const T *matrix, *tangent_matrix;
   const T *ones[kGroup], *zeros[kGroup];  // the weights of unweighted paths and their tangents
   Ahead<T>*ahead_w, *ahead_aw;
@@ -108,6 +112,7 @@ void contract_group(const Program& program, const T* __restrict y, T* __restrict
   auto* mg = reinterpret_cast<Edges*>(matrix);
   for (int i = 0; i < program.path_count; ++i) {
     const Path& p = program.paths[i];
+    if (p.mode == Mode::uuu) continue;
     Edges* m = mg + p.dense;
     const Edges* yp = yg + p.in2.offset;
     const T* values = path_values<T>(p);
@@ -459,7 +464,8 @@ class ChannelWalk {
   static constexpr bool Forward = Derivative != 1, Backward = Derivative != 0, Tangent = Derivative == 2;
 
  public:
-  ChannelWalk(const ProductArgs<T>& args, T* scratch) : a(args), program(*args.program) {
+  ChannelWalk(const ProductArgs<T>& args, T* scratch)
+      : a(args), program(*args.program), channelwise(program.dense_size > 0), step(channelwise ? kGroup : 1) {
     Scratch<T> s{scratch};
     y = s.take(program.dim2 * kGroup);
     matrix = s.take(program.dense_size * kGroup);
@@ -476,11 +482,13 @@ class ChannelWalk {
       group.zeros[e] = constants + program.widest;
     }
     if (!a.graph) x_panels = s.take(program.panel1 * kGroup);
+    if (program.elementwise) y_panel = s.take(program.panel2);
     if constexpr (Tangent) {
       tangent_matrix = s.take(program.dense_size * kGroup);
       zero(tangent_matrix, program.dense_size * kGroup);
       group.tangent_matrix = tangent_matrix;
       if (!a.graph) ax_panels = s.take(program.panel1 * kGroup);
+      if (program.elementwise) ay_panel = s.take(program.panel2);
     }
     if constexpr (Forward) out_panel = s.take(program.panel_out);
     if constexpr (Backward) {
@@ -492,6 +500,7 @@ class ChannelWalk {
       to.gm = reinterpret_cast<Vec<T>*>(s.take(program.dense_size * lanes<T>));
       to.sink = s.take(program.widest);
       to.accumulate_gw = a.shared_weights;
+      if (program.elementwise) gy_panel = s.take(program.panel2);
     }
   }
 
@@ -500,9 +509,9 @@ class ChannelWalk {
     for (std::int64_t r = begin; r < end; ++r) {
       if constexpr (Forward) zero(out_panel, program.panel_out);
       const T* g = Backward ? read_panel(a.g[r]) : nullptr;
-      for (std::int64_t at = graph.receiver_begin[r]; at < graph.receiver_begin[r + 1]; at += kGroup) {
+      for (std::int64_t at = graph.receiver_begin[r]; at < graph.receiver_begin[r + 1]; at += step) {
         const std::int64_t left = graph.receiver_begin[r + 1] - at;
-        const int count = left < kGroup ? static_cast<int>(left) : kGroup;
+        const int count = left < step ? static_cast<int>(left) : step;
         for (int e = 0; e < count; ++e) {
           const std::int64_t from = a.x_by_slot ? slot(at + e) : graph.sender[at + e];
           group.x[e] = a.x[from];
@@ -511,8 +520,10 @@ class ChannelWalk {
         const std::int64_t after = graph.receiver_begin[end] - at - count;
         gather(count, after, [&](int e) { return graph.edge[at + e]; });
         if constexpr (Forward) sum(0, count);
-        if constexpr (Backward) {
-          for (int e = 0; e < count; ++e) {
+        for (int e = 0; e < count; ++e) {
+          if (program.elementwise) meet(e);
+          if constexpr (Forward) sum_elementwise();
+          if constexpr (Backward) {
             to.gx = a.gx[slot(at + e)];
             if (graph.slot[at + e] < 0) zero(to.gx, program.panel1);
             differentiate(e, graph.edge[at + e], g);
@@ -524,8 +535,8 @@ class ChannelWalk {
   }
 
   void rows(std::int64_t begin, std::int64_t end) {
-    for (std::int64_t first = begin; first < end; first += kGroup) {
-      const int count = end - first < kGroup ? static_cast<int>(end - first) : kGroup;
+    for (std::int64_t first = begin; first < end; first += step) {
+      const int count = end - first < step ? static_cast<int>(end - first) : step;
       for (int e = 0; e < count; ++e) {
         group.x[e] = read_x(a.x[first + e], x_panels + e * program.panel1);
         if constexpr (Tangent) group.ax[e] = read_x(a.ax[first + e], ax_panels + e * program.panel1);
@@ -533,9 +544,11 @@ class ChannelWalk {
       gather(count, end - first - count, [&](int e) { return first + e; });
       for (int e = 0; e < count; ++e) {
         const std::int64_t row = first + e;
+        if (program.elementwise) meet(e);
         if constexpr (Forward) {
           zero(out_panel, program.panel_out);
           sum(e, e + 1);
+          sum_elementwise();
           write_out(row);
         }
         if constexpr (Backward) {
@@ -575,14 +588,19 @@ class ChannelWalk {
   CLEBSCH_INLINE void gather(int count, std::int64_t after, Edge edge) {
     for (int e = 0; e < count; ++e) {
       group.w[e] = a.w[edge(e)];
-      if constexpr (Tangent) group.aw[e] = a.aw[edge(e)];
+      group.y[e] = a.y[edge(e)];
+      if constexpr (Tangent) {
+        group.aw[e] = a.aw[edge(e)];
+        group.ay[e] = a.ay[edge(e)];
+      }
       if constexpr (Backward) next_edge[e] = edge(e + 1 < count + after ? e + 1 : e);
     }
+    if (!channelwise) return;
     const int following = after < kGroup ? static_cast<int>(after) : kGroup;
     look_ahead(ahead_w, a.w, count, following, edge);
     if constexpr (Tangent) look_ahead(ahead_aw, a.aw, count, following, edge);
-    contract(count, a.y, edge, matrix);
-    if constexpr (Tangent) contract(count, a.ay, edge, tangent_matrix);
+    make_matrices(count, group.y, matrix);
+    if constexpr (Tangent) make_matrices(count, group.ay, tangent_matrix);
   }
   template <class Edge>
   CLEBSCH_INLINE void look_ahead(Ahead<T>& ahead, const Rows<const T>& from, int count, int following,
@@ -592,13 +610,12 @@ class ChannelWalk {
     ahead.row_count = from.stride == 0 ? 0 : following;
     for (int e = 0; e < ahead.row_count; ++e) ahead.rows[e] = from[edge(count + e)];
   }
-  template <class Edge>
-  CLEBSCH_INLINE void contract(int count, const Rows<const T>& from, Edge edge, T* to_matrix) {
+  CLEBSCH_INLINE void make_matrices(int count, const T* const* from, T* to_matrix) {
     using Edges = typename GroupOf<T>::type;
     const T* rows[kGroup];
-    for (int e = 0; e < kGroup; ++e) rows[e] = from[edge(e < count ? e : 0)];
-    std::int64_t j = 0;
-    for (; j + kGroup <= program.dim2; j += kGroup) {
+    for (int e = 0; e < kGroup; ++e) rows[e] = from[e < count ? e : 0];
+    std::int64_t j = program.single_begin;
+    for (; j + kGroup <= program.single_end; j += kGroup) {
       Edges v[kGroup];
 #pragma GCC unroll 8
       for (int e = 0; e < kGroup; ++e) v[e] = *reinterpret_cast<const Edges*>(rows[e] + j);
@@ -606,31 +623,87 @@ class ChannelWalk {
 #pragma GCC unroll 8
       for (int e = 0; e < kGroup; ++e) *reinterpret_cast<Edges*>(y + (j + e) * kGroup) = v[e];
     }
-    for (; j < program.dim2; ++j) {
+    for (; j < program.single_end; ++j) {
       for (int e = 0; e < kGroup; ++e) y[j * kGroup + e] = rows[e][j];
     }
     contract_group(program, y, to_matrix);
   }
 
   void sum(int begin, int end) const {
+    if (!channelwise) return;
     for (int i = 0; i < program.path_count; ++i) {
-      const PathKernels<T>& k = path_kernels<T>(program.paths[i]);
-      (Tangent ? k.forward_tangent : k.forward)(program.paths[i], group, begin, end, out_panel);
+      const Path& p = program.paths[i];
+      if (p.mode == Mode::uuu) continue;
+      const PathKernels<T>& k = path_kernels<T>(p);
+      (Tangent ? k.forward_tangent : k.forward)(p, group, begin, end, out_panel);
     }
+  }
+
+  // The edge that elementwise paths meet next.
+  void meet(int e) {
+    met = e;
+    operands.y = read_y(group.y[e], y_panel);
+    if constexpr (Tangent) operands.ay = read_y(group.ay[e], ay_panel);
+  }
+  const T* read_y(const T* row, T* panel) const {
+    if (program.whole_lines2) return row;
+    for_copies([&](const Block& b) {
+      if (b.used) block_to_panel(b, program.mul_ir, row + b.offset, panel + b.panel);
+    });
+    return panel;
+  }
+  template <class F>
+  CLEBSCH_INLINE void for_copies(F f) const {
+    for (int i = 0; i < program.in2_count; ++i) {
+      if (program.in2[i].mul > 1) f(program.in2[i]);
+    }
+  }
+
+  void sum_elementwise() {
+    if (!program.elementwise) return;
+    for (int i = 0; i < program.path_count; ++i) {
+      const Path& p = program.paths[i];
+      if (p.mode == Mode::uuu) elementwise_forward<Tangent>(p, elementwise_operands(p), out_panel);
+    }
+  }
+  const ElementwiseOperands<T>& elementwise_operands(const Path& p) {
+    operands.x = group.x[met];
+    operands.w = p.weighted ? group.w[met] + p.weight : group.ones[met];
+    if constexpr (Tangent) {
+      operands.ax = group.ax[met];
+      operands.aw = p.weighted ? group.aw[met] + p.weight : group.zeros[met];
+    }
+    return operands;
   }
 
   void differentiate(int e, std::int64_t edge, const T* g) {
     to.gw = a.gw[edge];
     to.next_w = a.w[next_edge[e]];
     to.next_gw = a.gw[next_edge[e]];
-    for (std::int64_t j = 0; j < program.dim2; ++j) gy[j] = Vec<T>{};
+    for (std::int64_t j = program.single_begin; j < program.single_end; ++j) gy[j] = Vec<T>{};
+    if (program.elementwise) zero(gy_panel, program.panel2);
     for (int i = 0; i < program.path_count; ++i) {
-      const PathKernels<T>& k = path_kernels<T>(program.paths[i]);
-      (Tangent ? k.backward_tangent : k.backward)(program.paths[i], group, e, g, to);
+      const Path& p = program.paths[i];
+      if (p.mode == Mode::uuu) {
+        T* gw = p.weighted ? to.gw + p.weight : to.sink;
+        elementwise_backward<Tangent>(p, elementwise_operands(p), g,
+                                      ElementwiseGradients<T>{to.gx, gy_panel, gw, to.accumulate_gw});
+      } else {
+        const PathKernels<T>& k = path_kernels<T>(p);
+        (Tangent ? k.backward_tangent : k.backward)(p, group, e, g, to);
+      }
     }
     T* gy_row = a.gy[edge];
-    for (std::int64_t j = 0; j < program.dim2; j += lanes<T>) {
-      const int left = static_cast<int>(program.dim2 - j);
+    write_single_y(gy_row);
+    if (program.elementwise) {
+      for_copies([&](const Block& b) {
+        block_from_panel(b, program.mul_ir, gy_panel + b.panel, gy_row + b.offset);
+      });
+    }
+  }
+  void write_single_y(T* gy_row) {
+    for (std::int64_t j = program.single_begin; j < program.single_end; j += lanes<T>) {
+      const int left = static_cast<int>(program.single_end - j);
       for (int n = left; n < lanes<T>; ++n) gy[j + n] = Vec<T>{};
       store(gy_row + j, sum_lanes<T>(gy + j), Mask<T>(left));
     }
@@ -638,12 +711,17 @@ class ChannelWalk {
 
   const ProductArgs<T>& a;
   const Program& program;
+  const bool channelwise;  // there are such paths: groups are worth while
+  const int step;          // edges of a group
+  int met = 0;
+  ElementwiseOperands<T> operands{};
   Group<T> group{};
   EdgeGradients<T> to{};
   Ahead<T> ahead_w, ahead_aw;
   std::int64_t next_edge[kGroup];
   T *y, *matrix, *tangent_matrix = nullptr, *x_panels = nullptr, *ax_panels = nullptr;
   T *out_panel = nullptr, *g_panel = nullptr, *gx_panel = nullptr;
+  T *y_panel = nullptr, *ay_panel = nullptr, *gy_panel = nullptr;
   Vec<T>* gy = nullptr;
 };
 
@@ -659,9 +737,9 @@ void channels(const ProductArgs<T>& args, std::int64_t begin, std::int64_t end, 
 
 template <class T>
 std::int64_t channels_scratch(const Program& p) {
-  const std::int64_t pieces = 13;  // each rounded up to 16 elements
+  const std::int64_t pieces = 16;  // each rounded up to 16 elements
   return kGroup * (p.dim2 + 2 * p.dense_size + 2 * p.panel1) + 4 * p.widest + 2 * p.panel_out + p.panel1 +
-         (p.dim2 + p.dense_size + lanes<T>)*lanes<T> + 16 * pieces;
+         3 * p.panel2 + (p.dim2 + p.dense_size + lanes<T>)*lanes<T> + 16 * pieces;
 }
 
 template <class T>

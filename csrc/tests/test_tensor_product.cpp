@@ -251,6 +251,13 @@ std::vector<Description> descriptions() {
     all.push_back(channelwise({{16, 4, 'e'}, {18, 1, 'o'}}, {{1, 4, 'e'}}, 5, mul_ir));
     all.push_back(channelwise({{16, 8, 'e'}}, {{1, 8, 'e'}}, 2, mul_ir));
     all.push_back(channelwise({{16, 1, 'o'}}, {{1, 7, 'o'}}, 8, mul_ir));
+    all.push_back(one_path("uuu", 67, 67, 67, true, mul_ir));
+    all.push_back(one_path("uuu", 32, 32, 32, false, mul_ir));
+    all.push_back({{{17, 1, 'o'}},
+                   {{1, 1, 'o'}, {17, 1, 'o'}, {1, 0, 'e'}},
+                   {{17, 2, 'e'}},
+                   {{0, 0, 0, "uvu", true, 0.5}, {0, 1, 0, "uuu", true, -1.5}, {0, 1, 0, "uuu", false, 0.25}},
+                   mul_ir});
     // lanes are rows
     all.push_back(channelwise({{1, 0, 'e'}, {3, 1, 'o'}}, {{1, 0, 'e'}, {1, 1, 'o'}}, 2, mul_ir));
     all.push_back(channelwise({{5, 2, 'e'}, {0, 1, 'o'}}, {{2, 1, 'o'}, {0, 0, 'e'}}, 3, mul_ir));
@@ -263,7 +270,6 @@ std::vector<Description> descriptions() {
     all.push_back(one_path("uvv", 9, 3, 3, false, mul_ir));
     all.push_back(one_path("uuw", 33, 33, 37, true, mul_ir));
     all.push_back(one_path("uuw", 5, 5, 1, false, mul_ir));
-    all.push_back(one_path("uuu", 67, 67, 67, true, mul_ir));
     all.push_back(one_path("uuu", 3, 3, 3, false, mul_ir));
     all.push_back(one_path("uvuv", 11, 3, 33, true, mul_ir));
     all.push_back(one_path("uvuv", 2, 3, 6, false, mul_ir));
@@ -301,7 +307,8 @@ std::vector<char> bits(const Arrays<T>& arrays) {
 
 bool lanes_may_be_channels(const Description& d) {
   return std::all_of(d.paths.begin(), d.paths.end(), [&](const Coupled& p) {
-    return p.mode == "uvu" && d.in2[p.in2].mul == 1 && d.out[p.out].l <= clebsch::kChannelwiseMaxDegree;
+    return p.mode == "uuu" ||
+           (p.mode == "uvu" && d.in2[p.in2].mul == 1 && d.out[p.out].l <= clebsch::kChannelwiseMaxDegree);
   });
 }
 

@@ -31,7 +31,8 @@ class SphericalHarmonics(torch.nn.Module):
         irreps_in: "1o" (default) or "1e", what the vectors are.
 
     Raises:
-        ValueError, TypeError: naming the argument that does not fit; for a degree above 1000, where it is called.
+        ValueError, TypeError: naming the argument that does not fit; for a degree above 1000, where it is
+            called.
     """
 
     def __init__(
