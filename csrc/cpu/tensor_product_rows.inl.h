@@ -124,12 +124,15 @@ struct Pairs {
 struct RowSpace {
   std::int64_t matrix, pair_values, weights, panels;
 };
+// Weights that stay where they are allow blocks of several u for wide y as well.
+static inline int block_vectors(const Path& p) { return (p.outputs_in_lanes ? 4 : 1) * kBlockVectors; }
+static inline int block_weights(const Path& p) { return (p.outputs_in_lanes ? 4 : 1) * kBlockWeights; }
 static inline int block_end(const Path& p, const Pairs& pairs, int u) {
   const std::int64_t columns = 2 * p.out.l + 1, fan = connects_all(p.mode) ? p.out.mul : 1;
   int end = u + 1;
   while (end < p.in1.mul) {
     const std::int64_t count = pairs.before(end + 1) - pairs.before(u);
-    if (count * columns > kBlockVectors || count * fan > kBlockWeights) break;
+    if (count * columns > block_vectors(p) || count * fan > block_weights(p)) break;
     ++end;
   }
   return end;
@@ -141,10 +144,12 @@ static inline RowSpace row_space(const Program& program) {
     const Path& p = program.paths[n];
     const Pairs pairs(p);
     const std::int64_t columns = 2 * p.out.l + 1, fan = connects_all(p.mode) ? p.out.mul : 1;
-    const std::int64_t widest = p.in2.mul > kBlockVectors ? p.in2.mul : kBlockVectors;  // pairs of a block
-    raise(space.matrix, std::int64_t{pairs.diagonal() ? kBlockVectors : p.in2.mul} * p.cell_count);
-    raise(space.pair_values, widest * columns);
-    raise(space.weights, p.in2.mul * fan > kBlockWeights ? p.in2.mul * fan : kBlockWeights);
+    const std::int64_t one = pairs.diagonal() ? 1 : p.in2.mul;  // at most so many pairs of one u
+    raise(space.matrix, (pairs.diagonal() ? block_vectors(p) : p.in2.mul) * std::int64_t{p.cell_count});
+    raise(space.pair_values, one * columns);
+    raise(space.pair_values, block_vectors(p));
+    if (!p.outputs_in_lanes)
+      raise(space.weights, p.in2.mul * fan > kBlockWeights ? p.in2.mul * fan : kBlockWeights);
   }
   raise(space.weights, kWholeWeights);
   if (program.outputs_in_lanes) space.panels = program.panel_out;
@@ -608,7 +613,7 @@ class RowWalk {
   template <class F>
   CLEBSCH_INLINE static void each_pairs(const Pairs& pairs, int u0, int u1, F f) {
     int u = u0, i = 0;
-    if (pairs.rectangle() && pairs.mul2 < Together) {
+    if (pairs.rectangle()) {
       for (; u + Together <= u1; u += Together, i += Together * pairs.mul2) {
         for (int v = 0; v < pairs.mul2; ++v) f.template operator()<Together, false>(i + v, u, v, pairs.mul2);
       }
