@@ -353,8 +353,11 @@ def test_autograd_of_the_channelwise_kernel(shared):
 def large(request):
     """Problems of several chunks, with nodes that receive in one of them alone and send in all."""
     plan = {
-        "channels": wide_plan(32), "rows": wide_plan(2), "dense": dense_plan(3, 2, 9), "waves": wide_plan(128),
-    }[request.param]  # fmt: skip
+        "channels": wide_plan(32),
+        "rows": wide_plan(2),
+        "dense": dense_plan(3, 2, 9),
+        "waves": wide_plan(128),
+    }[request.param]
     assert kernel(plan) == {"rows": "rows", "dense": "rows"}.get(request.param, "channels")
     edges = random_graph(1200 if request.param == "waves" else 300, 3000)
     edges.receivers[:500] = 7

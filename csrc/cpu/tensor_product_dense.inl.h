@@ -1,16 +1,15 @@
-// Paths whose pairs (u, v) each reach every output channel w: a matrix product of the weights W[n, w], n the
-// pairs in their order, with P[n, k] (tensor_product_rows.inl.h), of which P comes as a tile, lanes = rows.
+// Paths whose pairs (u, v) each reach every output channel w: matrix products of the weights W[n, w], n the
+// pairs in their order, with the coupled pairs P[n, k] (tensor_product_rows.inl.h), a tile with lanes = rows.
 //
 //   out[w, k] += W[n, w] P[n, k],   Q[n, k] = W[n, w] g[w, k],   gW[n, w] = g[w, k] P[n, k]
 //
-// Weights of each row: the stream of W, and of gW, from and to memory is the limit, 4 columns' flops for
-// every 8 bytes at most. Lanes are output channels, which lie side by side in W: each weight is read once, in
-// place, and gW written once; P meets them as scalars. Transposing W to lanes = rows costs more than all
-// else.
+// Weights of each row: 2 (2 l3 + 1) flops for every weight, so that reading W and writing gW is the limit.
+// Lanes are output channels, which lie side by side in W: a weight is read once, in place, and P meets it as
+// a scalar. To transpose W to lanes = rows costs more than all else, unless output channels are few.
 //
-// Weights for all rows: lanes are rows, a block of outputs (or pairs) by columns of sums stays in registers,
-// so that a multiply-add needs less than one load. The sum over rows in gW is the exception: again lanes are
-// output channels, else every weight would cost a sum over lanes.
+// Weights for all rows: lanes are rows; a block of outputs (or pairs) by columns of sums stays in registers,
+// and a multiply-add needs less than one load. The sum over rows in gW is the exception: with output channels
+// in the lanes no weight needs a sum over lanes.
 #pragma once
 
 #include "tensor_product.h"
@@ -27,21 +26,29 @@ constexpr int block_height(int columns) {
   return height;
 }
 
-// f<K>(k) for columns [k, k + K) of 2 l + 1: all of them at once up to degree 3, one by one beyond.
-template <class F>
+constexpr int rest(int height) { return height > 4 ? height / 4 : 1; }  // for what is left
+
+// f<K>(k) for columns [k, k + K) of 2 l + 1: all of them at once up to degree 3, one by one beyond (and where
+// weights are vectors, which no block of columns saves from being loaded).
+template <bool Together = true, class F>
 CLEBSCH_INLINE void each_columns(int columns, F f) {
-  switch (columns) {
-    case 1:
-      return f.template operator()<1>(0);
-    case 3:
-      return f.template operator()<3>(0);
-    case 5:
-      return f.template operator()<5>(0);
-    case 7:
-      return f.template operator()<7>(0);
+  if constexpr (Together) {
+    switch (columns) {
+      case 3:
+        return f.template operator()<3>(0);
+      case 5:
+        return f.template operator()<5>(0);
+      case 7:
+        return f.template operator()<7>(0);
+    }
   }
   for (int k = 0; k < columns; ++k) f.template operator()<1>(k);
 }
+
+// Sizes of a block of weights W[n, o], and of the tile P[n, k] that belongs to it.
+struct DenseBlock {
+  int pairs, outputs, columns;
+};
 
 // Where g or a sum lies: channel o, component k in vector o * channel + k * component.
 struct Steps {
@@ -52,41 +59,42 @@ struct Steps {
 
 // sums[o][k] += sum_n weight[n][o] * value[n][k] for outputs from o on
 template <class T, int H, int K, class W>
-CLEBSCH_INLINE void spread_blocks(const W* weight, const Vec<T>* value, int pairs, int outputs, int columns,
-                                  Vec<T>* sums, Steps step, int o) {
+CLEBSCH_INLINE void spread_blocks(const W* weight, std::int64_t next, const Vec<T>* value, Steps from,
+                                  int pairs, int outputs, Vec<T>* sums, Steps to, int o) {
   for (; o + H <= outputs; o += H) {
     Vec<T> sum[H][K];
     CLEBSCH_UNROLL
     for (int i = 0; i < H; ++i) {
       CLEBSCH_UNROLL
-      for (int k = 0; k < K; ++k) sum[i][k] = sums[(o + i) * step.channel + k * step.component];
+      for (int k = 0; k < K; ++k) sum[i][k] = sums[(o + i) * to.channel + k * to.component];
     }
     const W* w = weight + o;
     const Vec<T>* v = value;
-    for (int n = 0; n < pairs; ++n, w += outputs, v += columns) {
+    for (int n = 0; n < pairs; ++n, w += next, v += from.channel) {
       CLEBSCH_UNROLL
       for (int i = 0; i < H; ++i) {
         CLEBSCH_UNROLL
-        for (int k = 0; k < K; ++k) sum[i][k] += v[k] * w[i];
+        for (int k = 0; k < K; ++k) sum[i][k] += v[k * from.component] * w[i];
       }
     }
     CLEBSCH_UNROLL
     for (int i = 0; i < H; ++i) {
       CLEBSCH_UNROLL
-      for (int k = 0; k < K; ++k) sums[(o + i) * step.channel + k * step.component] = sum[i][k];
+      for (int k = 0; k < K; ++k) sums[(o + i) * to.channel + k * to.component] = sum[i][k];
     }
   }
   if constexpr (H > 1) {
-    if (o < outputs) spread_blocks<T, H / 2, K>(weight, value, pairs, outputs, columns, sums, step, o);
+    if (o < outputs) spread_blocks<T, rest(H), K>(weight, next, value, from, pairs, outputs, sums, to, o);
   }
 }
 
+// The weights of a pair are `next` from those of the pair before.
 template <class T, class W>
-void spread(const W* weight, const Vec<T>* value, int pairs, int outputs, int columns, Vec<T>* sums,
-            Steps step) {
-  each_columns(columns, [&]<int K>(int k) __attribute__((always_inline)) {
-    spread_blocks<T, block_height(K), K>(weight, value + k, pairs, outputs, columns,
-                                         sums + k * step.component, step, 0);
+void spread(const W* weight, std::int64_t next, const Vec<T>* value, Steps from, DenseBlock b, Vec<T>* sums,
+            Steps to) {
+  each_columns<std::is_same_v<W, T>>(b.columns, [&]<int K>(int k) __attribute__((always_inline)) {
+    spread_blocks<T, block_height(K), K>(weight, next, value + k * from.component, from, b.pairs, b.outputs,
+                                         sums + k * to.component, to, 0);
   });
 }
 
@@ -112,29 +120,27 @@ CLEBSCH_INLINE void collect_blocks(const W* weight, const Vec<T>* g, int pairs, 
     }
   }
   if constexpr (H > 1) {
-    if (n < pairs) collect_blocks<T, H / 2, K>(weight, g, pairs, outputs, columns, value, step, n);
+    if (n < pairs) collect_blocks<T, rest(H), K>(weight, g, pairs, outputs, columns, value, step, n);
   }
 }
 
 template <class T, class W>
-void collect(const W* weight, const Vec<T>* g, int pairs, int outputs, int columns, Vec<T>* value,
-             Steps step) {
-  each_columns(columns, [&]<int K>(int k) __attribute__((always_inline)) {
-    collect_blocks<T, block_height(K), K>(weight, g + k * step.component, pairs, outputs, columns, value + k,
-                                          step, 0);
+void collect(const W* weight, const Vec<T>* g, DenseBlock b, Vec<T>* value, Steps step) {
+  each_columns<std::is_same_v<W, T>>(b.columns, [&]<int K>(int k) __attribute__((always_inline)) {
+    collect_blocks<T, block_height(K), K>(weight, g + k * step.component, b.pairs, b.outputs, b.columns,
+                                          value + k, step, 0);
   });
 }
 
 // grad_weight[n][o] = sum_k g[o][k] * value[n][k]
 template <class T>
-void outer(const Vec<T>* g, const Vec<T>* value, int pairs, int outputs, int columns, Vec<T>* grad_weight,
-           Steps step) {
-  for (int n = 0; n < pairs; ++n) {
-    for (int o = 0; o < outputs; ++o) {
+void outer(const Vec<T>* g, const Vec<T>* value, DenseBlock b, Vec<T>* grad_weight, Steps step) {
+  for (int n = 0; n < b.pairs; ++n, value += b.columns) {
+    for (int o = 0; o < b.outputs; ++o) {
+      const Vec<T>* from = g + o * step.channel;
       Vec<T> sum{};
-      for (int k = 0; k < columns; ++k)
-        sum += g[o * step.channel + k * step.component] * value[n * columns + k];
-      grad_weight[std::int64_t{n} * outputs + o] = sum;
+      for (int k = 0; k < b.columns; ++k) sum += from[k * step.component] * value[k];
+      *grad_weight++ = sum;
     }
   }
 }
@@ -157,11 +163,6 @@ struct Panels {
   std::int64_t apart;  // from row to row; 0 if all share one
   std::int64_t stride;
   CLEBSCH_INLINE T* operator()(int e, int k, int o) const { return data + e * apart + k * stride + o; }
-};
-
-// Sizes of a block of weights W[n, o], and of the tile P[n, k] that belongs to it.
-struct DenseBlock {
-  int pairs, outputs, columns;
 };
 
 // out_e[k][o] += sum_n weight_e[n][o] * value_e[n][k] for rows from e on
@@ -193,7 +194,7 @@ CLEBSCH_INLINE void spread_rows(const T* const* weight, const T* value, DenseBlo
     }
   }
   if constexpr (H > 1) {
-    if (e < count) spread_rows<T, H / 2, K>(weight, value, b, out, first, o, e, count, mask...);
+    if (e < count) spread_rows<T, rest(H), K>(weight, value, b, out, first, o, e, count, mask...);
   }
 }
 
@@ -266,7 +267,7 @@ CLEBSCH_INLINE void add_outer(Panels<const T> g, const T* value, DenseBlock b, T
     for (int i = 0; i < H; ++i) store(to + std::int64_t{i} * b.outputs, sum[i], mask...);
   }
   if constexpr (H > 1) {
-    if (n < b.pairs) add_outer<T, H / 2>(g, value, b, grad_weight, count, o, n, mask...);
+    if (n < b.pairs) add_outer<T, rest(H)>(g, value, b, grad_weight, count, o, n, mask...);
   }
 }
 

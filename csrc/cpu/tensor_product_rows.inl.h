@@ -9,7 +9,8 @@
 //
 // Pairs are taken in the order of the weights, u outermost, a block at a time, so that the weights of a block
 // are contiguous and the work space is bounded whatever the multiplicities and the batch. A mode says which v
-// belong to a u and whether a pair reaches one output channel or all.
+// belong to a u and whether a pair reaches one output channel or all; the products with weights of the latter
+// are in tensor_product_dense.inl.h.
 #pragma once
 
 #include "panel.inl.h"
@@ -416,6 +417,9 @@ class RowWalk {
       }
     }
     if (!pairs.diagonal()) contract(p, 0, p.in2.mul);
+    if constexpr (Derivative == 0 && !PerRow) {
+      if (weights_meet_input(p)) return meet_input(p);
+    }
     for (int u = 0; u < p.in1.mul;) {
       const int end = block_end(p, pairs, u);
       const int v0 = pairs.diagonal() ? u : 0;
@@ -511,18 +515,19 @@ class RowWalk {
 
     const Vec<T>* final_value = Tangent ? avalue : value;
     if (connects_all(p.mode)) {
-      const Steps step{at_out.channel, at_out.component};
+      const DenseBlock b{n, fan, columns};
+      const Steps step{at_out.channel, at_out.component}, packed{columns, 1};
       if constexpr (Forward) {
-        spread<T>(wb, final_value, n, fan, columns, out + at_out.offset, step);
-        if constexpr (Tangent) spread<T>(awb, value, n, fan, columns, out + at_out.offset, step);
+        spread<T>(wb, fan, final_value, packed, b, out + at_out.offset, step);
+        if constexpr (Tangent) spread<T>(awb, fan, value, packed, b, out + at_out.offset, step);
       }
       if constexpr (Backward) {
-        collect<T>(wb, g + at_out.offset, n, fan, columns, q, step);
-        if constexpr (Tangent) collect<T>(awb, g + at_out.offset, n, fan, columns, aq, step);
-        if (!PerRow && p.outputs_in_lanes && p.weighted) {
-          add_outer<T>(g_of(p), final_value, {n, fan, columns}, a.gw[0] + weight, count);
+        collect<T>(wb, g + at_out.offset, b, q, step);
+        if constexpr (Tangent) collect<T>(awb, g + at_out.offset, b, aq, step);
+        if (!PerRow && p.outputs_in_lanes) {
+          add_outer<T>(g_of(p), final_value, b, a.gw[0] + weight, count);
         } else {
-          outer<T>(g + at_out.offset, final_value, n, fan, columns, gwb, step);
+          outer<T>(g + at_out.offset, final_value, b, gwb, step);
         }
       }
     } else {
@@ -546,6 +551,53 @@ class RowWalk {
       });
     }
     if constexpr (Backward) uncouple_pairs(p, pairs, u0, u1, v0);
+  }
+
+  // Weights for all rows: products with them are most of the work, and may be taken with the 2 l1 + 1
+  // components of x in place of the 2 l3 + 1 of P. Then the coupling follows, for each v and w.
+  static bool weights_meet_input(const Path& p) {
+    if (p.mode != Mode::uvw) return false;
+    const double inputs = 2 * p.in1.l + 1, outputs = 2 * p.out.l + 1, u = p.in1.mul, w = p.out.mul;
+    return u * w * inputs + w * (p.cell_count + 2 * outputs) < u * w * outputs + u * p.cell_count;
+  }
+
+  // Z_vw = sum_u W_uvw x_u, out_w += Z_vw M_v; pairs (v, w) in the order of the weights of one u.
+  void meet_input(const Path& p) {
+    const TileIndex at1(p.in1, program.mul_ir);
+    const int columns = 2 * p.in1.l + 1, most = block_vectors(p) / columns;
+    const std::int64_t next = std::int64_t{p.in2.mul} * p.out.mul;
+    const T* weight = a.w[0] + p.weight;
+    for (std::int64_t first = 0; first < next; first += most) {
+      const int size = next - first < most ? static_cast<int>(next - first) : most;
+      clear<T>(value, std::int64_t{size} * columns);
+      spread<T>(weight + first, next, x + at1.offset, {at1.channel, at1.component},
+                {p.in1.mul, size, columns}, value, {columns, 1});
+      for (int j = 0; j < size;) {
+        const int w = static_cast<int>((first + j) % p.out.mul);
+        const bool several = j + Together <= size && w + Together <= p.out.mul;
+        const Vec<T>*z = value + j * columns, *mv = m + (first + j) / p.out.mul * p.cell_count;
+        several ? couple_outputs<Together>(p, z, mv, w) : couple_outputs<1>(p, z, mv, w);
+        j += several ? Together : 1;
+      }
+    }
+  }
+
+  // out_w += Z M for H channels from w on
+  template <int H>
+  CLEBSCH_INLINE void couple_outputs(const Path& p, const Vec<T>* z, const Vec<T>* mv, int w) {
+    const TileIndex at_out(p.out, program.mul_ir);
+    const int columns = 2 * p.in1.l + 1, count = p.cell_count;
+    const Cell* cells = p.cells;
+    for (int n = 0; n < count;) {
+      const int k = cells[n].m3;
+      Vec<T> sum[H] = {};
+      do {
+        CLEBSCH_UNROLL
+        for (int i = 0; i < H; ++i) sum[i] += z[i * columns + cells[n].m1] * mv[n];
+      } while (++n < count && cells[n].m3 == k);
+      CLEBSCH_UNROLL
+      for (int i = 0; i < H; ++i) out[at_out(w + i, k)] += sum[i];
+    }
   }
 
   Panels<const T> g_of(const Path& p) const { return {g_panels + p.out.panel, apart, p.out.stride}; }
