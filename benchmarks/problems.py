@@ -43,6 +43,19 @@ def channelwise(name: str, family: str, node: str, edge: str, keep: str) -> Prob
     return Problem(name, family, node, edge, str(out), tuple(sorted(paths, key=lambda path: path[2])))
 
 
+def fully_connected(name: str, in1: str, in2: str, out: str) -> Problem:
+    """Every allowed uvw path between the blocks of the three: e3nn's FullyConnectedTensorProduct."""
+    from clebsch.algebra.irreps import Irreps
+
+    blocks = [list(enumerate(Irreps(irreps))) for irreps in (in1, in2, out)]
+    paths = tuple(
+        (i, j, k, "uvw", True)
+        for (i, (_, ir1)), (j, (_, ir2)), (k, (_, ir)) in product(*blocks)
+        if ir in ir1 * ir2
+    )
+    return Problem(name, "other", in1, in2, out, paths)
+
+
 EDGE2, EDGE3 = "1x0e+1x1o+1x2e", "1x0e+1x1o+1x2e+1x3o"
 BOTH = "32x0o+32x0e+32x1o+32x1e+32x2o+32x2e"
 MODELS = {
@@ -129,10 +142,13 @@ def local_edges(num_nodes: int) -> Edges:
     return Edges(senders, nodes.repeat_interleave(DEGREE), num_nodes)
 
 
-def operands(problem: Problem, rows_x: int, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random x (rows_x, in1), y (rows, in2), weight (rows, numel)."""
+def operands(
+    problem: Problem, rows_x: int, rows: int, shared_weights: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random x (rows_x, in1), y (rows, in2), weight (rows, numel) or, if shared, (numel,)."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows_x, dimension(problem.irreps_in1), generator=generator)
     y = torch.randn(rows, dimension(problem.irreps_in2), generator=generator)
-    weight = torch.randn(rows, weight_numel(problem), generator=generator)
+    shape = (weight_numel(problem),) if shared_weights else (rows, weight_numel(problem))
+    weight = torch.randn(shape, generator=generator)
     return x, y, weight

@@ -1,13 +1,14 @@
-"""The product over rows, no graph: o3.TensorProduct of clebsch and of e3nn, weights per row."""
+"""The product over rows, no graph: o3.TensorProduct of clebsch and of e3nn, weights per row or shared."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 
 from .harness import Row, at_least
 from .machine import held
-from .problems import MODELS, Problem, model, operands
+from .problems import MODELS, Problem, fully_connected, model, operands
 from .session import Session
 from .steps import BACKWARD, DOUBLE, FORWARD, STEPS, Function, require_same
 
@@ -44,12 +45,34 @@ SCALAR_OUT = Problem(
 )
 
 
-def implementations(problem: Problem, with_compile: bool = False) -> dict[str, Function]:
+@dataclass(frozen=True)
+class Case:
+    problem: Problem
+    rows: int
+    shared_weights: bool = False
+
+
+def cases() -> list[Case]:
+    edge, wide = "1x0e+1x1o+1x2e", "16x0e+16x1o+16x2e"
+    tall, diffdock = "64x0e+32x1o+16x2e", "48x0e+48x0o+10x1o+10x1e"
+    # Every input channel meets every other in every output channel, weights shared as in a layer of a network
+    # or for every edge as in DiffDock's.
+    return [
+        *(Case(problem, 8_000) for problem in [*map(model, MODELS), ELEMENTWISE, ELEMENTWISE_ALL, SCALAR_OUT]),
+        Case(fully_connected("fully connected squared", wide, wide, wide), 1_000, shared_weights=True),
+        Case(fully_connected("fully connected edge", tall, edge, tall), 1_000, shared_weights=True),
+        Case(fully_connected("diffdock", diffdock, edge, diffdock), 2_000),
+    ]
+
+
+def implementations(
+    problem: Problem, with_compile: bool = False, shared_weights: bool = False
+) -> dict[str, Function]:
     from e3nn import o3 as e3nn_o3
 
     from clebsch import o3
 
-    weights = {"shared_weights": False, "internal_weights": False}
+    weights = {"shared_weights": shared_weights, "internal_weights": False}
     functions: dict[str, Function] = {
         "clebsch": o3.TensorProduct(*problem.arguments, **weights),
         "e3nn": e3nn_o3.TensorProduct(*problem.arguments, **weights),
@@ -62,22 +85,22 @@ def implementations(problem: Problem, with_compile: bool = False) -> dict[str, F
 
 
 def rows(session: Session) -> Iterator[Row]:
-    count = session.pick(8_000, 400)
-    for problem in [*map(model, MODELS), ELEMENTWISE, ELEMENTWISE_ALL, SCALAR_OUT]:
+    for case in cases():
         for step in STEPS:
-            name = f"{problem.name}, {step}"
+            name = f"{case.problem.name}, {step}"
             if session.wants(name):
-                yield from _compare(session, name, problem, step, count)
+                yield from _compare(session, name, case, step)
 
 
-def _compare(session: Session, name: str, problem: Problem, step: str, count: int) -> Iterator[Row]:
+def _compare(session: Session, name: str, case: Case, step: str) -> Iterator[Row]:
     # torch.compile of e3nn has no second derivative.
-    functions = implementations(problem, session.compile and step != DOUBLE)
-    inputs = operands(problem, count, count)
+    functions = implementations(case.problem, session.compile and step != DOUBLE, case.shared_weights)
+    count = session.pick(case.rows, 400)
+    inputs = operands(case.problem, count, count, case.shared_weights)
     require_same(name, functions["clebsch"](*inputs), functions["e3nn"](*inputs))
     samples = session.time(name, {key: STEPS[step](function, inputs) for key, function in functions.items()})
     for peer in functions:
         if peer != "clebsch":
-            floor = FLOORS[step] if peer == "e3nn" and problem.family != "other" else None
+            floor = FLOORS[step] if peer == "e3nn" and case.problem.family != "other" else None
             ratio = samples.ratio(peer, "clebsch")
             yield Row(name, f"{peer} / clebsch", ratio, floor=held(floor), seconds=samples.medians())

@@ -264,6 +264,17 @@ Lanes choose_lanes(const std::vector<Path>& paths, const Program& program) {
           !paths.empty() && channels.derivatives + matrices <= rows.derivatives + 3 * transposition};
 }
 
+// Dense paths whose weights are met with lanes = output channels, where these fill half a vector of the
+// widest kind or more. Short rows of weights are transposed whole if other paths ask for it.
+bool choose_outputs(std::vector<Path>& paths, const Program& program) {
+  const auto dense = [](const Path& p) { return connects_all(p.mode) && p.out.mul >= kPadding / 2; };
+  const bool all = std::all_of(paths.begin(), paths.end(), dense);
+  if (!all && program.weight_numel <= kWholeWeights) return false;
+  bool any = false;
+  for (Path& p : paths) any |= p.outputs_in_lanes = p.weighted && dense(p);
+  return any;
+}
+
 std::int64_t row_length(const std::vector<Block>& blocks) {
   return blocks.empty() ? 0
                         : blocks.back().offset + std::int64_t{blocks.back().mul} * (2 * blocks.back().l + 1);
@@ -367,6 +378,7 @@ const Plan& parse_plan(const std::string& text) {
   plan->out_ = std::move(out.blocks);
   std::tie(program.single_begin, program.single_end) = single_columns(plan->in2_, program);
   plan->channels = choose_lanes(plan->paths_, program);
+  program.outputs_in_lanes = choose_outputs(plan->paths_, program);
   program.paths = plan->paths_.data();
   program.in1 = plan->in1_.data();
   program.in2 = plan->in2_.data();

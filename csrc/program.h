@@ -57,6 +57,7 @@ struct Path {
   std::int64_t dense;         // offset of this path's (2 l1 + 1) x (2 l3 + 1) matrix among those of all paths
   double coefficient;
   Contraction to_out, to_x, to_y;  // of elementwise paths
+  bool outputs_in_lanes;  // weights are met with lanes = output channels: see choose_outputs in plan.cpp
 };
 
 // The values of the terms in the type of the arithmetic; `p` is a Path or a Contraction.
@@ -74,6 +75,9 @@ static inline bool connects_all(Mode mode) {
   return mode == Mode::uvw || mode == Mode::uuw || mode == Mode::triangle_w;
 }
 
+// A row of weights up to this long is transposed whole, for all paths at once, where lanes are rows.
+constexpr int kWholeWeights = 1024;
+
 // The channelwise kernel keeps the 2 l3 + 1 sums of a path in registers or close by; beyond, lanes are rows.
 constexpr int kChannelwiseMaxDegree = 12;
 
@@ -82,6 +86,7 @@ struct Program {
   const Block *in1, *in2, *out;
   int path_count, in1_count, in2_count, out_count;
   bool mul_ir;
+  bool outputs_in_lanes;  // of any path
   // Lengths of a row of x, y, out and the weights; of a panel of x, y and out; of all dense matrices.
   std::int64_t dim1, dim2, dim_out, weight_numel, panel1, panel2, panel_out, dense_size;
   int widest;  // the largest padded multiplicity of x

@@ -49,6 +49,7 @@ py::dict describe_plan(const std::string& text) {
     d["cells"] = path.cell_count;
     d["terms"] = path.term_count;
     d["unrolled"] = std::max({path.in1.l, path.in2.l, path.out.l}) <= unrolled;
+    d["outputs_in_lanes"] = path.outputs_in_lanes;
     paths.append(d);
   }
   py::dict d;

@@ -23,10 +23,12 @@ __all__ = [
     "Problem",
     "broadcast",
     "channelwise_plan",
+    "dense_plan",
     "elementwise_plan",
     "instruction_sets",
     "kernel",
     "mixed_plan",
+    "outputs_in_lanes",
     "plan_of_mode",
     "poisoned_memory",
     "same_bits",
@@ -255,6 +257,24 @@ def broadcast(tensor: Tensor) -> Tensor:
 def kernel(plan: ProductPlan, step: str = "derivatives") -> str:
     """What lies in the lanes of a vector, "channels" or "rows", in the step "forward" or "derivatives"."""
     return backend.describe_plan(plan)[step]
+
+
+def outputs_in_lanes(plan: ProductPlan) -> list[bool]:
+    """For each path whether weights meet output channels in the lanes of a vector."""
+    return [path["outputs_in_lanes"] for path in backend.describe_plan(plan)["paths"]]
+
+
+def dense_plan(mul1: int, mul2: int, mul_out: int, layout: str = "mul_ir") -> ProductPlan:
+    """Every pair meets every output channel, two paths into each block; degrees 0 to 2, then 4 and 5."""
+    instructions = [(0, 0, 0, "uvw", True), (1, 1, 0, "uvw", True), (1, 0, 1, "uvw", True)]
+    instructions += [(0, 1, 1, "uvw", True, 0.3), (1, 1, 2, "uvw", True), (2, 1, 3, "uvw", True)]
+    return ProductPlan.from_instructions(
+        f"{mul1}x0e+{mul1}x1o+1x4e",
+        f"{mul2}x0e+{mul2}x1o",
+        f"{mul_out}x0e+{mul_out}x1o+{mul_out}x2e+{mul_out}x5o",
+        instructions,
+        layout=layout,
+    )
 
 
 def channelwise_plan(

@@ -17,10 +17,12 @@ from product_calls import (
     Problem,
     broadcast,
     channelwise_plan,
+    dense_plan,
     elementwise_plan,
     instruction_sets,
     kernel,
     mixed_plan,
+    outputs_in_lanes,
     plan_of_mode,
     poisoned_memory,
     same_bits,
@@ -139,6 +141,17 @@ def test_degrees_in_rows(irreps_in1, irreps_in2, l_max, layout):
     plan = channelwise_plan(irreps_in1, irreps_in2, l_max, layout, unweighted=1)
     assert kernel(plan) == "rows"
     Problem.random(plan, random_graph(4, 21), seed=l_max).check_everywhere()
+
+
+@layouts
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("mul_out", [8, 17, 33])
+@pytest.mark.parametrize("mul1, mul2", [(7, 1), (3, 5)])
+def test_dense_paths(mul1, mul2, mul_out, shared, layout):
+    plan = dense_plan(mul1, mul2, mul_out, layout)
+    assert all(outputs_in_lanes(plan))
+    for edges in (random_graph(4, 0), random_graph(1, 1), random_graph(3, 21)):
+        Problem.random(plan, edges, shared=shared, seed=mul_out).check_everywhere()
 
 
 @layouts
@@ -349,16 +362,17 @@ def test_autograd_of_the_channelwise_kernel(shared):
 # The same bits, always
 
 
-@pytest.fixture(params=["channels", "elementwise", "rows", "waves"])
+@pytest.fixture(params=["channels", "elementwise", "rows", "dense", "waves"])
 def large(request):
     """Problems of several chunks, with nodes that receive in one of them alone and send in all."""
     plan = {
         "channels": wide_plan(32),
         "elementwise": mixed_plan(16),
         "rows": wide_plan(2),
+        "dense": dense_plan(3, 2, 9),
         "waves": wide_plan(128),
     }[request.param]
-    assert kernel(plan) == {"rows": "rows"}.get(request.param, "channels")
+    assert kernel(plan) == {"rows": "rows", "dense": "rows"}.get(request.param, "channels")
     edges = random_graph(1200 if request.param == "waves" else 300, 3000)
     edges.receivers[:500] = 7
     return [Problem.random(plan, edges, shared=shared, dtype=torch.float32) for shared in (False, True)]

@@ -16,10 +16,12 @@ from product_calls import (
     Problem,
     broadcast,
     channelwise_plan,
+    dense_plan,
     elementwise_plan,
     instruction_sets,
     kernel,
     mixed_plan,
+    outputs_in_lanes,
     plan_of_mode,
     poisoned_memory,
     same_bits,
@@ -150,8 +152,59 @@ def test_random_plans_with_elementwise_paths(plan, rows, shared, seed):
     Problem.random(plan, rows, shared=shared, seed=seed).check_everywhere()
 
 
+@layouts
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("plan", [wide_plan(16), wide_plan(2)], ids=kernel)
+@pytest.mark.parametrize("mul_out", [1, 3, 7, 8, 16, 17, 33])
+@pytest.mark.parametrize("mul1, mul2", [(1, 1), (7, 1), (3, 5), (17, 3)])
+def test_dense_paths(mul1, mul2, mul_out, shared, layout):
+    plan = dense_plan(mul1, mul2, mul_out, layout)
+    assert kernel(plan) == kernel(plan, "forward") == "rows"
+    assert outputs_in_lanes(plan) == 6 * [mul_out >= 8]
+    Problem.random(plan, 7, shared=shared, seed=mul_out).check_everywhere()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 19])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("mode", ["uvw", "uuw", "u<vw"])
+def test_dense_modes_with_outputs_in_lanes(mode, shared, rows):
+    for plan in (plan_of_mode(mode), DENSE_AMONG_OTHERS):
+        assert outputs_in_lanes(plan)[0]
+        Problem.random(plan, rows, shared=shared, seed=2).check_everywhere()
+
+
+# A dense path, one too narrow for lanes, others that reach one channel, empty blocks, repeated outputs.
+DENSE_AMONG_OTHERS = ProductPlan.from_instructions(
+    "16x0e+9x1o+0x1o",
+    "16x0e+5x1o+9x1o",
+    "33x0e+9x1e+1x0e+0x0e+16x0e",
+    [
+        (0, 0, 0, "uvw", True),
+        (1, 1, 0, "uvw", True, 0.5),
+        (1, 2, 0, "uuw", True),
+        (1, 2, 1, "uuu", True),
+        (1, 1, 1, "uvu", True),
+        (1, 2, 2, "uuw", False),
+        (1, 2, 2, "uuw", True),
+        (1, 1, 3, "uvw", True),
+        (2, 1, 0, "uvw", True),
+        (0, 0, 4, "uvu", False),
+    ],
+)
+
+
+def test_which_dense_paths_have_outputs_in_lanes():
+    # Paths without channels are not there any more.
+    assert outputs_in_lanes(DENSE_AMONG_OTHERS) == [True, True, True] + 5 * [False]
+    # Few weights are transposed whole if another path asks for it.
+    few = [(0, 0, 0, "uvw", True), (0, 0, 1, "uvu", True)]
+    for paths, expected in ((few, [False, False]), (few[:1], [True])):
+        plan = ProductPlan.from_instructions("4x0e", "4x0e", "16x0e+4x0e", paths)
+        assert outputs_in_lanes(plan) == expected
+        Problem.random(plan, 7).check_everywhere()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("plan", [wide_plan(16), wide_plan(2), dense_plan(3, 2, 9)], ids=kernel)
 def test_rows_in_several_chunks(plan, shared):
     Problem.random(plan, 203, shared=shared).check_everywhere()
 
@@ -215,7 +268,11 @@ def test_operands_are_left_alone():
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("plan", [wide_plan(17), wide_plan(2), plan_of_mode("uuw"), mixed_plan(17)], ids=str)
+@pytest.mark.parametrize(
+    "plan",
+    [wide_plan(17), wide_plan(2), plan_of_mode("uuw"), mixed_plan(17), dense_plan(2, 1, 9)],
+    ids=str,
+)
 def test_needs(plan, shared):
     problem = Problem.random(plan, 7, shared=shared)
     with poisoned_memory():
@@ -334,11 +391,16 @@ def test_autograd_of_each_mode(mode):
 # The same bits, always
 
 
-@pytest.fixture(params=["channels", "elementwise", "rows"])
+@pytest.fixture(params=["channels", "elementwise", "rows", "dense"])
 def large(request):
     """Problems of several chunks."""
-    plan = {"channels": wide_plan(32), "elementwise": mixed_plan(16), "rows": wide_plan(2)}[request.param]
-    assert kernel(plan) == ("rows" if request.param == "rows" else "channels")
+    plan = {
+        "channels": wide_plan(32),
+        "elementwise": mixed_plan(16),
+        "rows": wide_plan(2),
+        "dense": dense_plan(3, 2, 9),
+    }[request.param]
+    assert kernel(plan) == {"rows": "rows", "dense": "rows"}.get(request.param, "channels")
     return [Problem.random(plan, 700, shared=shared, dtype=torch.float32) for shared in (False, True)]
 
 

@@ -9,10 +9,13 @@
 //
 // Pairs are taken in the order of the weights, u outermost, a block at a time, so that the weights of a block
 // are contiguous and the work space is bounded whatever the multiplicities and the batch. A mode says which v
-// belong to a u and whether a pair reaches one output channel or all.
+// belong to a u and whether a pair reaches one output channel or all; the products with weights of the latter
+// are in tensor_product_dense.inl.h.
 #pragma once
 
+#include "panel.inl.h"
 #include "tensor_product.h"
+#include "tensor_product_dense.inl.h"
 #include "unrolled.inl.h"
 #include "vec.h"
 
@@ -21,8 +24,6 @@ namespace {
 
 constexpr int kBlockVectors = 128;   // of P in a block of pairs, if more than one u fits
 constexpr int kBlockWeights = 1024;  // of weights in a block of pairs, likewise
-constexpr int kWholeWeights =
-    1024;  // a row of weights up to this long is transposed whole, for all paths at once
 
 // tile[d] = lane r: rows[r][d]. Reads no more than dim elements of a row.
 template <class T>
@@ -98,6 +99,7 @@ struct Pairs {
   int mul1, mul2;
   explicit Pairs(const Path& p) : mode(p.mode), mul1(p.in1.mul), mul2(p.in2.mul) {}
   bool diagonal() const { return mode == Mode::uuw || mode == Mode::uuu; }
+  bool rectangle() const { return !diagonal() && !triangle(); }
   bool triangle() const { return mode == Mode::uvu_triangle || mode == Mode::triangle_w; }
   int first(int u) const { return diagonal() ? u : (triangle() ? u + 1 : 0); }  // the v of a u: [first, last)
   int last(int u) const { return diagonal() ? u + 1 : mul2; }
@@ -121,102 +123,43 @@ struct Pairs {
 
 // Sizes of the work space of a path, in vectors.
 struct RowSpace {
-  std::int64_t matrix, pair_values, weights;
+  std::int64_t matrix, pair_values, weights, panels;
 };
+// Weights that stay where they are allow blocks of several u for wide y as well.
+static inline int block_vectors(const Path& p) { return (p.outputs_in_lanes ? 4 : 1) * kBlockVectors; }
+static inline int block_weights(const Path& p) { return (p.outputs_in_lanes ? 4 : 1) * kBlockWeights; }
 static inline int block_end(const Path& p, const Pairs& pairs, int u) {
   const std::int64_t columns = 2 * p.out.l + 1, fan = connects_all(p.mode) ? p.out.mul : 1;
   int end = u + 1;
   while (end < p.in1.mul) {
     const std::int64_t count = pairs.before(end + 1) - pairs.before(u);
-    if (count * columns > kBlockVectors || count * fan > kBlockWeights) break;
+    if (count * columns > block_vectors(p) || count * fan > block_weights(p)) break;
     ++end;
   }
   return end;
 }
 static inline RowSpace row_space(const Program& program) {
-  RowSpace space{0, 0, 0};
+  RowSpace space{0, 0, 0, 0};
   const auto raise = [](std::int64_t& to, std::int64_t value) { to = to < value ? value : to; };
   for (int n = 0; n < program.path_count; ++n) {
     const Path& p = program.paths[n];
     const Pairs pairs(p);
     const std::int64_t columns = 2 * p.out.l + 1, fan = connects_all(p.mode) ? p.out.mul : 1;
-    const std::int64_t widest = p.in2.mul > kBlockVectors ? p.in2.mul : kBlockVectors;  // pairs of a block
-    raise(space.matrix, std::int64_t{pairs.diagonal() ? kBlockVectors : p.in2.mul} * p.cell_count);
-    raise(space.pair_values, widest * columns);
-    raise(space.weights, p.in2.mul * fan > kBlockWeights ? p.in2.mul * fan : kBlockWeights);
+    const std::int64_t one = pairs.diagonal() ? 1 : p.in2.mul;  // at most so many pairs of one u
+    raise(space.matrix, (pairs.diagonal() ? block_vectors(p) : p.in2.mul) * std::int64_t{p.cell_count});
+    raise(space.pair_values, one * columns);
+    raise(space.pair_values, block_vectors(p));
+    if (!p.outputs_in_lanes)
+      raise(space.weights, p.in2.mul * fan > kBlockWeights ? p.in2.mul * fan : kBlockWeights);
   }
   raise(space.weights, kWholeWeights);
+  if (program.outputs_in_lanes) space.panels = program.panel_out;
   return space;
 }
 
 // Weights of a block of pairs: vectors with a lane for each row, or scalars for all rows.
 template <class T, bool PerRow>
 using Weight = std::conditional_t<PerRow, Vec<T>, T>;
-
-// sums[o][k] += sum_n weight[n][o] * value[n][k], four outputs at a time so that each value is loaded once
-// for four.
-template <class T, class W>
-CLEBSCH_INLINE void spread(const W* weight, const Vec<T>* value, int pairs, int outputs, int columns,
-                           Vec<T>* sums, std::int64_t channel, std::int64_t component) {
-  int o = 0;
-  for (; o + 4 <= outputs; o += 4) {
-    for (int k = 0; k < columns; ++k) {
-      Vec<T>* to = sums + o * channel + k * component;
-      Vec<T> s0 = to[0], s1 = to[channel], s2 = to[2 * channel], s3 = to[3 * channel];
-      for (int n = 0; n < pairs; ++n) {
-        const W* w = weight + std::int64_t{n} * outputs + o;
-        const Vec<T> v = value[n * columns + k];
-        s0 += v * w[0];
-        s1 += v * w[1];
-        s2 += v * w[2];
-        s3 += v * w[3];
-      }
-      to[0] = s0;
-      to[channel] = s1;
-      to[2 * channel] = s2;
-      to[3 * channel] = s3;
-    }
-  }
-  for (; o < outputs; ++o) {
-    for (int k = 0; k < columns; ++k) {
-      Vec<T> s = sums[o * channel + k * component];
-      for (int n = 0; n < pairs; ++n) s += value[n * columns + k] * weight[std::int64_t{n} * outputs + o];
-      sums[o * channel + k * component] = s;
-    }
-  }
-}
-
-// value[n][k] = sum_o weight[n][o] * g[o][k]
-template <class T, class W>
-CLEBSCH_INLINE void collect(const W* weight, const Vec<T>* g, int pairs, int outputs, int columns,
-                            Vec<T>* value, std::int64_t channel, std::int64_t component) {
-  int n = 0;
-  for (; n + 4 <= pairs; n += 4) {
-    const W* w = weight + std::int64_t{n} * outputs;
-    for (int k = 0; k < columns; ++k) {
-      Vec<T> s0{}, s1{}, s2{}, s3{};
-      for (int o = 0; o < outputs; ++o) {
-        const Vec<T> v = g[o * channel + k * component];
-        s0 += v * w[o];
-        s1 += v * w[outputs + o];
-        s2 += v * w[2 * outputs + o];
-        s3 += v * w[3 * outputs + o];
-      }
-      value[n * columns + k] = s0;
-      value[(n + 1) * columns + k] = s1;
-      value[(n + 2) * columns + k] = s2;
-      value[(n + 3) * columns + k] = s3;
-    }
-  }
-  for (; n < pairs; ++n) {
-    for (int k = 0; k < columns; ++k) {
-      Vec<T> s{};
-      for (int o = 0; o < outputs; ++o)
-        s += g[o * channel + k * component] * weight[std::int64_t{n} * outputs + o];
-      value[n * columns + k] = s;
-    }
-  }
-}
 
 // The forward pass of a uvu path with one copy of y, degrees known at compile time: M in registers, no
 // tables. Narrow channelwise products are run so, where the tables would cost more than the arithmetic.
@@ -320,6 +263,10 @@ class RowWalk {
       gw = take(space.weights);
       sink = take(space.pair_values);
     }
+    g_panels = reinterpret_cast<T*>(take(space.panels));
+    out_panels = reinterpret_cast<T*>(take(space.panels));
+    spare = reinterpret_cast<T*>(take(space.panels));
+    apart = args.graph ? 0 : program.panel_out;
     T* constants = reinterpret_cast<T*>(take(2 * (space.weights / W + 1)));
     ones = constants;
     zeros = constants + space.weights;
@@ -332,8 +279,10 @@ class RowWalk {
   void receivers(std::int64_t begin, std::int64_t end) {
     const Graph& graph = *a.graph;
     for (std::int64_t r = begin; r < end; ++r) {
-      if constexpr (Forward) clear<T>(out, program.dim_out);
+      if constexpr (Forward) clear_out();
       if constexpr (Backward) {
+        if (program.outputs_in_lanes)
+          to_panel(program.out, program.out_count, program.mul_ir, a.g[r], g_panels);
         for (std::int64_t d = 0; d < program.dim_out; ++d) g[d] = broadcast(a.g[r][d]);
       }
       for (std::int64_t at = graph.receiver_begin[r]; at < graph.receiver_begin[r + 1]; at += W) {
@@ -356,7 +305,10 @@ class RowWalk {
           store_tile<true, T>(gx, program.dim1, rows, count);
         }
       }
-      if constexpr (Forward) store_sums<false, T>(out, program.dim_out, a.out[r]);
+      if constexpr (Forward) {
+        store_sums<false, T>(out, program.dim_out, a.out[r]);
+        if (sums_panels()) add_panel(out_panels, a.out[r]);
+      }
     }
   }
 
@@ -364,15 +316,33 @@ class RowWalk {
     for (std::int64_t first = begin; first < end; first += W) {
       const int count = end - first < W ? static_cast<int>(end - first) : W;
       const auto row = [first](int e) { return first + e; };
-      if constexpr (Backward) read(a.g, count, row, program.dim_out, g);
-      if constexpr (Forward) clear<T>(out, program.dim_out);
+      if constexpr (Backward) {
+        read(a.g, count, row, program.dim_out, g);
+        for (int e = 0; program.outputs_in_lanes && e < count; ++e)
+          to_panel(program.out, program.out_count, program.mul_ir, a.g[first + e], g_panels + e * apart);
+      }
+      if constexpr (Forward) clear_out();
       group(count, row, row);
-      if constexpr (Forward) write(out, a.out, count, row, program.dim_out);
+      if constexpr (Forward) {
+        write(out, a.out, count, row, program.dim_out);
+        for (int e = 0; sums_panels() && e < count; ++e) add_panel(out_panels + e * apart, a.out[first + e]);
+      }
       if constexpr (Backward) write(gx, a.gx, count, row, program.dim1);
     }
   }
 
  private:
+  // Sums of outputs in the lanes: a panel for each row, or one for the receiver.
+  bool sums_panels() const { return program.outputs_in_lanes && !a.shared_weights; }
+  void clear_out() {
+    clear<T>(out, program.dim_out);
+    if (sums_panels()) clear<T>(reinterpret_cast<Vec<T>*>(out_panels), program.panel_out / (a.graph ? W : 1));
+  }
+  void add_panel(const T* panel, T* row) {
+    from_panel(program.out, program.out_count, program.mul_ir, panel, spare);
+    for (std::int64_t d = 0; d < program.dim_out; ++d) row[d] += spare[d];
+  }
+
   template <class Index>
   void read(const Rows<const T>& from, int count, Index index, std::int64_t dim, Vec<T>* tile,
             std::int64_t begin = 0) {
@@ -430,7 +400,9 @@ class RowWalk {
     }
   }
 
-  bool whole_weights() const { return !a.shared_weights && program.weight_numel <= kWholeWeights; }
+  bool whole_weights() const {
+    return !a.shared_weights && !program.outputs_in_lanes && program.weight_numel <= kWholeWeights;
+  }
 
   template <bool PerRow, class Edge>
   void path(const Path& p, int count, Edge edge) {
@@ -445,12 +417,25 @@ class RowWalk {
       }
     }
     if (!pairs.diagonal()) contract(p, 0, p.in2.mul);
+    if constexpr (Derivative == 0 && !PerRow) {
+      if (weights_meet_input(p)) return meet_input(p);
+    }
     for (int u = 0; u < p.in1.mul;) {
       const int end = block_end(p, pairs, u);
       const int v0 = pairs.diagonal() ? u : 0;
       if (pairs.diagonal()) contract(p, u, end);
       const int n = static_cast<int>(pairs.before(end) - pairs.before(u));
       const std::int64_t weight = p.weight + pairs.before(u) * fan, weights = std::int64_t{n} * fan;
+      if constexpr (PerRow) {
+        if (p.outputs_in_lanes) {
+          block_of_outputs(p, pairs, u, end, v0, n, fan, weight, count, edge);
+          if constexpr (Backward) {
+            if (pairs.diagonal()) give_y(p, u, end);
+          }
+          u = end;
+          continue;
+        }
+      }
       const Weight<T, PerRow>*wb, *awb = nullptr;
       const std::int64_t tile = PerRow && whole ? weight : 0;  // where the tiles of w, aw, gw hold this block
       if constexpr (PerRow) {
@@ -464,13 +449,13 @@ class RowWalk {
         wb = p.weighted ? a.w[0] + weight : ones;
         if constexpr (Tangent) awb = p.weighted ? a.aw[0] + weight : zeros;
       }
-      block<PerRow>(p, pairs, u, end, v0, n, fan, wb, awb, p.weighted ? gw + tile : sink);
+      block<PerRow>(p, pairs, u, end, v0, n, fan, wb, awb, p.weighted ? gw + tile : sink, count, weight);
       if constexpr (Backward) {
         if (p.weighted) {
           if constexpr (PerRow) {
             if (!whole) write(gw, a.gw, count, edge, weights, weight);
           } else {
-            store_sums<true, T>(gw, weights, a.gw[0] + weight);
+            if (!p.outputs_in_lanes) store_sums<true, T>(gw, weights, a.gw[0] + weight);
           }
         }
         if (pairs.diagonal()) give_y(p, u, end);
@@ -515,7 +500,8 @@ class RowWalk {
   // All that a block of n pairs, u in [u0, u1), adds.
   template <bool PerRow>
   void block(const Path& p, const Pairs& pairs, int u0, int u1, int v0, int n, int fan,
-             const Weight<T, PerRow>* wb, const Weight<T, PerRow>* awb, Vec<T>* gwb) {
+             const Weight<T, PerRow>* wb, const Weight<T, PerRow>* awb, Vec<T>* gwb, int count,
+             std::int64_t weight) {
     const TileIndex at1(p.in1, program.mul_ir), at_out(p.out, program.mul_ir);
     const int columns = 2 * p.out.l + 1;
     if constexpr (Derivative == 0) {
@@ -525,25 +511,23 @@ class RowWalk {
         });
       }
     }
-    each_pair(pairs, u0, u1, [&](int i, int u, int v) { couple(p, at1, u, v - v0, i * columns); });
+    couple_pairs(p, pairs, u0, u1, v0);
 
     const Vec<T>* final_value = Tangent ? avalue : value;
     if (connects_all(p.mode)) {
+      const DenseBlock b{n, fan, columns};
+      const Steps step{at_out.channel, at_out.component}, packed{columns, 1};
       if constexpr (Forward) {
-        spread<T>(wb, final_value, n, fan, columns, out + at_out.offset, at_out.channel, at_out.component);
-        if constexpr (Tangent)
-          spread<T>(awb, value, n, fan, columns, out + at_out.offset, at_out.channel, at_out.component);
+        spread<T>(wb, fan, final_value, packed, b, out + at_out.offset, step);
+        if constexpr (Tangent) spread<T>(awb, fan, value, packed, b, out + at_out.offset, step);
       }
       if constexpr (Backward) {
-        collect<T>(wb, g + at_out.offset, n, fan, columns, q, at_out.channel, at_out.component);
-        if constexpr (Tangent)
-          collect<T>(awb, g + at_out.offset, n, fan, columns, aq, at_out.channel, at_out.component);
-        for (int i = 0; i < n; ++i) {
-          for (int o = 0; o < fan; ++o) {
-            Vec<T> sum{};
-            for (int k = 0; k < columns; ++k) sum += g[at_out(o, k)] * final_value[i * columns + k];
-            gwb[std::int64_t{i} * fan + o] = sum;
-          }
+        collect<T>(wb, g + at_out.offset, b, q, step);
+        if constexpr (Tangent) collect<T>(awb, g + at_out.offset, b, aq, step);
+        if (!PerRow && p.outputs_in_lanes) {
+          add_outer<T>(g_of(p), final_value, b, a.gw[0] + weight, count);
+        } else {
+          outer<T>(g + at_out.offset, final_value, b, gwb, step);
         }
       }
     } else {
@@ -566,8 +550,83 @@ class RowWalk {
         if constexpr (Backward) gwb[i] = sum;
       });
     }
+    if constexpr (Backward) uncouple_pairs(p, pairs, u0, u1, v0);
+  }
+
+  // Weights for all rows: products with them are most of the work, and may be taken with the 2 l1 + 1
+  // components of x in place of the 2 l3 + 1 of P. Then the coupling follows, for each v and w.
+  static bool weights_meet_input(const Path& p) {
+    if (p.mode != Mode::uvw) return false;
+    const double inputs = 2 * p.in1.l + 1, outputs = 2 * p.out.l + 1, u = p.in1.mul, w = p.out.mul;
+    return u * w * inputs + w * (p.cell_count + 2 * outputs) < u * w * outputs + u * p.cell_count;
+  }
+
+  // Z_vw = sum_u W_uvw x_u, out_w += Z_vw M_v; pairs (v, w) in the order of the weights of one u.
+  void meet_input(const Path& p) {
+    const TileIndex at1(p.in1, program.mul_ir);
+    const int columns = 2 * p.in1.l + 1, most = block_vectors(p) / columns;
+    const std::int64_t next = std::int64_t{p.in2.mul} * p.out.mul;
+    const T* weight = a.w[0] + p.weight;
+    for (std::int64_t first = 0; first < next; first += most) {
+      const int size = next - first < most ? static_cast<int>(next - first) : most;
+      clear<T>(value, std::int64_t{size} * columns);
+      spread<T>(weight + first, next, x + at1.offset, {at1.channel, at1.component},
+                {p.in1.mul, size, columns}, value, {columns, 1});
+      for (int j = 0; j < size;) {
+        const int w = static_cast<int>((first + j) % p.out.mul);
+        const bool several = j + Together <= size && w + Together <= p.out.mul;
+        const Vec<T>*z = value + j * columns, *mv = m + (first + j) / p.out.mul * p.cell_count;
+        several ? couple_outputs<Together>(p, z, mv, w) : couple_outputs<1>(p, z, mv, w);
+        j += several ? Together : 1;
+      }
+    }
+  }
+
+  // out_w += Z M for H channels from w on
+  template <int H>
+  CLEBSCH_INLINE void couple_outputs(const Path& p, const Vec<T>* z, const Vec<T>* mv, int w) {
+    const TileIndex at_out(p.out, program.mul_ir);
+    const int columns = 2 * p.in1.l + 1, count = p.cell_count;
+    const Cell* cells = p.cells;
+    for (int n = 0; n < count;) {
+      const int k = cells[n].m3;
+      Vec<T> sum[H] = {};
+      do {
+        CLEBSCH_UNROLL
+        for (int i = 0; i < H; ++i) sum[i] += z[i * columns + cells[n].m1] * mv[n];
+      } while (++n < count && cells[n].m3 == k);
+      CLEBSCH_UNROLL
+      for (int i = 0; i < H; ++i) out[at_out(w + i, k)] += sum[i];
+    }
+  }
+
+  Panels<const T> g_of(const Path& p) const { return {g_panels + p.out.panel, apart, p.out.stride}; }
+
+  // The same with weights of each row, outputs in the lanes.
+  template <class Edge>
+  void block_of_outputs(const Path& p, const Pairs& pairs, int u0, int u1, int v0, int n, int fan,
+                        std::int64_t weight, int count, Edge edge) {
+    const DenseBlock b{n, fan, 2 * p.out.l + 1};
+    const T *w_rows[W], *aw_rows[W];
+    T* gw_rows[W];
+    for (int e = 0; e < W; ++e) {
+      const std::int64_t row = edge(e < count ? e : count - 1);
+      w_rows[e] = a.w[row] + weight;
+      if constexpr (Tangent) aw_rows[e] = a.aw[row] + weight;
+      if constexpr (Backward) gw_rows[e] = a.gw[row] + weight;
+    }
+    couple_pairs(p, pairs, u0, u1, v0);
+    const Vec<T>* final_value = Tangent ? avalue : value;
+    if constexpr (Forward) {
+      const Panels<T> to{out_panels + p.out.panel, apart, p.out.stride};
+      spread_rows<T>(w_rows, final_value, b, to, count);
+      if constexpr (Tangent) spread_rows<T>(aw_rows, value, b, to, count);
+    }
     if constexpr (Backward) {
-      each_pair(pairs, u0, u1, [&](int i, int u, int v) { uncouple(p, at1, u, v - v0, i * columns); });
+      collect_rows<T>(w_rows, g_of(p), b, q);
+      if constexpr (Tangent) collect_rows<T>(aw_rows, g_of(p), b, aq);
+      outer_rows<T>(g_of(p), final_value, b, gw_rows, count);
+      uncouple_pairs(p, pairs, u0, u1, v0);
     }
   }
 
@@ -598,40 +657,108 @@ class RowWalk {
     }
   }
 
-  // value = x_u M_v, avalue = ax_u M_v + x_u N_v
-  CLEBSCH_INLINE void couple(const Path& p, const TileIndex& at1, int u, int v, int to) {
+  // The tables are read once for so many pairs: they share u, and so x, or where there are few v they share
+  // v.
+  static constexpr int Together = 4;
+
+  // f<H, SameU>(pair, u, v, distance) for H pairs, `distance` apart in the order of pairs.
+  template <class F>
+  CLEBSCH_INLINE static void each_pairs(const Pairs& pairs, int u0, int u1, F f) {
+    int u = u0, i = 0;
+    if (pairs.rectangle()) {
+      for (; u + Together <= u1; u += Together, i += Together * pairs.mul2) {
+        for (int v = 0; v < pairs.mul2; ++v) f.template operator()<Together, false>(i + v, u, v, pairs.mul2);
+      }
+    }
+    for (; u < u1; ++u) {
+      int v = pairs.first(u);
+      for (; v + Together <= pairs.last(u); v += Together, i += Together)
+        f.template operator()<Together, true>(i, u, v, 1);
+      for (; v < pairs.last(u); ++v, ++i) f.template operator()<1, true>(i, u, v, 1);
+    }
+  }
+
+  void couple_pairs(const Path& p, const Pairs& pairs, int u0, int u1, int v0) {
+    const TileIndex at1(p.in1, program.mul_ir);
+    const int columns = 2 * p.out.l + 1;
+    each_pairs(pairs, u0, u1,
+               [&]<int H, bool SameU>(int i, int u, int v, int distance) __attribute__((always_inline)) {
+                 couple<H, SameU>(p, at1, u, v - v0, i * columns, distance * columns);
+               });
+  }
+  void uncouple_pairs(const Path& p, const Pairs& pairs, int u0, int u1, int v0) {
+    const TileIndex at1(p.in1, program.mul_ir);
+    const int columns = 2 * p.out.l + 1;
+    each_pairs(pairs, u0, u1,
+               [&]<int H, bool SameU>(int i, int u, int v, int distance) __attribute__((always_inline)) {
+                 uncouple<H, SameU>(p, at1, u, v - v0, i * columns, distance * columns);
+               });
+  }
+
+  // value = x_u M_v, avalue = ax_u M_v + x_u N_v, the values of the H pairs `apart` from each other
+  template <int H, bool SameU>
+  CLEBSCH_INLINE void couple(const Path& p, const TileIndex& at1, int u, int v, int to, int apart) {
     const std::int64_t base = std::int64_t{v} * p.cell_count, step = at1.component;
+    const std::int64_t next_x = SameU ? 0 : at1.channel, next_m = SameU ? p.cell_count : 0;
     const Vec<T>*xu = x + at1(u, 0), *mv = m + base;
     const Vec<T>*axu = Tangent ? ax + at1(u, 0) : nullptr, *nv = Tangent ? am + base : nullptr;
     const Cell* cells = p.cells;
     const int count = p.cell_count;
     for (int n = 0; n < count;) {
       const int k = cells[n].m3;
-      Vec<T> sum{}, asum{};
+      Vec<T> sum[H] = {}, asum[H] = {};
       do {
-        const std::int64_t i = cells[n].m1 * step;
-        sum += xu[i] * mv[n];
-        if constexpr (Tangent) asum += axu[i] * mv[n] + xu[i] * nv[n];
+        const std::int64_t at = cells[n].m1 * step;
+        CLEBSCH_UNROLL
+        for (int i = 0; i < H; ++i) {
+          const Vec<T> xi = xu[i * next_x + at], mi = mv[i * next_m + n];
+          sum[i] += xi * mi;
+          if constexpr (Tangent) asum[i] += axu[i * next_x + at] * mi + xi * nv[i * next_m + n];
+        }
       } while (++n < count && cells[n].m3 == k);
-      value[to + k] = sum;
-      if constexpr (Tangent) avalue[to + k] = asum;
+      CLEBSCH_UNROLL
+      for (int i = 0; i < H; ++i) {
+        value[to + i * apart + k] = sum[i];
+        if constexpr (Tangent) avalue[to + i * apart + k] = asum[i];
+      }
     }
   }
 
   // gx_u += M_v Q, gM_v += x_u Q; with tangents gx_u += M_v Q' + N_v Q, gM_v += x_u Q' + ax_u Q
-  CLEBSCH_INLINE void uncouple(const Path& p, const TileIndex& at1, int u, int v, int from) {
-    const std::int64_t base = std::int64_t{v} * p.cell_count;
-    for (int n = 0; n < p.cell_count; ++n) {
-      const std::int64_t i = at1(u, p.cells[n].m1);
-      const Vec<T> qk = q[from + p.cells[n].m3];
-      if constexpr (Tangent) {
-        const Vec<T> aqk = aq[from + p.cells[n].m3];
-        gx[i] += m[base + n] * aqk + am[base + n] * qk;
-        gm[base + n] += x[i] * aqk + ax[i] * qk;
-      } else {
-        gx[i] += m[base + n] * qk;
-        gm[base + n] += x[i] * qk;
+  template <int H, bool SameU>
+  CLEBSCH_INLINE void uncouple(const Path& p, const TileIndex& at1, int u, int v, int from, int apart) {
+    const std::int64_t base = std::int64_t{v} * p.cell_count, step = at1.component;
+    const std::int64_t next_x = SameU ? 0 : at1.channel, next_m = SameU ? p.cell_count : 0;
+    const Cell* cells = p.cells;
+    const int count = p.cell_count;
+    for (int n = 0; n < count;) {
+      const int k = cells[n].m3;
+      Vec<T> qk[H], aqk[H];
+      CLEBSCH_UNROLL
+      for (int i = 0; i < H; ++i) {
+        qk[i] = q[from + i * apart + k];
+        if constexpr (Tangent) aqk[i] = aq[from + i * apart + k];
       }
+      do {
+        const std::int64_t at = at1(u, 0) + cells[n].m1 * step, cell = base + n;
+        // What the pairs share is added to in a register.
+        Vec<T> shared = SameU ? gx[at] : gm[cell];
+        CLEBSCH_UNROLL
+        for (int i = 0; i < H; ++i) {
+          const std::int64_t xi = at + i * next_x, mi = cell + i * next_m;
+          Vec<T> to_x, to_m;
+          if constexpr (Tangent) {
+            to_x = m[mi] * aqk[i] + am[mi] * qk[i];
+            to_m = x[xi] * aqk[i] + ax[xi] * qk[i];
+          } else {
+            to_x = m[mi] * qk[i];
+            to_m = x[xi] * qk[i];
+          }
+          shared += SameU ? to_x : to_m;
+          (SameU ? gm[mi] : gx[xi]) += SameU ? to_m : to_x;
+        }
+        (SameU ? gx[at] : gm[cell]) = shared;
+      } while (++n < count && cells[n].m3 == k);
     }
   }
 
@@ -642,6 +769,10 @@ class RowWalk {
   Vec<T>*g = nullptr, *gx = nullptr, *gy = nullptr, *gm = nullptr, *q = nullptr, *gw = nullptr;
   Vec<T>* sink = nullptr;  // gw of unweighted paths
   T *ones, *zeros;
+  // Where outputs lie in the lanes: panels of g and out, `apart` from row to row (0: all rows share one), and
+  // a row of out.
+  T *g_panels, *out_panels, *spare;
+  std::int64_t apart;
 };
 
 template <class T, int Derivative>
@@ -657,8 +788,8 @@ void rows(const ProductArgs<T>& args, std::int64_t begin, std::int64_t end, T* s
 template <class T>
 std::int64_t rows_scratch(const Program& p) {
   const RowSpace s = row_space(p);
-  const std::int64_t vectors =
-      3 * p.dim1 + 3 * p.dim2 + 2 * p.dim_out + 3 * s.matrix + 5 * s.pair_values + 3 * s.weights;
+  const std::int64_t vectors = 3 * p.dim1 + 3 * p.dim2 + 2 * p.dim_out + 3 * s.matrix + 5 * s.pair_values +
+                               3 * s.weights + 3 * s.panels;
   return (vectors + 2 * (s.weights / lanes<T> + 1)) * lanes<T>;
 }
 

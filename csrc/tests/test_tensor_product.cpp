@@ -277,6 +277,8 @@ std::vector<Description> descriptions() {
     all.push_back(one_path("uvu<v", 4, 4, 6, false, mul_ir));
     all.push_back(one_path("u<vw", 13, 13, 17, true, mul_ir));
     all.push_back(one_path("u<vw", 1, 1, 3, true, mul_ir));
+    // weights that meet output channels in the lanes, a column at a time beyond degree 3
+    all.push_back({{{5, 4, 'e'}}, {{3, 1, 'o'}}, {{9, 5, 'o'}}, {{0, 0, 0, "uvw", true, 0.5}}, mul_ir});
     // nothing, or next to it
     all.push_back({{}, {}, {}, {}, mul_ir});
     all.push_back({{{3, 1, 'o'}}, {{1, 0, 'e'}}, {{5, 0, 'e'}}, {}, mul_ir});
