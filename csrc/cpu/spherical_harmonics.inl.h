@@ -328,22 +328,31 @@ CLEBSCH_INLINE Vec<T> inverse_root(Vec<T> v) {
 }
 
 template <class T>
-CLEBSCH_INLINE Place<T> place(const SphericalHarmonicsArgs<T>& args, std::int64_t first) {
-  const Triple<T> given = load_triples(args.points + first * args.points_stride, args.points_stride);
-  if (!args.normalize) return {given, Vec<T>{}, Triple<T>{}};
-  constexpr bool single = sizeof(T) == 4;
-  const Vec<T> square = dot(given, given);
-  const auto huge = square > T(single ? 0x1p120 : 0x1p1000), tiny = square < T(1e-24);
-  if (__builtin_expect(any<T>(huge | tiny), false)) {
+struct Points {
+  Triple<T> v;
+  Vec<T> square;
+};
+template <class T>
+CLEBSCH_INLINE Points<T> read_points(const SphericalHarmonicsArgs<T>& args, std::int64_t first) {
+  const Triple<T> v = load_triples(args.points + first * args.points_stride, args.points_stride);
+  return {v, dot(v, v)};
+}
+
+template <class T>
+CLEBSCH_INLINE Place<T> place(const SphericalHarmonicsArgs<T>& args, const Points<T>& given) {
+  if (__builtin_expect(!args.normalize, false)) return {given.v, Vec<T>{}, Triple<T>{}};
+  constexpr T shortest = T(1e-24), longest = T(sizeof(T) == 4 ? 0x1p120 : 0x1p1000);
+  if (__builtin_expect(any_outside<T>(given.square, shortest, longest), false)) {
     // Points whose square would overflow are made smaller first: they have a direction all the same.
-    const Vec<T> scale = huge ? constant(T(single ? 0x1p-66 : 0x1p-520)) : constant<T>(1);
-    const Triple<T> v = scaled(given, scale);
-    const Vec<T> inverse = inverse_root<T>(tiny ? constant(T(1e-24)) : dot(v, v));
+    const auto huge = given.square > longest, tiny = given.square < shortest;
+    const Vec<T> scale = huge ? constant(T(sizeof(T) == 4 ? 0x1p-66 : 0x1p-520)) : constant<T>(1);
+    const Triple<T> v = scaled(given.v, scale);
+    const Vec<T> inverse = inverse_root<T>(tiny ? constant(shortest) : dot(v, v));
     const Triple<T> u = scaled(v, inverse);
     return {u, inverse * scale, {tiny ? Vec<T>{} : u.x, tiny ? Vec<T>{} : u.y, tiny ? Vec<T>{} : u.z}};
   }
-  const Vec<T> inverse = inverse_root<T>(square);
-  const Triple<T> u = scaled(given, inverse);
+  const Vec<T> inverse = inverse_root<T>(given.square);
+  const Triple<T> u = scaled(given.v, inverse);
   return {u, inverse, u};
 }
 
@@ -354,12 +363,20 @@ CLEBSCH_INLINE Triple<T> pushed(const Place<T>& at, const Triple<T>& h) {
 }
 
 // Rows [begin, end) in full vectors; the last ones end at end and repeat some points, with the same results.
+// Finding directions is a chain of 60 cycles of latency, longer than all else for small degrees: points are
+// read two chunks ahead and their place is found one ahead. visit(place, chunk, the next chunk).
 template <class T, class F>
-CLEBSCH_INLINE void for_chunks(std::int64_t begin, std::int64_t end, const F& visit) {
+CLEBSCH_INLINE void for_chunks(const SphericalHarmonicsArgs<T>& args, std::int64_t begin, std::int64_t end,
+                               const F& visit) {
   constexpr int W = lanes<T>;
+  const auto chunk = [&](std::int64_t i) CLEBSCH_BODY { return i < end - W ? i : end - W; };
+  Place<T> at = place(args, read_points(args, begin));
+  Points<T> points = read_points(args, chunk(begin + W));
   for (std::int64_t i = begin; i < end; i += W) {
-    const bool last = i + 2 * W > end;
-    visit(i + W <= end ? i : end - W, last ? end - W : i + W);
+    const Place<T> here = at;
+    at = place(args, points);
+    points = read_points(args, chunk(i + 2 * W));
+    visit(here, chunk(i), chunk(i + W));
   }
 }
 
@@ -394,11 +411,8 @@ __attribute__((noinline)) void forward_rows(const SphericalHarmonicsArgs<T>& arg
                                             const Workspace<T>& workspace, std::int64_t begin,
                                             std::int64_t end) {
   W w(workspace);
-  // The next points' directions, a long chain of latencies, are found while this chunk's rows are written.
-  Triple<T> u = place(args, begin).u;
-  for_chunks<T>(begin, end, [&](std::int64_t first, std::int64_t next) CLEBSCH_BODY {
-    harmonics(w, u);
-    u = place(args, next).u;
+  for_chunks(args, begin, end, [&](const Place<T>& at, std::int64_t first, std::int64_t next) CLEBSCH_BODY {
+    harmonics(w, at.u);
     store_values(args, w, first, next);
   });
 }
@@ -409,12 +423,10 @@ __attribute__((noinline)) void backward_rows(const SphericalHarmonicsArgs<T>& ar
                                              std::int64_t end) {
   W w(workspace);
   clear_grad(w);
-  Place<T> at = place(args, begin);
   load_grad(args, w, begin);
-  for_chunks<T>(begin, end, [&](std::int64_t first, std::int64_t next) CLEBSCH_BODY {
+  for_chunks(args, begin, end, [&](const Place<T>& at, std::int64_t first, std::int64_t next) CLEBSCH_BODY {
     const Triple<T> sum = gradient(w, at.u);
     store_triples(args.grad_points + 3 * first, args.normalize ? pushed(at, sum) : sum);
-    at = place(args, next);
     load_grad(args, w, next);
   });
 }
@@ -426,9 +438,8 @@ __attribute__((noinline)) void double_backward_rows(const SphericalHarmonicsArgs
   W w(workspace);
   const std::int64_t stride = args.grad_grad_points_stride;
   clear_grad(w);
-  Place<T> at = place(args, begin);
   load_grad(args, w, begin);
-  for_chunks<T>(begin, end, [&](std::int64_t first, std::int64_t next) CLEBSCH_BODY {
+  for_chunks(args, begin, end, [&](const Place<T>& at, std::int64_t first, std::int64_t next) CLEBSCH_BODY {
     const Triple<T> h = load_triples(args.grad_grad_points + first * stride, stride);
     const Triple<T> p = args.normalize ? pushed(at, h) : h;
     const SecondGradient<T> g = second_gradient(w, at.u, p);
@@ -443,7 +454,6 @@ __attribute__((noinline)) void double_backward_rows(const SphericalHarmonicsArgs
       sum = added(pushed(at, sum), -at.inverse, bend);
     }
     store_triples(args.grad_points + 3 * first, sum);
-    at = place(args, next);
     load_grad(args, w, next);
     store_values(args, w, first, next);
   });

@@ -144,6 +144,25 @@ CLEBSCH_INLINE bool any(Comparison c) {
 #endif
 }
 
+// Whether a lane lies outside [low, high] or is not a number.
+template <class T>
+CLEBSCH_INLINE bool any_outside(Vec<T> v, T low, T high) {
+#if defined(__AVX512F__)
+  // Left to itself the compiler takes each mask to a vector and back.
+  if constexpr (sizeof(T) == 4) {
+    const __m512 x = reinterpret_cast<__m512>(v);
+    return !_kortestz_mask16_u8(_mm512_cmp_ps_mask(x, _mm512_set1_ps(low), _CMP_NGE_UQ),
+                                _mm512_cmp_ps_mask(x, _mm512_set1_ps(high), _CMP_NLE_UQ));
+  } else {
+    const __m512d x = reinterpret_cast<__m512d>(v);
+    return !_kortestz_mask8_u8(_mm512_cmp_pd_mask(x, _mm512_set1_pd(low), _CMP_NGE_UQ),
+                               _mm512_cmp_pd_mask(x, _mm512_set1_pd(high), _CMP_NLE_UQ));
+  }
+#else
+  return any<T>(~((v >= broadcast(low)) & (v <= broadcast(high))));
+#endif
+}
+
 // shuffle<F>(a, b): lane i of the result is lane F::at(i) of the concatenation (a, b).
 template <class F, class V>
 CLEBSCH_INLINE V shuffle(V a, V b) {
@@ -169,9 +188,36 @@ struct KeepHigh {
   }
 };
 
+template <int High>
+struct InterleaveFours {  // in every four lanes, the low or high two of both
+  template <int N>
+  static constexpr int at(int j) {
+    return (j & 1 ? N : 0) + (j & ~3) + (j & 2) / 2 + 2 * High;
+  }
+};
+
+// The last two steps for numbers of four bytes: in this order each shuffle stays in its 16 bytes and is one
+// instruction without an index vector, for which Zen 4 has three ports and not two.
+template <class V>
+CLEBSCH_INLINE void transpose_fours(V* v) {
+  constexpr int n = sizeof(V) / sizeof(V{}[0]);
+#pragma GCC unroll 64
+  for (int i = 0; i < n; i += 4) {
+    const V a = shuffle<InterleaveFours<0>>(v[i], v[i + 1]), b = shuffle<InterleaveFours<1>>(v[i], v[i + 1]);
+    const V c = shuffle<InterleaveFours<0>>(v[i + 2], v[i + 3]);
+    const V d = shuffle<InterleaveFours<1>>(v[i + 2], v[i + 3]);
+    v[i] = shuffle<KeepLow<2>>(a, c);
+    v[i + 1] = shuffle<KeepHigh<2>>(a, c);
+    v[i + 2] = shuffle<KeepLow<2>>(b, d);
+    v[i + 3] = shuffle<KeepHigh<2>>(b, d);
+  }
+}
+
 template <class V, int S = sizeof(V) / sizeof(V{}[0]) / 2>
 CLEBSCH_INLINE void transpose_square(V* v) {
-  if constexpr (S > 0) {
+  if constexpr (S == 2 && sizeof(v[0][0]) == 4) {
+    transpose_fours(v);
+  } else if constexpr (S > 0) {
     constexpr int n = sizeof(V) / sizeof(V{}[0]);
 #pragma GCC unroll 64
     for (int i = 0; i < n; ++i) {

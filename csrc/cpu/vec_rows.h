@@ -96,18 +96,40 @@ CLEBSCH_INLINE Vec<T> load_halves(const T* low, const T* high) {
 #endif
 }
 
+template <int Odd>
+struct QuartersOfTwo {  // quarters 0 and 2, or 1 and 3, of both
+  template <int N>
+  static constexpr int at(int j) {
+    return (j < N / 2 ? 0 : N) + (j / (N / 4) % 2 * 2 + Odd) * (N / 4) + j % (N / 4);
+  }
+};
+
 // v[i] becomes element i of each of the lanes<T> sources; source(j) points at source j.
 template <class T, class Source>
 CLEBSCH_INLINE void load_transposed(const Source& source, Vec<T>* v) {
-  constexpr int half = lanes<T> / 2;
+  constexpr int half = lanes<T> / 2, quarter = lanes<T> / 4;
+  if constexpr (CLEBSCH_VEC_BYTES == 64) {
+    // Quarters are 16 bytes: the second step too is one instruction without an index vector.
 #pragma GCC unroll 16
-  for (int i = 0; i < half; ++i) {
-    const T* a = source(i);
-    const T* b = source(i + half);
-    v[i] = load_halves(a, b);
-    v[i + half] = load_halves(a + half, b + half);
+    for (int i = 0; i < half; ++i) {
+      const int from = i % quarter, side = i / quarter;
+      const Vec<T> a = load_halves(source(from) + side * half, source(from + quarter) + side * half);
+      const Vec<T> b =
+          load_halves(source(from + 2 * quarter) + side * half, source(from + 3 * quarter) + side * half);
+      v[from + 2 * side * quarter] = shuffle<QuartersOfTwo<0>>(a, b);
+      v[from + (2 * side + 1) * quarter] = shuffle<QuartersOfTwo<1>>(a, b);
+    }
+    transpose<T, quarter / 2>(v);
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < half; ++i) {
+      const T* a = source(i);
+      const T* b = source(i + half);
+      v[i] = load_halves(a, b);
+      v[i + half] = load_halves(a + half, b + half);
+    }
+    transpose<T, half / 2>(v);
   }
-  transpose<T, half / 2>(v);
 }
 
 // Four columns: halves exchanged, then one shuffle for each vector of rows. column(c) is the vector of column
@@ -224,11 +246,18 @@ CLEBSCH_INLINE void load_odd(const T* rows, const Column& column) {
 }
 
 // Blocks of 16 columns jump from row to row, which no hardware prefetcher follows: each block asks for as
-// many lines of the rows that come next. Twice the speed of plain stores where rows are long.
+// many lines of the rows that come next. Twice the speed of plain stores where rows are long. The nearest
+// cache holds the vectors of columns, the rows and the rows that come next as long as these take half of
+// 32 KiB; beyond, the next ones wait in the second cache.
 template <class T>
-CLEBSCH_INLINE void prefetch_lines(const T* p) {
+CLEBSCH_INLINE void prefetch_lines(const T* p, std::int64_t columns) {
+  if (3 * columns * static_cast<std::int64_t>(sizeof(Vec<T>)) <= 16 << 10) {
 #pragma GCC unroll 16
-  for (int i = 0; i < lanes<T>; ++i) __builtin_prefetch(p + i * lanes<T>, 1);
+    for (int i = 0; i < lanes<T>; ++i) __builtin_prefetch(p + i * lanes<T>, 1, 3);
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes<T>; ++i) __builtin_prefetch(p + i * lanes<T>, 1, 2);
+  }
 }
 
 // lanes<T> contiguous rows whose column c has its lanes<T> values at column(c); next: the rows written after
@@ -260,14 +289,22 @@ CLEBSCH_INLINE void store_rows(const Column& column, std::int64_t columns, T* ro
     for (int i = 0; i < W; ++i) store(rows + i * columns, v[i], mask);
     return;
   }
-  // The last block ends where the row ends and repeats some columns of the one before.
   for (std::int64_t first = 0; first < columns; first += W) {
+    // (l_max + 1)^2 columns often leave one over: as numbers, it takes no shuffles and cheaper stores.
+    if (first == columns - 1) {
+      const T* last = column(first);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) rows[first + i * columns] = last[i];
+      __builtin_prefetch(next + first * W, 1);
+      return;
+    }
+    // The last block ends where the row ends and repeats some columns of the one before.
     const std::int64_t at = first + W <= columns ? first : columns - W;
     load_transposed<T>([&](int i) CLEBSCH_BODY { return column(at + i); }, v);
     T* row = rows + at;
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i, row += columns) store(row, v[i]);
-    prefetch_lines(next + first * W);
+    prefetch_lines(next + first * W, columns);
   }
 }
 
@@ -304,7 +341,7 @@ CLEBSCH_INLINE void load_rows(const T* rows, std::int64_t stride, std::int64_t c
     const std::int64_t at = first + W <= columns ? first : columns - W;
     const T* row = rows + at;
     load_transposed<T>([&](int i) CLEBSCH_BODY { return row + i * stride; }, v);
-    prefetch_lines(next + first * W);
+    prefetch_lines(next + first * W, columns);
     if constexpr (Add) {
       for (std::int64_t i = first - at; i < W; ++i) store(column(at + i), load(column(at + i)) + v[i]);
     } else {
