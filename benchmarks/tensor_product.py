@@ -58,7 +58,10 @@ def cases() -> list[Case]:
     # Every input channel meets every other in every output channel, weights shared as in a layer of a network
     # or for every edge as in DiffDock's.
     return [
-        *(Case(problem, 8_000) for problem in [*map(model, MODELS), ELEMENTWISE, ELEMENTWISE_ALL, SCALAR_OUT]),
+        *(
+            Case(problem, 8_000)
+            for problem in [*map(model, MODELS), ELEMENTWISE, ELEMENTWISE_ALL, SCALAR_OUT]
+        ),
         Case(fully_connected("fully connected squared", wide, wide, wide), 1_000, shared_weights=True),
         Case(fully_connected("fully connected edge", tall, edge, tall), 1_000, shared_weights=True),
         Case(fully_connected("diffdock", diffdock, edge, diffdock), 2_000),
