@@ -233,6 +233,7 @@ class ProductRun {
     const std::int64_t length = gx_length();
     for_each_piece(end - begin, 64, parallel_, [&](std::int64_t first, std::int64_t last) {
       T* sum = thread_scratch<T>(length + 16);
+      std::fill_n(sum, length, T{});  // blocks that no path uses stay as they are in panels
       for (std::int64_t leader = begin + first; leader < begin + last; ++leader) {
         if (graph.previous[leader] >= begin) continue;
         T* gx = call_.gx[graph.owner[leader]];

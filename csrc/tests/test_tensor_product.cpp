@@ -258,6 +258,11 @@ std::vector<Description> descriptions() {
                    {{17, 2, 'e'}},
                    {{0, 0, 0, "uvu", true, 0.5}, {0, 1, 0, "uuu", true, -1.5}, {0, 1, 0, "uuu", false, 0.25}},
                    mul_ir});
+    all.push_back({{{17, 2, 'e'}, {16, 1, 'o'}},  // blocks that no path uses
+                   {{1, 1, 'o'}, {3, 1, 'o'}},
+                   {{16, 0, 'e'}, {17, 1, 'e'}},
+                   {{1, 0, 0, "uvu", true, 0.5}},
+                   mul_ir});
     // lanes are rows
     all.push_back(channelwise({{1, 0, 'e'}, {3, 1, 'o'}}, {{1, 0, 'e'}, {1, 1, 'o'}}, 2, mul_ir));
     all.push_back(channelwise({{5, 2, 'e'}, {0, 1, 'o'}}, {{2, 1, 'o'}, {0, 0, 'e'}}, 3, mul_ir));
