@@ -93,6 +93,7 @@ def test_compile_forward_and_backward(name):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.slow  # whichever is first compiles inductor's own headers
 @pytest.mark.parametrize("name", ["SphericalHarmonics", "TensorProduct", "TensorProductConv"])
 def test_compile_with_inductor(name):
     """With code of its own before and after the operator, and in its backward."""

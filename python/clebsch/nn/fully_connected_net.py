@@ -36,7 +36,11 @@ class _Layer(torch.nn.Module):
 
         Constants go into the weights, which are small, and not into activations, one row per edge.
         """
-        y = x @ (self.weight * (self._weight_scale * input_scale))
+        weight = self.weight
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            wanted, got = (str(t.dtype).removeprefix("torch.") for t in (weight, x))
+            raise TypeError(f"FullyConnectedNet: x must have the dtype of the weights, {wanted}, got {got}")
+        y = x @ (weight * (self._weight_scale * input_scale))
         return (y, 1.0) if self.act is None else (self.act.f(y), self._output_scale)
 
     def __repr__(self) -> str:
@@ -93,12 +97,8 @@ class FullyConnectedNet(torch.nn.Sequential):
             raise ValueError(
                 f"FullyConnectedNet: x must have shape (..., {self.hs[0]}), got {tuple(x.shape)}"
             )
-        layers = list(self)
-        if layers and x.dtype != layers[0].weight.dtype and not torch.is_autocast_enabled(x.device.type):
-            wanted, got = (str(t.dtype).removeprefix("torch.") for t in (layers[0].weight, x))
-            raise TypeError(f"FullyConnectedNet: x must have the dtype of the weights, {wanted}, got {got}")
         scale = 1.0
-        for layer in layers:
+        for layer in self:
             x, scale = layer.unscaled(x, scale)
         return x if scale == 1.0 else x * scale
 
