@@ -198,11 +198,10 @@ struct InterleaveFours {  // in every four lanes, the low or high two of both
 
 // The last two steps for numbers of four bytes: in this order each shuffle stays in its 16 bytes and is one
 // instruction without an index vector, for which Zen 4 has three ports and not two.
-template <class V>
+template <int Count, class V>
 CLEBSCH_INLINE void transpose_fours(V* v) {
-  constexpr int n = sizeof(V) / sizeof(V{}[0]);
 #pragma GCC unroll 64
-  for (int i = 0; i < n; i += 4) {
+  for (int i = 0; i < Count; i += 4) {
     const V a = shuffle<InterleaveFours<0>>(v[i], v[i + 1]), b = shuffle<InterleaveFours<1>>(v[i], v[i + 1]);
     const V c = shuffle<InterleaveFours<0>>(v[i + 2], v[i + 3]);
     const V d = shuffle<InterleaveFours<1>>(v[i + 2], v[i + 3]);
@@ -213,20 +212,20 @@ CLEBSCH_INLINE void transpose_fours(V* v) {
   }
 }
 
-template <class V, int S = sizeof(V) / sizeof(V{}[0]) / 2>
+// Squares of Count vectors side by side, for Count = 2 S a power of two.
+template <class V, int S = sizeof(V) / sizeof(V{}[0]) / 2, int Count = sizeof(V) / sizeof(V{}[0])>
 CLEBSCH_INLINE void transpose_square(V* v) {
   if constexpr (S == 2 && sizeof(v[0][0]) == 4) {
-    transpose_fours(v);
+    transpose_fours<Count>(v);
   } else if constexpr (S > 0) {
-    constexpr int n = sizeof(V) / sizeof(V{}[0]);
 #pragma GCC unroll 64
-    for (int i = 0; i < n; ++i) {
+    for (int i = 0; i < Count; ++i) {
       if (i & S) continue;
       const V a = v[i], b = v[i + S];
       v[i] = shuffle<KeepLow<S>>(a, b);
       v[i + S] = shuffle<KeepHigh<S>>(a, b);
     }
-    transpose_square<V, S / 2>(v);
+    transpose_square<V, S / 2, Count>(v);
   }
 }
 template <class T, int S = lanes<T> / 2>

@@ -96,6 +96,15 @@ CLEBSCH_INLINE Vec<T> load_halves(const T* low, const T* high) {
 #endif
 }
 
+// Its inverse.
+template <class T>
+CLEBSCH_INLINE void store_halves(T* low, T* high, Vec<T> v) {
+  constexpr std::size_t half = sizeof(v) / 2;
+  const char* bytes = reinterpret_cast<const char*>(&v);
+  std::memcpy(low, bytes, half);
+  std::memcpy(high, bytes + half, half);
+}
+
 template <int Odd>
 struct QuartersOfTwo {  // quarters 0 and 2, or 1 and 3, of both
   template <int N>
@@ -260,6 +269,26 @@ CLEBSCH_INLINE void prefetch_lines(const T* p, std::int64_t columns) {
   }
 }
 
+// How rows of many columns are cut: whole blocks of lanes<T> columns, the last of which may repeat columns of
+// the one before; or half a block, where that is enough, and the last column alone, as (l_max + 1)^2 columns
+// often leave one over. As numbers it takes no shuffles and cheaper stores.
+template <class T>
+struct Tail {
+  std::int64_t columns, blocks_end, half = -1;  // where half a block begins, if one does
+  bool last;
+  CLEBSCH_INLINE explicit Tail(std::int64_t count) : columns(count) {
+    constexpr int W = lanes<T>, h = W / 2;
+    const std::int64_t rest = columns % W;
+    const bool split = W >= 4 && rest <= h + 1;
+    last = split && (rest == 1 || rest == h + 1);
+    blocks_end = columns - (split ? rest : rest - (rest ? W : 0));
+    if (split && rest > 1) half = rest < h ? columns - h : columns - rest;
+  }
+  CLEBSCH_INLINE std::int64_t block(std::int64_t first) const {
+    return first + lanes<T> <= columns ? first : columns - lanes<T>;
+  }
+};
+
 // lanes<T> contiguous rows whose column c has its lanes<T> values at column(c); next: the rows written after
 // these.
 template <class T, class Column>
@@ -289,22 +318,32 @@ CLEBSCH_INLINE void store_rows(const Column& column, std::int64_t columns, T* ro
     for (int i = 0; i < W; ++i) store(rows + i * columns, v[i], mask);
     return;
   }
-  for (std::int64_t first = 0; first < columns; first += W) {
-    // (l_max + 1)^2 columns often leave one over: as numbers, it takes no shuffles and cheaper stores.
-    if (first == columns - 1) {
-      const T* last = column(first);
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) rows[first + i * columns] = last[i];
-      __builtin_prefetch(next + first * W, 1);
-      return;
-    }
-    // The last block ends where the row ends and repeats some columns of the one before.
-    const std::int64_t at = first + W <= columns ? first : columns - W;
+  const Tail<T> tail(columns);
+  for (std::int64_t first = 0; first < tail.blocks_end; first += W) {
+    const std::int64_t at = tail.block(first);
     load_transposed<T>([&](int i) CLEBSCH_BODY { return column(at + i); }, v);
     T* row = rows + at;
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i, row += columns) store(row, v[i]);
     prefetch_lines(next + first * W, columns);
+  }
+  if (tail.half >= 0) {
+    constexpr int half = W / 2;
+#pragma GCC unroll 16
+    for (int i = 0; i < half; ++i) v[i] = load(column(tail.half + i));
+    transpose_square<Vec<T>, half / 2, half>(v);
+#pragma GCC unroll 16
+    for (int i = 0; i < half; ++i) {
+      T* row = rows + tail.half + i * columns;
+      store_halves(row, row + half * columns, v[i]);
+    }
+    prefetch_lines(next + tail.half * W, columns);
+  }
+  if (tail.last) {
+    const T* last = column(columns - 1);
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) rows[columns - 1 + i * columns] = last[i];
+    __builtin_prefetch(next + (columns - 1) * W, 1);
   }
 }
 
@@ -337,17 +376,33 @@ CLEBSCH_INLINE void load_rows(const T* rows, std::int64_t stride, std::int64_t c
     for (int i = 0; i < columns; ++i) store(column(i), Add ? load(column(i)) + v[i] : v[i]);
     return;
   }
-  for (std::int64_t first = 0; first < columns; first += W) {
-    const std::int64_t at = first + W <= columns ? first : columns - W;
+  const auto give = [&](std::int64_t c, Vec<T> value, bool repeated) CLEBSCH_BODY {
+    if (!Add || !repeated) store(column(c), Add ? load(column(c)) + value : value);
+  };
+  const Tail<T> tail(columns);
+  for (std::int64_t first = 0; first < tail.blocks_end; first += W) {
+    const std::int64_t at = tail.block(first);
     const T* row = rows + at;
     load_transposed<T>([&](int i) CLEBSCH_BODY { return row + i * stride; }, v);
     prefetch_lines(next + first * W, columns);
-    if constexpr (Add) {
-      for (std::int64_t i = first - at; i < W; ++i) store(column(at + i), load(column(at + i)) + v[i]);
-    } else {
 #pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) store(column(at + i), v[i]);
-    }
+    for (int i = 0; i < W; ++i) give(at + i, v[i], at + i < first);
+  }
+  if (tail.half >= 0) {
+    constexpr int half = W / 2;
+    const T* row = rows + tail.half;
+#pragma GCC unroll 16
+    for (int i = 0; i < half; ++i) v[i] = load_halves(row + i * stride, row + (i + half) * stride);
+    transpose_square<Vec<T>, half / 2, half>(v);
+    prefetch_lines(next + tail.half * W, columns);
+#pragma GCC unroll 16
+    for (int i = 0; i < half; ++i) give(tail.half + i, v[i], tail.half + i < tail.blocks_end);
+  }
+  if (tail.last) {
+    alignas(sizeof(Vec<T>)) T last[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) last[i] = rows[columns - 1 + i * stride];
+    give(columns - 1, load(last), false);
   }
 }
 
