@@ -252,6 +252,15 @@ def test_rows_that_repeat(plan):
     ).check_everywhere()
 
 
+def test_tangents_that_repeat_where_chunks_make_their_own_panels():
+    """A stride of 0 stands for a tangent that is not given, in no place that a user can reach."""
+    problem = Problem.random(wide_plan(129), random_graph(1200, 1500))
+    tangents = tuple(broadcast(t) for t in problem.tangents)
+    whole = replace(problem, tangents=tuple(t.contiguous() for t in tangents))
+    for dtype in (torch.float32, torch.float64):
+        assert same_bits(replace(problem, tangents=tangents).to(dtype).results(), whole.to(dtype).results())
+
+
 def test_order_that_is_not_contiguous():
     problem = Problem.random(CHANNELS, random_graph(5, 9))
     expected = problem.results()

@@ -172,6 +172,11 @@ def test_dense_modes_with_outputs_in_lanes(mode, shared, rows):
         Problem.random(plan, rows, shared=shared, seed=2).check_everywhere()
 
 
+def test_dense_path_of_a_degree_beyond_a_block():
+    plan = ProductPlan.from_instructions("4x64e", "1x0e", "1x64e", [(0, 0, 0, "uvw", True)])
+    Problem.random(plan, 2, shared=True).check_everywhere()
+
+
 # A dense path, one too narrow for lanes, others that reach one channel, empty blocks, repeated outputs.
 DENSE_AMONG_OTHERS = ProductPlan.from_instructions(
     "16x0e+9x1o+0x1o",

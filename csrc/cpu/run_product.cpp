@@ -186,7 +186,7 @@ class ProductRun {
     if (x_by_slot_) {
       T* to = scratch + needed + sink;
       args.x = slot_panels(args.x, args.first_slot, slots, to);
-      if (args.ax.stride != 0) args.ax = slot_panels(args.ax, args.first_slot, slots, to + panels);
+      if (call_.ax.data) args.ax = slot_panels(args.ax, args.first_slot, slots, to + panels);
     }
     switch (derivative_) {
       case Derivative::none:

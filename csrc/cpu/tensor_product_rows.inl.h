@@ -554,9 +554,10 @@ class RowWalk {
   }
 
   // Weights for all rows: products with them are most of the work, and may be taken with the 2 l1 + 1
-  // components of x in place of the 2 l3 + 1 of P. Then the coupling follows, for each v and w.
+  // components of x in place of the 2 l3 + 1 of P, if one column of them fits a block. Then the coupling
+  // follows, for each v and w.
   static bool weights_meet_input(const Path& p) {
-    if (p.mode != Mode::uvw) return false;
+    if (p.mode != Mode::uvw || 2 * p.in1.l + 1 > block_vectors(p)) return false;
     const double inputs = 2 * p.in1.l + 1, outputs = 2 * p.out.l + 1, u = p.in1.mul, w = p.out.mul;
     return u * w * inputs + w * (p.cell_count + 2 * outputs) < u * w * outputs + u * p.cell_count;
   }
