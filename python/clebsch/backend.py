@@ -93,7 +93,8 @@ def kernels() -> list[dict[str, Any]]:
     ("points", "channels" or "rows"), and "unrolled_degree".
 
     Harmonics of degrees 0, 1, ..., l up to unrolled_degree, and paths uvu with one copy of y whose degrees
-    are all up to it, run code in which the degrees are constants; others run general loops. The kernels of
+    are all up to it, run code in which the degrees are constants (with "rows" in the lanes: in the forward
+    pass, where weights are shared or a row of them is short); others run general loops. The kernels of
     "tensor_product" are those of convolutions too: they take rows, or the edges of a graph.
     """
     return native().kernels()
