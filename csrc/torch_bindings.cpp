@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/run_linear.h"
 #include "cpu/run_product.h"
 #include "graph_order.h"
 #include "memory.h"
@@ -300,6 +301,88 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convolution_double_backward(
   return product_double_backward(Product("convolution", x, y, weight, order, plan), ax, ay, aw, grad, needs);
 }
 
+// What a linear layer and its derivatives share: the plan, and who is the first operand.
+struct Linear {
+  static constexpr const char* noun = "linear";
+  const clebsch::Plan& plan;
+  First first;
+
+  Linear(const char* name, const Tensor& tensor, const std::string& text)
+      : plan(clebsch::parse_plan(text)), first{name, tensor} {
+    require_float(noun, name, tensor);
+    clebsch::check_linear(plan, {});
+  }
+  Matrix rows(const char* name, const Tensor& t, int64_t columns) const {
+    return matrix(noun, name, t, first, columns);
+  }
+  Tensor flat(const Tensor& weight) const {
+    require(weight.scalar_type() == first.tensor.scalar_type() && weight.dim() == 1 &&
+                weight.numel() == plan.program.weight_numel,
+            noun, "weight must be a vector of ", plan.program.weight_numel, " of the dtype of ", first.name);
+    return torch::stable::contiguous(weight);
+  }
+  Tensor result(const std::vector<int64_t>& sizes) const { return fresh(first.tensor, sizes); }
+
+  template <class F>
+  void dispatch(F f) const {
+    if (first.tensor.scalar_type() == ScalarType::Float) {
+      f(float{});
+    } else {
+      f(double{});
+    }
+  }
+};
+
+template <class T>
+const T* read(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, std::string plan,
+              std::vector<int64_t> biased) {
+  const Linear l("x", x, plan);
+  clebsch::check_linear(l.plan, biased);
+  const clebsch::Program& program = l.plan.program;
+  int64_t biases = 0;
+  for (const int64_t block : biased) biases += program.out[block].mul;
+  const Matrix features = l.rows("x", x, program.dim1);
+  const Matrix shifts = matrix(l.noun, "bias", bias, l.first, biases, true);
+  require(bias.dim() == 1 || shifts.rows == features.rows, l.noun, "bias must have ", features.rows,
+          " rows, got ", shifts.rows);
+  const Tensor w = l.flat(weight);
+  Tensor out = l.result({features.rows, program.dim_out});
+  l.dispatch([&]<class T>(T) {
+    clebsch::run_linear(l.plan, biased, features.rows, features.read<T>(), read<T>(w), shifts.read<T>(),
+                        writable<T>(out, true), &run_in_torch_threads);
+  });
+  return out;
+}
+
+Tensor linear_grad_x(const Tensor& grad, const Tensor& weight, std::string plan) {
+  const Linear l("grad", grad, plan);
+  const Matrix g = l.rows("grad", grad, l.plan.program.dim_out);
+  const Tensor w = l.flat(weight);
+  Tensor gx = l.result({g.rows, l.plan.program.dim1});
+  l.dispatch([&]<class T>(T) {
+    clebsch::run_linear_grad_x(l.plan, g.rows, g.read<T>(), read<T>(w), writable<T>(gx, true),
+                               &run_in_torch_threads);
+  });
+  return gx;
+}
+
+Tensor linear_grad_weight(const Tensor& x, const Tensor& grad, std::string plan) {
+  const Linear l("x", x, plan);
+  const Matrix features = l.rows("x", x, l.plan.program.dim1),
+               g = l.rows("grad", grad, l.plan.program.dim_out);
+  require(g.rows == features.rows, l.noun, "grad must have ", features.rows, " rows, got ", g.rows);
+  Tensor gw = l.result({l.plan.program.weight_numel});
+  l.dispatch([&]<class T>(T) {
+    clebsch::run_linear_grad_weight(l.plan, features.rows, features.read<T>(), g.read<T>(),
+                                    static_cast<T*>(gw.mutable_data_ptr()), &run_in_torch_threads);
+  });
+  return gw;
+}
+
 // What the harmonics and their derivatives share: degrees, and points with contiguous rows of 3.
 struct Harmonics {
   static constexpr const char* noun = "spherical_harmonics";
@@ -429,6 +512,9 @@ STABLE_TORCH_LIBRARY(clebsch, m) {
   m.def(
       "tensor_product_double_backward(Tensor? ax, Tensor? ay, Tensor? aw, Tensor grad, Tensor x, Tensor y,"
       " Tensor weight, str plan, int needs) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("linear(Tensor x, Tensor weight, Tensor bias, str plan, int[] biased) -> Tensor");
+  m.def("linear_grad_x(Tensor grad, Tensor weight, str plan) -> Tensor");
+  m.def("linear_grad_weight(Tensor x, Tensor grad, str plan) -> Tensor");
   m.def("convolution(Tensor x, Tensor y, Tensor weight, Tensor order, str plan) -> Tensor");
   m.def(
       "convolution_backward(Tensor grad, Tensor x, Tensor y, Tensor weight, Tensor order, str plan, int "
@@ -447,6 +533,9 @@ STABLE_TORCH_LIBRARY_IMPL(clebsch, CPU, m) {
   m.impl("tensor_product", TORCH_BOX(&tensor_product));
   m.impl("tensor_product_backward", TORCH_BOX(&tensor_product_backward));
   m.impl("tensor_product_double_backward", TORCH_BOX(&tensor_product_double_backward));
+  m.impl("linear", TORCH_BOX(&linear));
+  m.impl("linear_grad_x", TORCH_BOX(&linear_grad_x));
+  m.impl("linear_grad_weight", TORCH_BOX(&linear_grad_weight));
   m.impl("convolution", TORCH_BOX(&convolution));
   m.impl("convolution_backward", TORCH_BOX(&convolution_backward));
   m.impl("convolution_double_backward", TORCH_BOX(&convolution_double_backward));

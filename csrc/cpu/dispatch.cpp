@@ -10,7 +10,9 @@ namespace clebsch {
   extern const SphericalHarmonicsKernels<float> spherical_harmonics_float_##isa;   \
   extern const SphericalHarmonicsKernels<double> spherical_harmonics_double_##isa; \
   extern const TensorProductKernels<float> tensor_product_float_##isa;             \
-  extern const TensorProductKernels<double> tensor_product_double_##isa;
+  extern const TensorProductKernels<double> tensor_product_double_##isa;           \
+  extern const LinearKernels<float> linear_float_##isa;                            \
+  extern const LinearKernels<double> linear_double_##isa;
 CLEBSCH_DECLARE(baseline)
 #ifdef CLEBSCH_HAS_avx2
 CLEBSCH_DECLARE(avx2)
@@ -28,9 +30,9 @@ struct InstructionSet {
   Kernels<double> in_double;
 };
 
-#define CLEBSCH_TABLES(isa)                                        \
-  {spherical_harmonics_float_##isa, tensor_product_float_##isa}, { \
-    spherical_harmonics_double_##isa, tensor_product_double_##isa  \
+#define CLEBSCH_TABLES(isa)                                                            \
+  {spherical_harmonics_float_##isa, tensor_product_float_##isa, linear_float_##isa}, { \
+    spherical_harmonics_double_##isa, tensor_product_double_##isa, linear_double_##isa \
   }
 
 // Narrowest first.
@@ -91,6 +93,7 @@ void add_entries(std::vector<KernelEntry>& entries, const char* dtype, const cha
       {"spherical_harmonics", dtype, isa, "points", kernels.spherical_harmonics.unrolled_degree});
   entries.push_back({"tensor_product", dtype, isa, "channels", degree});
   entries.push_back({"tensor_product", dtype, isa, "rows", degree});
+  entries.push_back({"linear", dtype, isa, "channels", kPanelDegree});
 }
 
 }  // namespace

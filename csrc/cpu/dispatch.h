@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "api.h"
+#include "linear.h"
 #include "spherical_harmonics.h"
 #include "tensor_product.h"
 
@@ -15,6 +16,7 @@ template <class T>
 struct Kernels {
   SphericalHarmonicsKernels<T> spherical_harmonics;
   TensorProductKernels<T> tensor_product;
+  LinearKernels<T> linear;
 };
 
 // Names compiled into this binary, narrowest first, and those of them that this processor runs.

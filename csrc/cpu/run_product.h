@@ -4,17 +4,11 @@
 
 #include <cstdint>
 
+#include "cpu/parallel.h"
 #include "plan.h"
 #include "tensor_product.h"
 
 namespace clebsch {
-
-// Calls body(context, begin, end) over disjoint pieces of [0, tasks), in any number of threads.
-using Body = void (*)(void* context, std::int64_t begin, std::int64_t end);
-using Parallel = void (*)(std::int64_t tasks, Body body, void* context);
-
-// Serial execution.
-CLEBSCH_API void run_here(std::int64_t tasks, Body body, void* context);
 
 template <class T>
 struct ProductCall {

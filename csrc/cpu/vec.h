@@ -46,7 +46,7 @@ constexpr int lanes = CLEBSCH_VEC_BYTES / sizeof(T);
 
 template <class T>
 CLEBSCH_INLINE Vec<T> broadcast(T value) {
-  return Vec<T>{} + value;
+  return value - Vec<T>{};  // value + 0 is no copy: it changes -0
 }
 
 template <class T>

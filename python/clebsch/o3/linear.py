@@ -10,8 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from clebsch.algebra.plan import Path, ProductPlan
 from clebsch.o3.irreps import Irreps
+from clebsch.ops.linear import mix_rows
+from clebsch.ops.tensor_product import multiply_rows, plan_sizes
 
 __all__ = ["Linear", "LinearInstruction"]
 
@@ -43,6 +47,17 @@ class _Output(NamedTuple):
     width: int
     products: tuple[_Product, ...]
     bias_offset: int | None
+
+
+def _suits_kernels(x: Tensor) -> bool:
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    # Transforms of torch.func and forward mode: kernels have no rule for them, matrix products do.
+    return torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0
 
 
 class Linear(torch.nn.Module):
@@ -106,8 +121,21 @@ class Linear(torch.nn.Module):
         coefficients = {product.coefficient for output in self._outputs for product in output.products}
         # One for all products, if so: then one small product scales all weights.
         self._coefficient = coefficients.pop() if len(coefficients) == 1 else None
+        self._sizes = plan_sizes(self._make_plan()) if f_in is None else None
+        self._biased = tuple(ins.i_out for ins in self.instructions if ins.i_in < 0 and ins.path_shape[0])
         self._set_weights(internal_weights, shared_weights)
         self.register_buffer("output_mask", self._make_output_mask())
+
+    def _make_plan(self) -> ProductPlan:
+        """The layer as a product with y = 1: the coupling of an irrep with a scalar is 1 / sqrt(2l+1)."""
+        paths = (
+            Path(
+                ins.i_in, 0, ins.i_out, "uvw", True, ins.path_weight * self.irreps_in[ins.i_in].ir.dim ** 0.5
+            )
+            for ins in self.instructions
+            if ins.i_in >= 0
+        )
+        return ProductPlan(self.irreps_in, Irreps("1x0e"), self.irreps_out, tuple(paths))
 
     def _pairs(self, instructions: Iterable[Sequence[int]] | None) -> list[tuple[int, int]]:
         if instructions is None:
@@ -251,15 +279,42 @@ class Linear(torch.nn.Module):
             own = bias.shape[bias.dim() - count :]
             bias = bias.expand(*batch, *own).reshape(x.shape[0], *own)
         per_row = weight.dim() == len(self._axes) + 2
+        if self._sizes is not None and _suits_kernels(x):
+            out = self._compiled(x, weight, bias, per_row)
+        else:
+            out = self._composed(x, weight, bias, per_row)
+        return out if len(batch) == 1 else out.reshape(*batch, *self._axes_out, self._dim_out)
+
+    def _compiled(self, x: Tensor, weight: Tensor, bias: Tensor, per_row: bool) -> Tensor:
+        """By the compiled kernels; weights of each row as those of a product with y = 1."""
+        if self.weight_numel == 0:
+            weight = x.new_empty(0)
+        if not per_row:
+            return mix_rows(x, weight, bias if self._biased else x.new_empty(0), self._sizes, self._biased)
+        out = multiply_rows(x, x.new_ones(1).expand(x.shape[0], 1), weight, self._sizes)
+        return out + self._bias_rows(bias) if self._biased else out
+
+    def _bias_rows(self, bias: Tensor) -> Tensor:
+        """The bias as rows of the output."""
+        parts, start = [], 0
+        for i, (mul, ir) in enumerate(self.irreps_out):
+            if i in self._biased:
+                parts.append(bias.narrow(-1, start, mul))
+                start += mul
+            else:
+                parts.append(bias.new_zeros(*bias.shape[:-1], mul * ir.dim))
+        return torch.cat(parts, dim=-1)
+
+    def _composed(self, x: Tensor, weight: Tensor, bias: Tensor, per_row: bool) -> Tensor:
+        """By torch's matrix products: other types and devices, autocast, transforms, f_in."""
         blocks = self._per_row(x, weight) if per_row else self._shared(x, weight)
         parts = [
             self._complete(x, block, output, bias)
             for block, output in zip(blocks, self._outputs, strict=True)
         ]
         if not parts:
-            return x.new_zeros(*batch, *self._axes_out, 0)
-        out = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
-        return out if len(batch) == 1 else out.reshape(*batch, *self._axes_out, self._dim_out)
+            return x.new_zeros(x.shape[0], *self._axes_out, 0)
+        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
 
     def _check_features(self, features: Any) -> None:
         if not isinstance(features, Tensor):

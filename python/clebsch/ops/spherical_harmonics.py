@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 from clebsch.algebra.plan import Path, ProductPlan
 from clebsch.algebra.so3 import coupling
 from clebsch.ops.dispatch import call
-from clebsch.ops.tensor_product import _refuse_tangents, constant_plan_sizes, multiply_rows
+from clebsch.ops.tensor_product import constant_plan_sizes, multiply_rows, refuse_tangents
 
 __all__ = ["spherical_harmonics"]
 
@@ -80,7 +80,7 @@ def check_points(noun: str, name: str, points: Any) -> None:
 def evaluate(points: Tensor, ls: list[int], normalize: bool, normalization: str) -> Tensor:
     """`spherical_harmonics` for a caller that has checked its arguments."""
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-        _refuse_tangents("spherical_harmonics", points)
+        refuse_tangents("spherical_harmonics", points)
     if points.dim() == 2:
         return call(torch.ops.clebsch.spherical_harmonics, points, ls, normalize, normalization)
     batch = points.shape[:-1]

@@ -113,7 +113,7 @@ def check_operands(
     ):
         _explain(noun, x, y, weight, sizes, x_rows, rows, row_names)
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-        _refuse_tangents(noun, x, y, weight)
+        refuse_tangents(noun, x, y, weight)
 
 
 def _explain(noun, x, y, weight, sizes, x_rows, rows, row_names) -> None:
@@ -122,11 +122,11 @@ def _explain(noun, x, y, weight, sizes, x_rows, rows, row_names) -> None:
         if not isinstance(value, Tensor):
             raise TypeError(f"{noun}: {name} must be a tensor, got {type(value).__name__}")
     if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{noun}: x must be float32 or float64, got {_dtype_name(x)}")
+        raise TypeError(f"{noun}: x must be float32 or float64, got {dtype_name(x)}")
     for name, value in operands.items():
         if value.dtype != x.dtype:
             raise TypeError(
-                f"{noun}: {name} must have the dtype of x, {_dtype_name(x)}, got {_dtype_name(value)}"
+                f"{noun}: {name} must have the dtype of x, {dtype_name(x)}, got {dtype_name(value)}"
             )
         if value.device != x.device:
             raise ValueError(f"{noun}: {name} must be on the device of x, {x.device}, got {value.device}")
@@ -146,11 +146,13 @@ def _explain(noun, x, y, weight, sizes, x_rows, rows, row_names) -> None:
         )
 
 
-def _dtype_name(value: Tensor) -> str:
+def dtype_name(value: Tensor) -> str:
+    """The dtype of `value` as messages name it."""
     return str(value.dtype).removeprefix("torch.")
 
 
-def _refuse_tangents(noun: str, *operands: Tensor) -> None:
+def refuse_tangents(noun: str, *operands: Tensor) -> None:
+    """NotImplementedError if an operand carries a forward-mode tangent."""
     # torch.library.register_autograd has no forward mode and would drop the tangents without a word.
     if any(forward_ad.unpack_dual(operand).tangent is not None for operand in operands):
         raise NotImplementedError(

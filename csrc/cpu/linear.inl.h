@@ -1,0 +1,209 @@
+// Linear layers as matrix products that read x where it lies and write the result where it belongs.
+//
+//   out[r, w, m] = sum_u W[u, w] x[r, u, m]      2 (2l+1) flops for every weight and row
+//   gx: the same with W transposed               gW[u, w] = sum_{r, m} x[r, u, m] g[r, w, m]
+//
+// Lanes are output channels w. An element of x is broadcast from the row itself, whatever its layout: no copy
+// of x is made. The weights are packed into panels once a call. A panel of results lies with components
+// outermost; where these are innermost in a row (mul_ir) it is turned in the nearest cache.
+//
+// The gradient of the weights sums over rows and components: there both operands are turned, a tile of rows
+// at a time.
+#pragma once
+
+#include "linear.h"
+#include "matrix_product.inl.h"
+#include "panel.inl.h"
+
+namespace clebsch {
+namespace {
+
+constexpr int kTileRows = 48;    // rows of x that wait in the second cache while panels of weights pass by
+constexpr int kTileLines = 256;  // rows times components whose sum is kept in registers
+
+CLEBSCH_INLINE int components(const Block& b) { return 2 * b.l + 1; }
+
+// Steps from channel to channel and from component to component of a block in a row.
+struct BlockSteps {
+  std::int64_t channel, component;
+  CLEBSCH_INLINE BlockSteps(const Block& b, bool mul_ir)
+      : channel(mul_ir ? components(b) : 1), component(mul_ir ? 1 : b.mul) {}
+};
+
+template <class T>
+std::int64_t linear_packed_size(const LinearProgram& program) {
+  std::int64_t size = 0;
+  for (int i = 0; i < program.target_count; ++i) {
+    const LinearTarget& target = program.targets[i];
+    const std::int64_t width = PanelWidths::of<T>(target.block.mul).vectors * lanes<T>;
+    for (int j = 0; j < target.term_count; ++j) size += width * target.terms[j].source.mul;
+  }
+  return size;
+}
+
+// Panel by panel, in each the terms, in each a line of the panel's columns for every u.
+template <class T>
+void linear_pack(const LinearProgram& program, const T* weight, T* packed) {
+  for (int i = 0; i < program.target_count; ++i) {
+    const LinearTarget& target = program.targets[i];
+    each_panel<T>(target.block.mul, [&]<int Vectors>(int first) {
+      constexpr int width = Vectors * lanes<T>;
+      const int columns = target.block.mul - first < width ? target.block.mul - first : width;
+      for (int j = 0; j < target.term_count; ++j) {
+        const LinearTerm& term = target.terms[j];
+        const T scale = static_cast<T>(term.scale);
+        for (int u = 0; u < term.source.mul; ++u, packed += width) {
+          const T* line = weight + term.weight + u * term.step_u + first * term.step_w;
+          for (int w = 0; w < columns; ++w) packed[w] = scale * line[w * term.step_w];
+          for (int w = columns; w < width; ++w) packed[w] = T{};
+        }
+      }
+    });
+  }
+}
+
+// Results of Rows rows for the columns [first, first + width) of a target, from the panel of weights at
+// packed.
+template <class T, int Rows, int Vectors>
+void apply_block(const LinearTarget& target, bool mul_ir, clebsch::Rows<const T> source, const T* packed,
+                 clebsch::Rows<const T> bias, clebsch::Rows<T> to, std::int64_t row, int first, T* scratch) {
+  constexpr int width = Vectors * lanes<T>;
+  const int d = components(target.block);
+  const BlockSteps steps(target.block, mul_ir);
+  const bool in_place = steps.channel == 1;
+  const int columns = target.block.mul - first < width ? target.block.mul - first : width;
+  for (int m = 0; m < d; ++m) {
+    Sums<T, Rows, Vectors> sums{};
+    if (target.bias >= 0) {
+      for (int i = 0; i < Rows; ++i) {
+        const T* from = bias[row + i] + target.bias + first;
+        CLEBSCH_UNROLL
+        for (int v = 0; v < Vectors; ++v)
+          sums.at[i][v] = load(from + v * lanes<T>, Mask<T>(columns - v * lanes<T>));
+      }
+    }
+    const T* b = packed;
+    for (int j = 0; j < target.term_count; ++j) {
+      const Block& x = target.terms[j].source;
+      const BlockSteps x_steps(x, mul_ir);
+      multiply_add(source[row] + x.offset + m * x_steps.component, source.stride, x_steps.channel, b, width,
+                   x.mul, sums);
+      b += std::int64_t{x.mul} * width;
+    }
+    for (int i = 0; i < Rows; ++i) {
+      T* line = in_place ? to[row + i] + target.block.offset + m * steps.component + first
+                         : scratch + (i * d + m) * width;
+      CLEBSCH_UNROLL
+      for (int v = 0; v < Vectors; ++v) {
+        if (in_place) {
+          store(line + v * lanes<T>, sums.at[i][v], Mask<T>(columns - v * lanes<T>));
+        } else {
+          store(line + v * lanes<T>, sums.at[i][v]);
+        }
+      }
+    }
+  }
+  if (in_place) return;
+  const Block part{columns, target.block.l, 0, 0, width, true};
+  for (int i = 0; i < Rows; ++i) {
+    block_from_panel(part, true, scratch + std::int64_t{i} * d * width,
+                     to[row + i] + target.block.offset + first * steps.channel);
+  }
+}
+
+template <class T>
+void linear_apply(const LinearProgram& program, Rows<const T> source, const T* packed, Rows<const T> bias,
+                  Rows<T> to, std::int64_t begin, std::int64_t end, T* scratch) {
+  for (; begin < end; begin += kTileRows) {
+    const std::int64_t count = end - begin < kTileRows ? end - begin : kTileRows;
+    const T* weights = packed;
+    for (int t = 0; t < program.target_count; ++t) {
+      const LinearTarget& target = program.targets[t];
+      std::int64_t lines = 0;
+      for (int j = 0; j < target.term_count; ++j) lines += target.terms[j].source.mul;
+      each_panel<T>(target.block.mul, [&]<int Vectors>(int first) {
+        each_block<block_rows(Vectors)>(count, [&]<int Rows>(std::int64_t i) {
+          apply_block<T, Rows, Vectors>(target, program.mul_ir, source, weights, bias, to, begin + i, first,
+                                        scratch);
+        });
+        weights += lines * Vectors * lanes<T>;
+      });
+    }
+  }
+}
+
+// Lines of a tile of rows, one for each row and component, with channels side by side.
+template <class T>
+void turn_rows(const Block& b, bool mul_ir, Rows<const T> rows, std::int64_t begin, std::int64_t count,
+               T* lines) {
+  for (std::int64_t i = 0; i < count; ++i)
+    block_to_panel(b, mul_ir, rows[begin + i] + b.offset, lines + i * components(b) * b.stride);
+}
+
+std::int64_t tile_rows(const Block& b) {
+  const int rows = kTileLines / components(b);
+  return rows > 0 ? rows : 1;
+}
+
+// grad_weight[u, w] += scale * sum over the lines of x[u] * g[w]
+template <class T>
+void add_products(const LinearTerm& term, const Block& target, const T* x, const T* g, std::int64_t lines,
+                  T* grad_weight) {
+  const Vec<T> scale = broadcast(static_cast<T>(term.scale));
+  each_panel<T>(target.mul, [&]<int Vectors>(int first) {
+    each_block<block_rows(Vectors)>(term.source.mul, [&]<int Rows>(std::int64_t u) {
+      Sums<T, Rows, Vectors> sums{};
+      multiply_add(x + u, 1, term.source.stride, g + first, target.stride, lines, sums);
+      for (int i = 0; i < Rows; ++i) {
+        T* to = grad_weight + term.weight + (u + i) * term.step_u + first;
+        CLEBSCH_UNROLL
+        for (int v = 0; v < Vectors; ++v) {
+          const Mask<T> mask(target.mul - first - v * lanes<T>);
+          store(to + v * lanes<T>, load(to + v * lanes<T>, mask) + scale * sums.at[i][v], mask);
+        }
+      }
+    });
+  });
+}
+
+// For the program from x to the result: weights of a term lie in rows of output channels.
+template <class T>
+void linear_grad_weight(const LinearProgram& program, Rows<const T> source, Rows<const T> g, T* grad_weight,
+                        std::int64_t begin, std::int64_t end, T* scratch) {
+  for (int t = 0; t < program.target_count; ++t) {
+    const LinearTarget& target = program.targets[t];
+    const std::int64_t rows = tile_rows(target.block), d = components(target.block);
+    T* g_lines = scratch;
+    T* x_lines = scratch + rows * d * target.block.stride;
+    for (std::int64_t row = begin; row < end && target.term_count; row += rows) {
+      const std::int64_t count = end - row < rows ? end - row : rows;
+      turn_rows(target.block, program.mul_ir, g, row, count, g_lines);
+      for (int j = 0; j < target.term_count; ++j) {
+        const LinearTerm& term = target.terms[j];
+        turn_rows(term.source, program.mul_ir, source, row, count, x_lines);
+        add_products(term, target.block, x_lines, g_lines, count * d, grad_weight);
+      }
+    }
+  }
+}
+
+template <class T>
+std::int64_t linear_scratch_size(const LinearProgram& program) {
+  std::int64_t size = 0;
+  const auto at_least = [&](std::int64_t needed) { size = size < needed ? needed : size; };
+  for (int t = 0; t < program.target_count; ++t) {
+    const LinearTarget& target = program.targets[t];
+    const std::int64_t d = components(target.block), lines = tile_rows(target.block) * d;
+    at_least(8 * d * kPanelVectors * lanes<T>);
+    for (int j = 0; j < target.term_count; ++j)
+      at_least(lines * (target.block.stride + target.terms[j].source.stride));
+  }
+  return size;
+}
+
+template <class T>
+constexpr LinearKernels<T> linear_kernels = {linear_packed_size<T>, linear_pack<T>, linear_apply<T>,
+                                             linear_grad_weight<T>, linear_scratch_size<T>};
+
+}  // namespace
+}  // namespace clebsch

@@ -1,0 +1,193 @@
+"""The linear layer over rows as torch operators: checks, shapes without data, derivatives.
+
+out = x W + bias, a matrix product for every path of a plan and component of its irreps. With
+
+    grad_x(g, W) = g W^T          grad_weight(x, g) = x^T g
+
+each of the three operators is linear in each of its arguments, and its derivatives are the other two, to any
+order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from clebsch.algebra.plan import ProductPlan
+from clebsch.ops.dispatch import call
+from clebsch.ops.tensor_product import (
+    PlanSizes,
+    constant_plan_sizes,
+    dtype_name,
+    plan_sizes,
+    refuse_tangents,
+)
+
+__all__ = ["linear"]
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor, plan: ProductPlan | str, biased: Sequence[int] = ()
+) -> Tensor:
+    """Rows of x through the matrices in `weight`, by the compiled kernel; differentiable to any order.
+
+    Args:
+        x: (rows, irreps_in1.dim), float32 or float64.
+        weight: (weight_numel,), of the dtype and device of x.
+        bias: (bias_numel,) or (rows, bias_numel), of the dtype and device of x: what is added to the blocks
+            `biased`, one block after the other; (0,) if there are none.
+        plan: the `ProductPlan` of the layer or its canonical string: paths uvw with weights, and one scalar
+            as y. The result is that of the product with y = 1.
+        biased: numbers of blocks of irreps_out, all scalars.
+
+    Returns:
+        (rows, irreps_out.dim).
+
+    Raises:
+        ValueError: a shape or device that does not fit, a plan that is none or not of this kind.
+        TypeError: not a tensor, or a dtype that does not fit.
+        NotImplementedError: an operand carries a forward-mode tangent.
+    """
+    return mix_rows(x, weight, bias, constant_plan_sizes(plan), tuple(biased))
+
+
+def mix_rows(x: Tensor, weight: Tensor, bias: Tensor, sizes: PlanSizes, biased: tuple[int, ...]) -> Tensor:
+    """`linear` for a caller that keeps the sizes of its plan."""
+    if not (
+        isinstance(x, Tensor)
+        and isinstance(weight, Tensor)
+        and isinstance(bias, Tensor)
+        and x.dim() == 2
+        and x.shape[1] == sizes.in1
+        and weight.dim() == 1
+        and weight.shape[0] == sizes.weight
+        and bias.dim() in (1, 2)
+        and (bias.dim() == 1 or bias.shape[0] == x.shape[0])
+        and x.dtype in (torch.float32, torch.float64)
+        and x.dtype == weight.dtype == bias.dtype
+        and x.device == weight.device == bias.device
+    ):
+        _explain(x, weight, bias, sizes)
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        refuse_tangents("linear", x, weight, bias)
+    return call(torch.ops.clebsch.linear, x, weight, bias, sizes.plan, biased)
+
+
+def _explain(x: Any, weight: Any, bias: Any, sizes: PlanSizes) -> None:
+    operands = {"x": x, "weight": weight, "bias": bias}
+    for name, value in operands.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"linear: {name} must be a tensor, got {type(value).__name__}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"linear: x must be float32 or float64, got {dtype_name(x)}")
+    for name, value in operands.items():
+        if value.dtype != x.dtype:
+            raise TypeError(
+                f"linear: {name} must have the dtype of x, {dtype_name(x)}, got {dtype_name(value)}"
+            )
+        if value.device != x.device:
+            raise ValueError(f"linear: {name} must be on the device of x, {x.device}, got {value.device}")
+    rows = x.shape[0] if x.dim() else 0
+    for name, value, expected, fits in (
+        ("x", x, f"(rows, {sizes.in1})", x.dim() == 2 and x.shape[1] == sizes.in1),
+        ("weight", weight, f"({sizes.weight},)", tuple(weight.shape) == (sizes.weight,)),
+        ("bias", bias, f"(bias_numel,) or (rows, bias_numel) with {rows} rows", False),
+    ):
+        if not fits:
+            raise ValueError(f"linear: {name} must have shape {expected}, got {tuple(value.shape)}")
+
+
+@torch.library.register_fake("clebsch::linear")
+def _(x, weight, bias, plan, biased):
+    return x.new_empty((x.shape[0], plan_sizes(plan).out))
+
+
+@torch.library.register_fake("clebsch::linear_grad_x")
+def _(grad, weight, plan):
+    return grad.new_empty((grad.shape[0], plan_sizes(plan).in1))
+
+
+@torch.library.register_fake("clebsch::linear_grad_weight")
+def _(x, grad, plan):
+    return x.new_empty((plan_sizes(plan).weight,))
+
+
+def _grad_x(grad: Tensor, weight: Tensor, plan: str) -> Tensor:
+    return call(torch.ops.clebsch.linear_grad_x, grad, weight, plan)
+
+
+def _grad_weight(x: Tensor, grad: Tensor, plan: str) -> Tensor:
+    return call(torch.ops.clebsch.linear_grad_weight, x, grad, plan)
+
+
+def _product(x: Tensor, weight: Tensor, plan: str) -> Tensor:
+    return call(torch.ops.clebsch.linear, x, weight, x.new_empty(0), plan, ())
+
+
+@lru_cache(maxsize=1024)
+def _spans(plan: str, biased: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """(start, length) of the columns that have a bias."""
+    slices = ProductPlan.parse(plan).irreps_out.slices()
+    return tuple((slices[block].start, slices[block].stop - slices[block].start) for block in biased)
+
+
+def _grad_bias(grad: Tensor, plan: str, biased: tuple[int, ...], per_row: bool) -> Tensor:
+    parts = [grad.narrow(1, start, length) for start, length in _spans(plan, biased)]
+    parts = parts if per_row else [part.sum(0) for part in parts]
+    return torch.cat(parts, dim=-1) if parts else grad.new_empty((grad.shape[0], 0) if per_row else 0)
+
+
+def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, weight, bias, ctx.plan, biased = inputs
+    ctx.biased, ctx.per_row = tuple(biased), bias.dim() == 2
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate_linear(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, weight = ctx.saved_tensors
+    wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+    return (
+        _grad_x(grad, weight, ctx.plan) if wants_x else None,
+        _grad_weight(x, grad, ctx.plan) if wants_weight else None,
+        _grad_bias(grad, ctx.plan, ctx.biased, ctx.per_row) if wants_bias else None,
+        None,
+        None,
+    )
+
+
+def _save_pair(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *operands, ctx.plan = inputs
+    ctx.save_for_backward(*operands)
+
+
+def _differentiate_grad_x(ctx: Any, tangent: Tensor) -> tuple[Any, ...]:
+    grad, weight = ctx.saved_tensors
+    wants_grad, wants_weight = ctx.needs_input_grad[:2]
+    return (
+        _product(tangent, weight, ctx.plan) if wants_grad else None,
+        _grad_weight(tangent, grad, ctx.plan) if wants_weight else None,
+        None,
+    )
+
+
+def _differentiate_grad_weight(ctx: Any, tangent: Tensor) -> tuple[Any, ...]:
+    x, grad = ctx.saved_tensors
+    wants_x, wants_grad = ctx.needs_input_grad[:2]
+    return (
+        _grad_x(grad, tangent, ctx.plan) if wants_x else None,
+        _product(x, tangent, ctx.plan) if wants_grad else None,
+        None,
+    )
+
+
+for _name, _backward, _setup in (
+    ("linear", _differentiate_linear, _save_linear),
+    ("linear_grad_x", _differentiate_grad_x, _save_pair),
+    ("linear_grad_weight", _differentiate_grad_weight, _save_pair),
+):
+    torch.library.register_autograd(f"clebsch::{_name}", _backward, setup_context=_setup)
