@@ -51,7 +51,7 @@ class Gate(torch.nn.Module):
             )
         parts = [irreps.simplify() for irreps in (irreps_scalars, irreps_gates, irreps_gated)]
         self.irreps_scalars, self.irreps_gates, self.irreps_gated = parts
-        self.irreps_in, self._spans = _sorted_spans(parts)
+        self.irreps_in, self._lengths, self._pieces = _sorted_pieces(parts)
         self.act_scalars = Activation(irreps_scalars, act_scalars)
         self.act_gates = Activation(irreps_gates, act_gates)
         self.mul = ElementwiseTensorProduct(irreps_gated, self.act_gates.irreps_out)
@@ -65,42 +65,45 @@ class Gate(torch.nn.Module):
             raise ValueError(
                 f"Gate: features must have shape (..., {self._dim_in}), got {tuple(features.shape)}"
             )
-        scalars, gates, gated = (_select(features, spans) for spans in self._spans)
-        if not self._spans[1]:
+        # One split: its gradient is written in one pass, where every narrowing would fill a whole row.
+        pieces = features.split(self._lengths, dim=-1)
+        scalars, gates, gated = (_join(features, [pieces[i] for i in places]) for places in self._pieces)
+        if not self._pieces[1]:
             return self.act_scalars(scalars)
         gated = self.mul(gated, self.act_gates(gates))
-        return torch.cat((self.act_scalars(scalars), gated), dim=-1) if self._spans[0] else gated
+        return torch.cat((self.act_scalars(scalars), gated), dim=-1) if self._pieces[0] else gated
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} ({self.irreps_in} -> {self.irreps_out})"
 
 
-Spans = list[tuple[int, int]]
+def _sorted_pieces(parts: Sequence[Irreps]) -> tuple[Irreps, list[int], list[list[int]]]:
+    """The sorted sum of `parts`, the lengths of the pieces to cut it into, and which pieces make up each part.
 
-
-def _sorted_spans(parts: Sequence[Irreps]) -> tuple[Irreps, list[Spans]]:
-    """The sorted sum of `parts`, and for each part the (start, length) of its components there, neighbours
-    merged.
+    Blocks that are neighbours there and follow each other in one part are one piece.
     """
     together = sum(parts, Irreps(""))
-    irreps, place, _ = together.sort()
-    slices = irreps.slices()
-    spans, block = [], 0
+    irreps, place, inverse = together.sort()
+    last_of_part = {sum(map(len, parts[: i + 1])) - 1 for i in range(len(parts))}
+    lengths: list[int] = []
+    piece_of: dict[int, int] = {}
+    for where, block in enumerate(irreps):
+        original = inverse[where]
+        follows = where > 0 and inverse[where - 1] == original - 1 and original - 1 not in last_of_part
+        if follows:
+            lengths[-1] += block.dim
+        else:
+            lengths.append(block.dim)
+        piece_of[original] = len(lengths) - 1
+    pieces, block = [], 0
     for part in parts:
-        merged: Spans = []
-        for _ in part:
-            where = slices[place[block]]
-            block += 1
-            if merged and sum(merged[-1]) == where.start:
-                merged[-1] = (merged[-1][0], merged[-1][1] + where.stop - where.start)
-            else:
-                merged.append((where.start, where.stop - where.start))
-        spans.append(merged)
-    return irreps.simplify(), spans
+        own = [piece_of[block + i] for i in range(len(part))]
+        block += len(part)
+        pieces.append(sorted(set(own), key=own.index))
+    return irreps.simplify(), lengths, pieces
 
 
-def _select(features: Tensor, spans: Spans) -> Tensor:
-    parts = [features.narrow(-1, start, length) for start, length in spans]
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat(parts, dim=-1) if parts else features.narrow(-1, 0, 0)
+def _join(features: Tensor, pieces: list[Tensor]) -> Tensor:
+    if len(pieces) == 1:
+        return pieces[0]
+    return torch.cat(pieces, dim=-1) if pieces else features.narrow(-1, 0, 0)
