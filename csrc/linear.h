@@ -33,7 +33,7 @@ struct LinearProgram {
 };
 
 // Rows with components innermost are turned by code that knows their number up to this degree (panel.inl.h).
-constexpr int kPanelDegree = 4;
+constexpr int kPanelDegree = 6;
 
 template <class T>
 struct LinearKernels {

@@ -92,6 +92,10 @@ void block_to_panel(const Block& b, bool mul_ir, const T* row, T* panel) {
       return block_to_panel<T, 7>(row, b.mul, b.stride, panel);
     case 4:
       return block_to_panel<T, 9>(row, b.mul, b.stride, panel);
+    case 5:
+      return block_to_panel<T, 11>(row, b.mul, b.stride, panel);
+    case 6:
+      return block_to_panel<T, 13>(row, b.mul, b.stride, panel);
   }
   for (int m = 0; m < d; ++m) {
     for (int u = 0; u < b.mul; ++u) panel[m * b.stride + u] = row[std::int64_t{u} * d + m];
@@ -121,6 +125,10 @@ void block_from_panel(const Block& b, bool mul_ir, const T* panel, T* row) {
       return block_from_panel<T, 7>(panel, b.mul, b.stride, row);
     case 4:
       return block_from_panel<T, 9>(panel, b.mul, b.stride, row);
+    case 5:
+      return block_from_panel<T, 11>(panel, b.mul, b.stride, row);
+    case 6:
+      return block_from_panel<T, 13>(panel, b.mul, b.stride, row);
   }
   for (int m = 0; m < d; ++m) {
     for (int u = 0; u < b.mul; ++u) row[std::int64_t{u} * d + m] = panel[m * b.stride + u];

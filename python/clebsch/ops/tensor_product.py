@@ -59,7 +59,7 @@ def tensor_product(x: Tensor, y: Tensor, weight: Tensor, plan: ProductPlan | str
         y: (rows, irreps_in2.dim), of the dtype and device of x.
         weight: (rows, weight_numel), or (weight_numel,) shared by all rows; shape (0,) if no path is
             weighted.
-        plan: a `ProductPlan` or its canonical string.
+        plan: a `ProductPlan` or its canonical string (under torch.compile before torch 2.11, the string).
 
     Returns:
         (rows, irreps_out.dim).
