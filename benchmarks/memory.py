@@ -44,11 +44,11 @@ def peak_beyond_outputs(operator: str, num_edges: int) -> float:
     _operator(operator, 400)()
     ctypes.CDLL(None).malloc_trim(0)
     CLEAR.write_text("5")  # makes the peak start again from here
-    before = _status("VmRSS")
+    before = status("VmRSS")
     outputs = call()
     outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
     written = sum(output.numel() * output.element_size() for output in outputs)
-    return (_status("VmHWM") - before - written) / 1e6
+    return (status("VmHWM") - before - written) / 1e6
 
 
 def _operator(operator: str, num_edges: int) -> Callable[[], object]:
@@ -90,7 +90,7 @@ def _product(operator: str, num_edges: int) -> tuple[Sequence, int, tuple]:
     return operands(problem, edges.num_nodes, num_edges), plan.irreps_out.dim, (order, str(plan))
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
     """Bytes."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
     return 1024 * int(line.split()[1])
