@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <shared_mutex>
 #include <stdexcept>
 #include <tuple>
@@ -208,22 +209,22 @@ Coupling sparse_coupling(const Path& p, const CouplingEntry* entries, int count)
   return c;
 }
 
-// The terms side by side for each component `to` of one operand; `a` and `b` are those of the others, a step
-// apart in their panels.
-SortedTerms sort_terms(const CouplingEntry* entries, int count, double coefficient, int components,
-                       int stride, unsigned char CouplingEntry::* to, unsigned char CouplingEntry::* a,
-                       unsigned char CouplingEntry::* b) {
+// value times component `source` of what is contracted, for component `result`.
+struct Entry {
+  int result, source;
+  double value;
+};
+SortedTerms sort_terms(std::vector<Entry> entries, int results) {
+  std::stable_sort(entries.begin(), entries.end(),
+                   [](const Entry& a, const Entry& b) { return a.result < b.result; });
   SortedTerms sorted;
-  for (int d = 0; d < components; ++d) {
-    sorted.first.push_back(static_cast<int>(sorted.pairs.size()));
-    for (int n = 0; n < count; ++n) {
-      const CouplingEntry& e = entries[n];
-      if (e.*to != d) continue;
-      sorted.pairs.push_back({e.*a * stride, e.*b * stride});
-      sorted.values.push_back(e.value * coefficient);
-    }
+  sorted.first.assign(results + 1, 0);
+  for (const Entry& e : entries) {
+    ++sorted.first[e.result + 1];
+    sorted.source.push_back(e.source);
+    sorted.values.push_back(e.value);
   }
-  sorted.first.push_back(count);
+  std::partial_sum(sorted.first.begin(), sorted.first.end(), sorted.first.begin());
   sorted.values_float.assign(sorted.values.begin(), sorted.values.end());
   return sorted;
 }
@@ -301,6 +302,44 @@ bool whole_lines(const std::vector<Block>& blocks) {
 
 }  // namespace
 
+// Elementwise paths by the two blocks that they start from.
+void Plan::pair_blocks() {
+  std::map<std::pair<std::int64_t, std::int64_t>, std::vector<int>> paths_of;
+  for (int i = 0; i < static_cast<int>(paths_.size()); ++i) {
+    const Path& p = paths_[i];
+    if (p.mode == Mode::uuu) paths_of[{p.in1.offset, p.in2.offset}].push_back(i);
+  }
+  for (auto& [offsets, numbers] : paths_of) {
+    ElementwisePair pair{};
+    pair.in1 = paths_[numbers.front()].in1;
+    pair.in2 = paths_[numbers.front()].in2;
+    const int columns = 2 * pair.in2.l + 1, products = (2 * pair.in1.l + 1) * columns;
+    std::vector<Entry> all;
+    for (const int i : numbers) {
+      Path& p = paths_[i];
+      const auto [entries, count] = coupling_of(p.in1.l, p.in2.l, p.out.l);
+      std::vector<Entry> own;
+      p.at_pair = pair.output_count;
+      for (const CouplingEntry* e = entries; e < entries + count; ++e) {
+        const int product = e->m1 * columns + e->m2;
+        own.push_back({e->m3, product, e->value * p.coefficient});
+        all.push_back({product, p.at_pair + e->m3, e->value * p.coefficient});
+      }
+      p.to_out = sorted_terms_.emplace_back(sort_terms(std::move(own), 2 * p.out.l + 1)).view();
+      pair.output_count += 2 * p.out.l + 1;
+      pair.weighted |= p.weighted;
+    }
+    pair.to_pair = sorted_terms_.emplace_back(sort_terms(std::move(all), products)).view();
+    pair.paths = pair_paths_.emplace_back(std::move(numbers)).data();
+    pair.path_count = static_cast<int>(pair_paths_.back().size());
+    program.most_products = std::max(program.most_products, products);
+    program.most_outputs = std::max(program.most_outputs, pair.output_count);
+    pairs_.push_back(pair);
+  }
+  program.pairs = pairs_.data();
+  program.pair_count = static_cast<int>(pairs_.size());
+}
+
 const Plan& parse_plan(const std::string& text) {
   static std::shared_mutex& mutex = *new std::shared_mutex;
   static auto& plans = *new std::unordered_map<std::string, std::unique_ptr<Plan>>;
@@ -351,14 +390,6 @@ const Plan& parse_plan(const std::string& text) {
       }
       if (p.mode == Mode::uuu) {
         program.elementwise = true;
-        const auto sorted = [&](const Block& to, auto... members) {
-          return plan->sorted_terms_
-              .emplace_back(sort_terms(entries, count, p.coefficient, 2 * to.l + 1, to.stride, members...))
-              .view();
-        };
-        p.to_out = sorted(p.out, &CouplingEntry::m3, &CouplingEntry::m1, &CouplingEntry::m2);
-        p.to_x = sorted(p.in1, &CouplingEntry::m1, &CouplingEntry::m3, &CouplingEntry::m2);
-        p.to_y = sorted(p.in2, &CouplingEntry::m2, &CouplingEntry::m3, &CouplingEntry::m1);
       } else {
         p.dense = program.dense_size;
         program.dense_size += std::int64_t{2 * p.in1.l + 1} * (2 * p.out.l + 1);
@@ -379,6 +410,7 @@ const Plan& parse_plan(const std::string& text) {
   std::tie(program.single_begin, program.single_end) = single_columns(plan->in2_, program);
   plan->channels = choose_lanes(plan->paths_, program);
   program.outputs_in_lanes = choose_outputs(plan->paths_, program);
+  plan->pair_blocks();
   program.paths = plan->paths_.data();
   program.in1 = plan->in1_.data();
   program.in2 = plan->in2_.data();

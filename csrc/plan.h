@@ -18,11 +18,10 @@ struct Lanes {
 
 // What a Contraction points to.
 struct SortedTerms {
-  std::vector<int> first;
-  std::vector<Contraction::Pair> pairs;
+  std::vector<int> first, source;
   std::vector<double> values;
   std::vector<float> values_float;
-  Contraction view() const { return {first.data(), pairs.data(), values.data(), values_float.data()}; }
+  Contraction view() const { return {first.data(), source.data(), values.data(), values_float.data()}; }
 };
 
 struct Plan {
@@ -31,6 +30,7 @@ struct Plan {
 
  private:
   friend const Plan& parse_plan(const std::string&);
+  void pair_blocks();
   std::vector<Block> in1_, in2_, out_;
   std::vector<Path> paths_;
   std::vector<std::vector<Cell>> cells_;
@@ -38,6 +38,8 @@ struct Plan {
   std::vector<std::vector<double>> values_;
   std::vector<std::vector<float>> values_float_;
   std::vector<SortedTerms> sorted_terms_;
+  std::vector<ElementwisePair> pairs_;
+  std::vector<std::vector<int>> pair_paths_;
 };
 
 // The plan of a canonical string, parsed at first use and kept for the life of the process.

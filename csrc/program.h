@@ -30,15 +30,10 @@ struct Term {
   int m2;
 };
 
-// The coupling of an elementwise path seen from one of out, x and y: the terms of its component d are
-// [first[d], first[d + 1]), each the components of the other two (the output before x before y) as offsets in
-// their blocks of the panels.
+// A sparse matrix: component d of the result is the sum of the terms [first[d], first[d + 1]), each a value
+// times a component of the source.
 struct Contraction {
-  struct Pair {
-    int a, b;
-  };
-  const int* first;
-  const Pair* pairs;
+  const int *first, *source;
   const double* values;
   const float* values_float;  // the same, rounded
 };
@@ -56,7 +51,8 @@ struct Path {
   const float* values_float;  // the same, rounded
   std::int64_t dense;         // offset of this path's (2 l1 + 1) x (2 l3 + 1) matrix among those of all paths
   double coefficient;
-  Contraction to_out, to_x, to_y;  // of elementwise paths
+  Contraction to_out;     // of an elementwise path, from the products x_i y_j of its two blocks
+  int at_pair;            // where its outputs begin among those of all paths of these blocks
   bool outputs_in_lanes;  // weights are met with lanes = output channels: see choose_outputs in plan.cpp
 };
 
@@ -81,8 +77,20 @@ constexpr int kWholeWeights = 1024;
 // The channelwise kernel keeps the 2 l3 + 1 sums of a path in registers or close by; beyond, lanes are rows.
 constexpr int kChannelwiseMaxDegree = 12;
 
+// Two blocks whose copies meet one by one (uuu), and the paths from them.
+struct ElementwisePair {
+  Block in1, in2;
+  const int* paths;  // numbers in Program::paths
+  int path_count, output_count;
+  bool weighted;  // any of them
+  Contraction
+      to_pair;  // from the outputs of all these paths, side by side, to (i, j): sum over k of C_ijk g_k
+};
+
 struct Program {
   const Path* paths;
+  const ElementwisePair* pairs;
+  int pair_count, most_products, most_outputs;  // of one pair: x_i y_j, and outputs
   const Block *in1, *in2, *out;
   int path_count, in1_count, in2_count, out_count;
   bool mul_ir;
@@ -92,7 +100,7 @@ struct Program {
   int widest;  // the largest padded multiplicity of x
   // Rows are panels already: ir_mul, multiplicities in whole cache lines.
   bool whole_lines1, whole_lines2, whole_lines_out;
-  bool elementwise;  // there are such paths: blocks with several copies of y are read as panels
+  bool elementwise;  // there are pairs: blocks with several copies of y are read as panels
   // The columns of y from the first to the last of the blocks with one copy (of all, unless elementwise): the
   // channelwise kernel makes its matrices of them.
   std::int64_t single_begin, single_end;

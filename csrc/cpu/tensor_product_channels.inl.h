@@ -482,7 +482,18 @@ class ChannelWalk {
       group.zeros[e] = constants + program.widest;
     }
     if (!a.graph) x_panels = s.take(program.panel1 * kGroup);
-    if (program.elementwise) y_panel = s.take(program.panel2);
+    if (program.elementwise) {
+      y_panel = s.take(program.panel2);
+      operands.ones = constants;
+      operands.zeros = constants + program.widest;
+      const auto vectors = [&](int count) { return std::int64_t{kElementwiseVectors} * lanes<T> * count; };
+      space.products = s.take(vectors(program.most_products));
+      space.scaled = s.take(vectors(program.most_outputs));
+      if constexpr (Tangent) {
+        space.product_tangents = s.take(vectors(program.most_products));
+        space.scaled_tangents = s.take(vectors(program.most_outputs));
+      }
+    }
     if constexpr (Tangent) {
       tangent_matrix = s.take(program.dense_size * kGroup);
       zero(tangent_matrix, program.dense_size * kGroup);
@@ -522,7 +533,7 @@ class ChannelWalk {
         if constexpr (Forward) sum(0, count);
         for (int e = 0; e < count; ++e) {
           if (program.elementwise) meet(e);
-          if constexpr (Forward) sum_elementwise();
+          if constexpr (Forward) elementwise_forward<Tangent>(program, operands, space, out_panel);
           if constexpr (Backward) {
             to.gx = a.gx[slot(at + e)];
             if (graph.slot[at + e] < 0) zero(to.gx, program.panel1);
@@ -548,7 +559,7 @@ class ChannelWalk {
         if constexpr (Forward) {
           zero(out_panel, program.panel_out);
           sum(e, e + 1);
-          sum_elementwise();
+          elementwise_forward<Tangent>(program, operands, space, out_panel);
           write_out(row);
         }
         if constexpr (Backward) {
@@ -641,9 +652,14 @@ class ChannelWalk {
 
   // The edge that elementwise paths meet next.
   void meet(int e) {
-    met = e;
+    operands.x = group.x[e];
+    operands.w = group.w[e];
     operands.y = read_y(group.y[e], y_panel);
-    if constexpr (Tangent) operands.ay = read_y(group.ay[e], ay_panel);
+    if constexpr (Tangent) {
+      operands.ax = group.ax[e];
+      operands.aw = group.aw[e];
+      operands.ay = read_y(group.ay[e], ay_panel);
+    }
   }
   const T* read_y(const T* row, T* panel) const {
     if (program.whole_lines2) return row;
@@ -659,23 +675,6 @@ class ChannelWalk {
     }
   }
 
-  void sum_elementwise() {
-    if (!program.elementwise) return;
-    for (int i = 0; i < program.path_count; ++i) {
-      const Path& p = program.paths[i];
-      if (p.mode == Mode::uuu) elementwise_forward<Tangent>(p, elementwise_operands(p), out_panel);
-    }
-  }
-  const ElementwiseOperands<T>& elementwise_operands(const Path& p) {
-    operands.x = group.x[met];
-    operands.w = p.weighted ? group.w[met] + p.weight : group.ones[met];
-    if constexpr (Tangent) {
-      operands.ax = group.ax[met];
-      operands.aw = p.weighted ? group.aw[met] + p.weight : group.zeros[met];
-    }
-    return operands;
-  }
-
   void differentiate(int e, std::int64_t edge, const T* g) {
     to.gw = a.gw[edge];
     to.next_w = a.w[next_edge[e]];
@@ -684,15 +683,12 @@ class ChannelWalk {
     if (program.elementwise) zero(gy_panel, program.panel2);
     for (int i = 0; i < program.path_count; ++i) {
       const Path& p = program.paths[i];
-      if (p.mode == Mode::uuu) {
-        T* gw = p.weighted ? to.gw + p.weight : to.sink;
-        elementwise_backward<Tangent>(p, elementwise_operands(p), g,
-                                      ElementwiseGradients<T>{to.gx, gy_panel, gw, to.accumulate_gw});
-      } else {
-        const PathKernels<T>& k = path_kernels<T>(p);
-        (Tangent ? k.backward_tangent : k.backward)(p, group, e, g, to);
-      }
+      if (p.mode == Mode::uuu) continue;
+      const PathKernels<T>& k = path_kernels<T>(p);
+      (Tangent ? k.backward_tangent : k.backward)(p, group, e, g, to);
     }
+    const ElementwiseGradients<T> gradients{to.gx, gy_panel, to.gw, to.accumulate_gw};
+    elementwise_backward<Tangent>(program, operands, g, space, gradients);
     T* gy_row = a.gy[edge];
     write_single_y(gy_row);
     if (program.elementwise) {
@@ -713,8 +709,8 @@ class ChannelWalk {
   const Program& program;
   const bool channelwise;  // there are such paths: groups are worth while
   const int step;          // edges of a group
-  int met = 0;
   ElementwiseOperands<T> operands{};
+  ElementwiseSpace<T> space{};
   Group<T> group{};
   EdgeGradients<T> to{};
   Ahead<T> ahead_w, ahead_aw;
@@ -737,9 +733,10 @@ void channels(const ProductArgs<T>& args, std::int64_t begin, std::int64_t end, 
 
 template <class T>
 std::int64_t channels_scratch(const Program& p) {
-  const std::int64_t pieces = 16;  // each rounded up to 16 elements
+  const std::int64_t pieces = 20;  // each rounded up to 16 elements
   return kGroup * (p.dim2 + 2 * p.dense_size + 2 * p.panel1) + 4 * p.widest + 2 * p.panel_out + p.panel1 +
-         3 * p.panel2 + (p.dim2 + p.dense_size + lanes<T>)*lanes<T> + 16 * pieces;
+         3 * p.panel2 + (p.dim2 + p.dense_size + lanes<T>)*lanes<T> + 2 * ElementwiseSpace<T>::size(p) +
+         16 * pieces;
 }
 
 template <class T>

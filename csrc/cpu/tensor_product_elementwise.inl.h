@@ -1,17 +1,18 @@
 // Elementwise products (uuu): lanes are channels, of every operand.
 //
-// The coupling cannot meet y once for all channels. Instead its terms are sorted by the component that they
-// are summed to, once for each of out, gx and gy (program.h), and all sums are one loop that keeps them in
-// registers: two instructions for a term and vector, sum += (C a) b, with a and b from L1. With t_i and s_i
-// sums along x:
+// The coupling cannot meet y once for all channels. But all paths from the same two blocks share the products
+// x_i y_j, and what the coupling makes of all their cotangents; these wait in the nearest cache. C is a
+// sparse matrix on either side (program.h), one multiply-add for a term:
 //
-//   forward   out_k += w C x_i y_j
-//   backward  t_i = C g_k y_j,  gx_i += w t_i,  gw += x_i t_i;   gy_j += w C g_k x_i
-//   tangent   out_k += w C (ax_i y_j + x_i ay_j) + aw C x_i y_j;   with s_i = C g_k ay_j
-//             gx_i += w s_i + aw t_i,  gw += ax_i t_i + x_i s_i;   gy_j += w C g_k ax_i + aw C g_k x_i
+//   forward   t_ij = x_i y_j,  out_k += w C t_ij
+//   backward  h_ij = C (w g_k),  gx_i += h_ij y_j,  gy_j += h_ij x_i;   gw += g_k C t_ij
+//   tangent   s_ij = ax_i y_j + x_i ay_j,  b_ij = C (aw g_k)
+//             out_k += w C s_ij + aw C t_ij,  gw += g_k C s_ij
+//             gx_i += h_ij ay_j + b_ij y_j,  gy_j += h_ij ax_i + b_ij x_i
 //
-// Forward 2, backward 4, double backward 11 instructions for a term and vector. Least traffic: each operand
-// and result once. For a few paths memory decides; up to four vectors share the reading of the table.
+// Instructions for a term and vector: forward 1, backward 1 and as many again for gw, double backward 4; and
+// 1, 4 and 8 for each (i, j). Least traffic: each operand and result once. For a few paths memory decides; up
+// to four vectors share the reading of the tables.
 #pragma once
 
 #include "program.h"
@@ -20,113 +21,179 @@
 namespace clebsch {
 namespace {
 
-// Of one edge. Panels, and rows of weights; a path sees their parts at its blocks and a channel.
+constexpr int kElementwiseVectors = 4;  // at once
+
+// Of one edge: panels, and the rows of the weights.
 template <class T>
 struct ElementwiseOperands {
   const T *x, *y, *w, *ax, *ay, *aw;
-  template <bool Tangent>
-  ElementwiseOperands at(const Path& p, int c) const {
-    const std::int64_t at_x = p.in1.panel + c, at_y = p.in2.panel + c;
-    if constexpr (Tangent) return {x + at_x, y + at_y, w + c, ax + at_x, ay + at_y, aw + c};
-    return {x + at_x, y + at_y, w + c, nullptr, nullptr, nullptr};
-  }
+  const T *ones, *zeros;  // weights of unweighted paths
+  const T* weights(const Path& p, int c) const { return p.weighted ? w + p.weight + c : ones; }
+  const T* weight_tangents(const Path& p, int c) const { return p.weighted ? aw + p.weight + c : zeros; }
 };
 template <class T>
 struct ElementwiseGradients {
   T *gx, *gy;  // panels, added to
-  T* gw;
+  T* gw;       // the row
   bool accumulate_gw;
-  ElementwiseGradients at(const Path& p, int c) const {
-    return {gx + p.in1.panel + c, gy + p.in2.panel + c, gw + c, accumulate_gw};
+};
+
+// N vectors of channels for each product x_i y_j and each output of a pair.
+template <class T>
+struct ElementwiseSpace {
+  T *products, *product_tangents, *scaled, *scaled_tangents;
+  static std::int64_t size(const Program& program) {
+    return std::int64_t{kElementwiseVectors} * lanes<T> * (program.most_products + program.most_outputs);
   }
 };
 
 template <class T, int N>
-struct Sums {  // N vectors of channels
+struct Channels {  // N vectors of them
   Vec<T> at[N];
 };
-
-// sum += C a b and, if Both, change += C a other, at one component of the result.
-template <bool Both, class T, int N>
-CLEBSCH_INLINE void contract(const Contraction& by, int component, const T* a, const T* b, const T* other,
-                             Sums<T, N>& sum, Sums<T, N>& change) {
-  constexpr int W = lanes<T>;
-  const T* values = path_values<T>(by);
-  for (int n = by.first[component]; n < by.first[component + 1]; ++n) {
-    const auto [at_a, at_b] = by.pairs[n];
-    CLEBSCH_UNROLL
-    for (int v = 0; v < N; ++v) {
-      const Vec<T> scaled = load(a + at_a + v * W) * values[n];
-      sum.at[v] += scaled * load(b + at_b + v * W);
-      if constexpr (Both) change.at[v] += scaled * load(other + at_b + v * W);
-    }
-  }
-}
-
-// to += w sum + its tangent
-template <bool Tangent, class T, int N>
-CLEBSCH_INLINE void add_weighted(const Sums<T, N>& w, const Sums<T, N>& aw, const Sums<T, N>& sum,
-                                 const Sums<T, N>& change, T* to) {
+template <int N, class T>
+CLEBSCH_INLINE Channels<T, N> load_channels(const T* from) {
+  Channels<T, N> all;
   CLEBSCH_UNROLL
-  for (int v = 0; v < N; ++v) {
-    Vec<T> all = load(to + v * lanes<T>) + w.at[v] * (Tangent ? change.at[v] : sum.at[v]);
-    if constexpr (Tangent) all += aw.at[v] * sum.at[v];
-    store(to + v * lanes<T>, all);
-  }
+  for (int v = 0; v < N; ++v) all.at[v] = load(from + v * lanes<T>);
+  return all;
 }
-
-// N vectors, of which `left` channels exist.
-template <class T, int N>
-CLEBSCH_INLINE Sums<T, N> load_channels(const T* from, int left) {
-  Sums<T, N> all;
+template <int N, class T>
+CLEBSCH_INLINE Channels<T, N> load_channels(const T* from, int left) {
+  Channels<T, N> all;
   CLEBSCH_UNROLL
   for (int v = 0; v < N; ++v) all.at[v] = load(from + v * lanes<T>, Mask<T>(left - v * lanes<T>));
   return all;
 }
+template <int N, class T>
+CLEBSCH_INLINE void store_channels(T* to, const Channels<T, N>& all) {
+  CLEBSCH_UNROLL
+  for (int v = 0; v < N; ++v) store(to + v * lanes<T>, all.at[v]);
+}
 
-// N vectors of channels of one path. (A function of its own, so that the compiler takes the pointers as they
-// are: inlined, it makes an index for every vector of every operand and runs out of registers.)
+// sum += a b
+template <class T, int N>
+CLEBSCH_INLINE void add_product(Channels<T, N>& sum, const Channels<T, N>& a, const Channels<T, N>& b) {
+  CLEBSCH_UNROLL
+  for (int v = 0; v < N; ++v) sum.at[v] += a.at[v] * b.at[v];
+}
+
+// Component `result`.
+template <int N, class T>
+CLEBSCH_INLINE Channels<T, N> contract(const Contraction& by, int result, const T* source) {
+  const T* values = path_values<T>(by);
+  Channels<T, N> sum{};
+  for (int n = by.first[result]; n < by.first[result + 1]; ++n) {
+    const T* from = source + std::int64_t{by.source[n]} * (N * lanes<T>);
+    CLEBSCH_UNROLL
+    for (int v = 0; v < N; ++v) sum.at[v] += load(from + v * lanes<T>) * values[n];
+  }
+  return sum;
+}
+
+// (Functions of their own, so that the compiler takes the pointers as they are: inlined, it makes an index
+// for every vector of every operand and runs out of registers.)
 template <bool Tangent, int N, class T>
-__attribute__((noinline)) void elementwise_forward(const Path& p, int left, const ElementwiseOperands<T> of,
-                                                   T* out) {
-  const Sums<T, N> w = load_channels<T, N>(of.w, left);
-  const Sums<T, N> aw = Tangent ? load_channels<T, N>(of.aw, left) : Sums<T, N>{};
-  for (int k = 0; k <= 2 * p.out.l; ++k) {
-    Sums<T, N> sum{}, change{};
-    contract<Tangent>(p.to_out, k, of.x, of.y, of.ay, sum, change);
-    if constexpr (Tangent) contract<false>(p.to_out, k, of.ax, of.y, of.y, change, sum);
-    add_weighted<Tangent>(w, aw, sum, change, out + k * p.out.stride);
+__attribute__((noinline)) void multiply_components(const ElementwisePair& pair, int c,
+                                                   const ElementwiseOperands<T>& of,
+                                                   const ElementwiseSpace<T>& space) {
+  constexpr int width = N * lanes<T>;
+  T *product = space.products, *tangent = space.product_tangents;
+  for (int i = 0; i <= 2 * pair.in1.l; ++i) {
+    const std::int64_t at_x = pair.in1.panel + i * pair.in1.stride + c;
+    const auto x = load_channels<N>(of.x + at_x);
+    const auto ax = Tangent ? load_channels<N>(of.ax + at_x) : x;
+    for (int j = 0; j <= 2 * pair.in2.l; ++j, product += width, tangent += Tangent ? width : 0) {
+      const std::int64_t at_y = pair.in2.panel + j * pair.in2.stride + c;
+      const auto y = load_channels<N>(of.y + at_y);
+      Channels<T, N> t{}, s{};
+      add_product(t, x, y);
+      store_channels(product, t);
+      if constexpr (Tangent) {
+        add_product(s, ax, y);
+        add_product(s, x, load_channels<N>(of.ay + at_y));
+        store_channels(tangent, s);
+      }
+    }
   }
 }
 
 template <bool Tangent, int N, class T>
-__attribute__((noinline)) void elementwise_backward(const Path& p, int left, const ElementwiseOperands<T> of,
-                                                    const T* g, const ElementwiseGradients<T> to) {
-  constexpr int W = lanes<T>;
-  const Sums<T, N> w = load_channels<T, N>(of.w, left);
-  const Sums<T, N> aw = Tangent ? load_channels<T, N>(of.aw, left) : Sums<T, N>{};
-  Sums<T, N> gw{};
-  for (int i = 0; i <= 2 * p.in1.l; ++i) {
-    Sums<T, N> t{}, s{};
-    contract<Tangent>(p.to_x, i, g, of.y, of.ay, t, s);
-    const int at = i * p.in1.stride;
-    CLEBSCH_UNROLL
-    for (int v = 0; v < N; ++v) {
-      gw.at[v] += load(of.x + at + v * W) * (Tangent ? s.at[v] : t.at[v]);
-      if constexpr (Tangent) gw.at[v] += load(of.ax + at + v * W) * t.at[v];
+__attribute__((noinline)) void elementwise_forward(const Path& p, int c, const ElementwiseOperands<T>& of,
+                                                   const ElementwiseSpace<T>& space, T* out) {
+  const int left = p.in1.mul - c;
+  const auto w = load_channels<N>(of.weights(p, c), left);
+  const auto aw = Tangent ? load_channels<N>(of.weight_tangents(p, c), left) : w;
+  for (int k = 0; k <= 2 * p.out.l; ++k) {
+    T* to = out + p.out.panel + k * p.out.stride + c;
+    auto sum = load_channels<N>(to);
+    add_product(sum, w, contract<N>(p.to_out, k, Tangent ? space.product_tangents : space.products));
+    if constexpr (Tangent) add_product(sum, aw, contract<N>(p.to_out, k, space.products));
+    store_channels(to, sum);
+  }
+}
+
+// The cotangents of a path times its weights, and the gradient of these.
+template <bool Tangent, int N, class T>
+__attribute__((noinline)) void scale_cotangents(const Path& p, int c, const ElementwiseOperands<T>& of,
+                                                const T* g, const ElementwiseSpace<T>& space,
+                                                const ElementwiseGradients<T>& to) {
+  constexpr int width = N * lanes<T>;
+  const int left = p.in1.mul - c;
+  const auto w = load_channels<N>(of.weights(p, c), left);
+  const auto aw = Tangent ? load_channels<N>(of.weight_tangents(p, c), left) : w;
+  Channels<T, N> gw{};
+  for (int k = 0; k <= 2 * p.out.l; ++k) {
+    const auto gk = load_channels<N>(g + p.out.panel + k * p.out.stride + c);
+    Channels<T, N> scaled{}, scaled_tangent{};
+    add_product(scaled, w, gk);
+    store_channels(space.scaled + (p.at_pair + k) * width, scaled);
+    if constexpr (Tangent) {
+      add_product(scaled_tangent, aw, gk);
+      store_channels(space.scaled_tangents + (p.at_pair + k) * width, scaled_tangent);
     }
-    add_weighted<Tangent>(w, aw, t, s, to.gx + at);
+    if (p.weighted)
+      add_product(gw, gk, contract<N>(p.to_out, k, Tangent ? space.product_tangents : space.products));
   }
-  for (int j = 0; j <= 2 * p.in2.l; ++j) {
-    Sums<T, N> sum{}, change{};
-    contract<Tangent>(p.to_y, j, g, of.x, of.ax, sum, change);
-    add_weighted<Tangent>(w, aw, sum, change, to.gy + j * p.in2.stride);
-  }
+  if (!p.weighted) return;
+  T* row = to.gw + p.weight + c;
   CLEBSCH_UNROLL
   for (int v = 0; v < N; ++v) {
-    const Mask<T> mask(left - v * W);
-    if (to.accumulate_gw) gw.at[v] += load(to.gw + v * W, mask);
-    store(to.gw + v * W, gw.at[v], mask);
+    const Mask<T> mask(left - v * lanes<T>);
+    if (to.accumulate_gw) gw.at[v] += load(row + v * lanes<T>, mask);
+    store(row + v * lanes<T>, gw.at[v], mask);
+  }
+}
+
+template <bool Tangent, int N, class T>
+__attribute__((noinline)) void differentiate_components(const ElementwisePair& pair, int c,
+                                                        const ElementwiseOperands<T>& of,
+                                                        const ElementwiseSpace<T>& space,
+                                                        const ElementwiseGradients<T>& to) {
+  int product = 0;
+  for (int i = 0; i <= 2 * pair.in1.l; ++i) {
+    const std::int64_t at_x = pair.in1.panel + i * pair.in1.stride + c;
+    const auto x = load_channels<N>(of.x + at_x);
+    const auto ax = Tangent ? load_channels<N>(of.ax + at_x) : x;
+    auto gx = load_channels<N>(to.gx + at_x);
+    for (int j = 0; j <= 2 * pair.in2.l; ++j, ++product) {
+      const std::int64_t at_y = pair.in2.panel + j * pair.in2.stride + c;
+      const auto h = contract<N>(pair.to_pair, product, space.scaled);
+      const auto y = load_channels<N>(of.y + at_y);
+      auto gy = load_channels<N>(to.gy + at_y);
+      if constexpr (Tangent) {
+        const auto b = contract<N>(pair.to_pair, product, space.scaled_tangents);
+        add_product(gx, h, load_channels<N>(of.ay + at_y));
+        add_product(gx, b, y);
+        add_product(gy, h, ax);
+        add_product(gy, b, x);
+      } else {
+        add_product(gx, h, y);
+        add_product(gy, h, x);
+      }
+      store_channels(to.gy + at_y, gy);
+    }
+    store_channels(to.gx + at_x, gx);
   }
 }
 
@@ -141,19 +208,30 @@ CLEBSCH_INLINE void for_channels(int mul, F f) {
 }
 
 template <bool Tangent, class T>
-void elementwise_forward(const Path& p, const ElementwiseOperands<T>& of, T* out) {
-  for_channels<T>(p.in1.mul, [&]<int N>(int c) {
-    elementwise_forward<Tangent, N>(p, p.in1.mul - c, of.template at<Tangent>(p, c), out + p.out.panel + c);
-  });
+void elementwise_forward(const Program& program, const ElementwiseOperands<T>& of,
+                         const ElementwiseSpace<T>& space, T* out) {
+  for (int i = 0; i < program.pair_count; ++i) {
+    const ElementwisePair& pair = program.pairs[i];
+    for_channels<T>(pair.in1.mul, [&]<int N>(int c) {
+      multiply_components<Tangent, N>(pair, c, of, space);
+      for (int n = 0; n < pair.path_count; ++n)
+        elementwise_forward<Tangent, N>(program.paths[pair.paths[n]], c, of, space, out);
+    });
+  }
 }
 
 template <bool Tangent, class T>
-void elementwise_backward(const Path& p, const ElementwiseOperands<T>& of, const T* g,
-                          const ElementwiseGradients<T>& to) {
-  for_channels<T>(p.in1.mul, [&]<int N>(int c) {
-    elementwise_backward<Tangent, N>(p, p.in1.mul - c, of.template at<Tangent>(p, c), g + p.out.panel + c,
-                                     to.at(p, c));
-  });
+void elementwise_backward(const Program& program, const ElementwiseOperands<T>& of, const T* g,
+                          const ElementwiseSpace<T>& space, const ElementwiseGradients<T>& to) {
+  for (int i = 0; i < program.pair_count; ++i) {
+    const ElementwisePair& pair = program.pairs[i];
+    for_channels<T>(pair.in1.mul, [&]<int N>(int c) {
+      if (pair.weighted) multiply_components<Tangent, N>(pair, c, of, space);
+      for (int n = 0; n < pair.path_count; ++n)
+        scale_cotangents<Tangent, N>(program.paths[pair.paths[n]], c, of, g, space, to);
+      differentiate_components<Tangent, N>(pair, c, of, space, to);
+    });
+  }
 }
 
 }  // namespace
