@@ -363,7 +363,7 @@ def _text(explanation: Explanation) -> Iterator[str]:
     if explanation.limits:
         yield "limit: what a row needs longer for; at best: that time; share: of the rate of matrix products"
     if is_timed:
-        yield "takes: forward, calls included; reached: at best / takes, over 100 % where caches hold the rows"
+        yield "takes: forward, calls included; reached: at best / takes, over 100 % where caches hold them"
 
 
 def _aligned(line: Sequence[str], columns: Sequence[str], widths: Sequence[int]) -> str:

@@ -125,8 +125,8 @@ def _why_rows(plan: ProductPlan, paths: Sequence[Path], lanes: Sequence[str]) ->
     if not unsuited:
         few = sorted({plan.irreps_in1[path.i_in1].mul for path in paths})
         yield (
-            f"lanes are rows{steps}: for blocks of {_listed(few)} channels that is less work than vectors of "
-            "channels, padded; all operands are transposed"
+            f"lanes are rows{steps}: for blocks of multiplicity {_listed(few)} that is less work than "
+            "vectors of channels, padded; all operands are transposed"
         )
     elif others:
         kinds = sorted({_kind(plan, paths[i]) for i in others})
@@ -148,8 +148,8 @@ def _why_panels(plan: ProductPlan, paths: Sequence[Path]) -> Iterator[str]:
     ragged = sorted({mul for path in paths if (mul := plan.irreps_in1[path.i_in1].mul) % LINE})
     if ragged:
         yield (
-            f"blocks of {_listed(ragged)} channels are padded to multiples of {LINE}: the rest of the lanes "
-            "computes nothing"
+            f"blocks of multiplicity {_listed(ragged)} are padded to multiples of {LINE}: the rest of "
+            "the lanes computes nothing"
         )
     if plan.layout == "mul_ir":
         moved = max(max(block.ir.l for block in plan.blocks(path)[::2]) for path in paths)
@@ -178,7 +178,8 @@ def _why_not_unrolled(
             more = ", ..." if len(degrees) > 4 else ""
             yield (
                 f"{_counted(high, paths, 'is', 'are')} not unrolled: degrees {shown}{more} are above "
-                f"{limits['channels']}, the limit in {str(dtype).removeprefix('torch.')} for {backend.instruction_set()}"
+                f"{limits['channels']}, the limit in {str(dtype).removeprefix('torch.')} for "
+                f"{backend.instruction_set()}"
             )
     if found["forward"] == "rows":
         # What has one copy of y and still runs general loops; of other paths that was said.

@@ -1,17 +1,18 @@
 """What a layer must compute and move for one row: useful floating point operations and least bytes.
 
-A multiply-add counts two operations. For a product the count is that of the order of contraction that the
-kernels use (docs/kernels.md): the coupling of path p meets y first, M_v[m1, m3] = sum_m2 C y_v[m2]. With t
-the terms (non-zero coupling coefficients) of a path, s the non-zero cells (m1, m3) of its M, U, V and W the
-copies in its three blocks, n the pairs (u, v) that its mode couples, and a = 2 l1 + 1, b = 2 l3 + 1, a row
-takes, in multiply-adds,
+A multiply-add is two operations, and so is a product or a sum on its own here, since it takes as long: what
+is counted can be held against the rate of matrix products. For a product of irreps the count is that of the
+order of contraction that the kernels use (docs/kernels.md): the coupling of path p meets y first,
+M_v[m1, m3] = sum_m2 C y_v[m2]. With t the terms (non-zero coupling coefficients) of a path, s the non-zero
+cells (m1, m3) of its M, U, V and W the copies in its three blocks, n the pairs (u, v) that its mode couples,
+and a = 2 l1 + 1, b = 2 l3 + 1, a row takes, in multiply-adds,
 
     forward    V t + n (s + a)                       uvu, uvv, uvuv, uvu<v; without weights V t + n s
                V t + n s + n W b                     uvw, uuw, u<vw; for uvw n W a + V W s + V t if less
-               1.5 U t + 0.5 U a                     uuu: C x y added is a product and a multiply-add
+               2 U t + U a                           uuu: C x y added is a product and a multiply-add
     backward   2 V t + n (2 s + 3 a)                 without weights 2 V t + 2 n s
                2 V t + 3 n s + 2 n W b
-               3 U t + 1.5 U a
+               4 U t + 3 U a
 
 where backward is the gradients of x, y and the weights together: M is made again, x M's product with the
 gradient is shared by two of them. Each operand and each result is moved once, whatever stays in cache is not
@@ -60,7 +61,7 @@ def product_work(
     output the part that falls to one of its edges. is_square: x is y too, and is moved once.
     """
     counts = [_multiply_adds(plan, path) for path in plan.paths if 0 not in _copies(plan, path)]
-    forward, backward = (round(2 * sum(count[i] for count in counts)) for i in range(2))
+    forward, backward = (2 * sum(count[i] for count in counts) for i in range(2))
     x, y, out = (_used(plan, slot) for slot in range(3))
     if is_square:
         x, y = max(x, y), 0
@@ -84,7 +85,7 @@ def _used(plan: ProductPlan, slot: int) -> int:
     return sum(irreps[i].dim for i in blocks)
 
 
-def _multiply_adds(plan: ProductPlan, path: Path) -> tuple[float, float]:
+def _multiply_adds(plan: ProductPlan, path: Path) -> tuple[int, int]:
     """Of one path, forward and backward: the table at the head of this file."""
     u, v, w = _copies(plan, path)
     entries = plan.entries(path)
@@ -92,7 +93,7 @@ def _multiply_adds(plan: ProductPlan, path: Path) -> tuple[float, float]:
     ir1, _, ir3 = (block.ir for block in plan.blocks(path))
     a, b = (ir1.dim, ir3.dim) if path.has_weight else (0, 0)
     if path.mode == "uuu" and v > 1:
-        return 1.5 * u * t + 0.5 * u * a, 3 * u * t + 1.5 * u * a
+        return 2 * u * t + u * a, 4 * u * t + 3 * u * a
     triangle = path.mode in ("uvu<v", "u<vw")
     n = u * (u - 1) // 2 if triangle else u if path.mode in ("uuw", "uuu") else u * v
     made = v * t
@@ -107,16 +108,16 @@ def _multiply_adds(plan: ProductPlan, path: Path) -> tuple[float, float]:
 def harmonics_work(degrees: Sequence[int], itemsize: int, *, normalize: bool) -> tuple[Work, Work]:
     """Forward and backward of spherical harmonics of one point.
 
-    Forward, with the pole y, t = x^2 + z^2 and c_m + i s_m = (z + i x)^m: 3 operations for t, 6 for each m >=
-    2; for each l up to the largest the Legendre recurrence takes 7 for m <= l - 2 and 2 for m = l - 1; then
-    one for each component with m != 0; 11 to normalise (squares, sums, root, division, scaling). The backward
-    pass moves 6 numbers beside its gradients; its operations are not counted.
+    Forward, in multiply-adds, with the pole y, t = x^2 + z^2 and c_m + i s_m = (z + i x)^m: 2 for t, 4 for
+    each m >= 2; for each l up to the largest the Legendre recurrence takes 5 for m <= l - 2 and 2 for m = l -
+    1; then one for each component with m != 0; 8 to normalise (squares, root, division, scaling). The
+    backward pass moves 6 numbers beside its gradients; its operations are not counted.
     """
     l_max, columns = max(degrees, default=0), sum(2 * l + 1 for l in degrees)
-    recurrence = sum(2 + 7 * (l - 1) for l in range(1, l_max + 1))
-    flops = recurrence + 6 * max(l_max - 1, 0) + (3 if l_max > 0 else 0) + sum(2 * l for l in degrees)
-    flops += 11 if normalize and l_max > 0 else 0
-    return Work(flops, itemsize * (3 + columns)), Work(None, itemsize * (6 + columns))
+    count = sum(2 + 5 * (l - 1) for l in range(1, l_max + 1)) + 4 * max(l_max - 1, 0)
+    count += sum(2 * l for l in degrees) + (2 if l_max > 1 else 0)
+    count += 8 if normalize and l_max > 0 else 0
+    return Work(2 * count, itemsize * (3 + columns)), Work(None, itemsize * (6 + columns))
 
 
 def linear_work(
