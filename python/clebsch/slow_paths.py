@@ -155,8 +155,8 @@ def _why_panels(plan: ProductPlan, paths: Sequence[Path]) -> Iterator[str]:
         moved = max(max(block.ir.l for block in plan.blocks(path)[::2]) for path in paths)
         if moved > 0:
             yield (
-                "mul_ir: channels of degrees above 0 are transposed in registers, in and out; "
-                f"layout='ir_mul' needs none where multiplicities are multiples of {LINE}"
+                "mul_ir: channels of degrees above 0 are transposed in registers, in and out, a few percent "
+                f"of the time; layout='ir_mul' needs none where multiplicities are multiples of {LINE}"
             )
     elif ragged:
         yield f"ir_mul: rows are copied to padded panels: not all multiplicities are multiples of {LINE}"
