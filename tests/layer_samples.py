@@ -32,8 +32,8 @@ _ARGUMENTS = {
 }
 _KEYWORDS = {"ReducedTensorProducts": {"i": "1o"}}
 
-# Layers that draw random numbers or keep statistics: nothing says what they must give.
-WITHOUT_DEFINITION = {"BatchNorm", "Dropout", "Extract", "ExtractIr", "S2Activation"}
+# Nothing says what they must give: random numbers, and a function on a grid.
+WITHOUT_DEFINITION = {"Dropout", "S2Activation"}
 
 
 def names() -> Iterator[str]:

@@ -519,8 +519,8 @@ def test_timing(known_machine):
         assert forward.reached == forward.least_seconds / forward.seconds
     (entry,) = clebsch.explain(o3.Linear("4x0e", "4x0e"), rows=7, measure=False)
     assert entry.passes[0].seconds > 0 and entry.passes[0].reached is None
-    (entry,) = clebsch.explain(e3nn.nn.BatchNorm("3x0e"), rows=7)
-    assert entry.reasons == ("not timed: e3nn's BatchNorm has no definition here to compare with",)
+    (entry,) = clebsch.explain(e3nn.nn.Identity("3x0e", "3x0e"), rows=7)
+    assert entry.reasons == ("not timed: e3nn's Identity has no definition here to compare with",)
     (entry,) = clebsch.explain(mace(), rows=7, dtype=torch.bfloat16)
     assert entry.reasons[-1] == (
         "not timed: TypeError: tensor_product: x must be float32 or float64, got bfloat16"
@@ -532,7 +532,11 @@ def test_timing(known_machine):
 
 def test_the_text(known_machine):
     model = torch.nn.ModuleDict(
-        {"conv": mace(nn.TensorProductConv), "norm": e3nn.nn.BatchNorm("3x0e"), "net": nn.Activation("", [])}
+        {
+            "conv": mace(nn.TensorProductConv),
+            "norm": e3nn.nn.Identity("3x0e", "3x0e"),
+            "net": nn.Activation("", []),
+        }
     )
     lines = str(clebsch.explain(model)).splitlines()
     facts = machine.describe()
@@ -545,11 +549,11 @@ def test_the_text(known_machine):
         f"conv: TensorProductConv (float32, cpu {isa})",
         "  forward   channelwise  25.3 k  5.75 k        4.39  memory    576 ns   44 %",
         "  backward  channelwise  56.2 k    11 k        5.11  memory  1,099 ns   51 %",
-        "  - mul_ir: channels of degrees above 0 are transposed in registers, in and out, a few percent of the "
-        "time;",
+        "  - mul_ir: channels of degrees above 0 are transposed in registers, in and out, a few percent of "
+        "the time;",
         "    layout='ir_mul' needs none where multiplicities are multiples of 16",
     ]
-    assert "norm: e3nn BatchNorm (float32, e3nn)" in lines
+    assert "norm: e3nn Identity (float32, e3nn)" in lines
     assert all(len(line) <= 110 for line in lines)
     assert repr(clebsch.explain(model)) == "\n".join(lines)
 

@@ -254,15 +254,34 @@ def _describe_other(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) ->
         reasons = ("between its product and operations of torch, numbers go through memory",)
     elif layer.origin == "clebsch":
         entry = _on_torch(entry)
-    irreps = [getattr(layer.module, name, None) for name in ("irreps_in", "irreps_out")]
-    if any(given is None for given in irreps):
+    module = layer.module
+    given = [getattr(module, name, getattr(module, "irreps", None)) for name in ("irreps_in", "irreps_out")]
+    try:
+        sizes = [Irreps(str(irreps)).dim for irreps in given]
+    except ValueError:  # several outputs, or none that it tells
         return replace(entry, reasons=reasons)
-    sizes = [Irreps(str(given)).dim for given in irreps]
     # Backward: the gradient of the output and the input are read, the gradient of the input is written.
     forward, backward = (dtype.itemsize * count for count in (sum(sizes), 2 * sizes[0] + sizes[1]))
     kernel = " + ".join([*names, "torch"])
     passes = _passes((kernel,) * 2, (Work(None, forward), Work(None, backward)))
     return replace(entry, passes=passes, reasons=reasons)
+
+
+def _describe_reduced(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
+    plans = getattr(layer.module, "plans", None)
+    if not plans:  # e3nn's
+        return entry
+    costs = [product_work(plan, dtype.itemsize, shared=True) for plan in plans]
+    work = [
+        Work(sum(cost.flops for cost in one), sum(cost.bytes for cost in one))
+        for one in zip(*costs, strict=True)
+    ]
+    names = (dict.fromkeys(one) for one in zip(*map(slow_paths.kernels, plans), strict=True))
+    reasons = [f"{len(plans)} products one after another, each written to memory"] if len(plans) > 1 else []
+    reasons += dict.fromkeys(
+        reason for plan in plans for reason in slow_paths.of_plan(plan, dtype, shared=True)
+    )
+    return replace(entry, passes=_passes([" + ".join(one) for one in names], work), reasons=tuple(reasons))
 
 
 def _on_torch(entry: Entry) -> Entry:
@@ -274,6 +293,7 @@ _DESCRIBED = {
     "SphericalHarmonics": _describe_harmonics,
     "Linear": _describe_linear,
     "FullyConnectedNet": _describe_net,
+    "ReducedTensorProducts": _describe_reduced,
 }
 
 
