@@ -1,4 +1,4 @@
-"""Layers with random operands: how each is called, and what must come out, by `reference` or by definition."""
+"""Layers with random operands: how each is called and what must come out, by `reference` or definition."""
 
 from __future__ import annotations
 

@@ -206,8 +206,9 @@ class _Net(_Defined):
 
 
 class _BatchNorm(_Defined):
-    """weight x / sqrt(mean |x|^2 + eps) of each irrep x, of scalars x - mean x and + bias; three rows for each
-    of the batch, over which the mean or largest |x|^2 is taken."""
+    """weight x / sqrt(mean |x|^2 + eps) of each irrep x, of scalars x - mean x and + bias.
+
+    Each entry of the batch has three samples, over which the mean or largest |x|^2 is taken."""
 
     def _set_operands(self, rows: int) -> None:
         module, self.irreps = self.module, Irreps(str(self.module.irreps))

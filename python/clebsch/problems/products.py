@@ -1,4 +1,4 @@
-"""What the reference computes: products, over rows and over graphs, `Linear` as one of them, and harmonics."""
+"""What the reference computes: products, over rows and graphs, `Linear` as one of them, and harmonics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from clebsch import reference
 from clebsch.algebra.irreps import Irreps
 from clebsch.graph import Graph
-from clebsch.problems.expected import Arrays, Expected, Problem
+from clebsch.problems.expected import Array, Arrays, Expected, Problem
 from clebsch.survey import PRODUCTS, Layer, linear_axes, linear_plan, product_plan
 
 __all__ = ["REFERENCED"]
