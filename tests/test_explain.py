@@ -432,24 +432,58 @@ def test_layers_of_e3nn():
     assert found["product"].reasons == ()
 
 
-def test_what_the_seam_says():
+@pytest.fixture
+def no_seam(monkeypatch):
+    """What modules say of themselves is believed."""
+    monkeypatch.delitem(sys.modules, "clebsch.e3nn", raising=False)
+
+
+def test_what_the_seam_says(no_seam):
     product = e3nn.o3.FullyConnectedTensorProduct("16x0e", "2x0e", "10x0e")
     product._clebsch_reason = "float16 is not supported"
     entry = only(product)
     assert entry.reasons == ("left to e3nn: float16 is not supported",)
     assert entry.advice == "clebsch.o3.FullyConnectedTensorProduct takes its place"
     product._clebsch_reason = None
-    product._clebsch_plan = o3.FullyConnectedTensorProduct("16x0e", "2x0e", "10x0e").plan
+    product._clebsch_plan = str(o3.FullyConnectedTensorProduct("16x0e", "2x0e", "10x0e").plan)
     entry = only(product)
     assert (entry.backend, entry.package, entry.advice) == ("cpu", "e3nn", None)
     assert entry.instruction_set == backend.instruction_set()
     assert [one.kernel for one in entry.passes] == ["dense", "dense"]
-    assert entry.plan == str(product._clebsch_plan)
+    assert entry.plan == product._clebsch_plan
+    linear = e3nn.o3.Linear("8x0e", "5x0e")
+    linear._clebsch_plan = linear._clebsch_reason = None
+    assert only(linear).advice is None and only(linear).passes[0].kernel == "matrix products"
 
 
-def test_parts_of_e3nns_layers_that_run_here_are_shown():
+class Seam:
+    """In the place of `clebsch.e3nn`."""
+
+    on = True
+
+    def is_enabled(self, module=None):
+        return self.on
+
+
+def test_the_seam_is_asked_whether_it_is_on(monkeypatch):
+    seam = Seam()
+    monkeypatch.setitem(sys.modules, "clebsch.e3nn", seam)
+    product = e3nn.o3.FullyConnectedTensorProduct("16x0e", "2x0e", "10x0e")
+    assert only(product).reasons == ("clebsch.e3nn is enabled: what runs this layer shows when it has run",)
+    assert only(e3nn.nn.BatchNorm("2x0e")).reasons == ()
+    product._clebsch_plan = str(o3.FullyConnectedTensorProduct("16x0e", "2x0e", "10x0e").plan)
+    product._clebsch_reason = None
+    assert only(product).backend == "cpu"
+    seam.on = False
+    assert only(product).backend == "e3nn"
+    product._clebsch_reason = "autocast is on"
+    assert only(product).reasons == ()
+
+
+def test_parts_of_e3nns_layers_that_run_here_are_shown(no_seam):
     gate = e3nn.nn.Gate("8x0e", [SILU], "5x0e", [torch.sigmoid], "5x1o")
-    gate.mul._clebsch_plan = ProductPlan.from_instructions("5x1o", "5x0e", "5x1o", [(0, 0, 0, "uuu", False)])
+    plan = ProductPlan.from_instructions("5x1o", "5x0e", "5x1o", [(0, 0, 0, "uuu", False)])
+    gate.mul._clebsch_plan = str(plan)
     found = clebsch.explain(gate, measure=False)
     assert [(entry.name, entry.backend) for entry in found] == [("", "e3nn"), ("mul", "cpu")]
 

@@ -155,11 +155,12 @@ def explain(
 
 
 def _entry(layer: Layer, dtype: torch.dtype, edges_per_node: float) -> Entry:
-    ours = layer.origin == "clebsch"
+    on_kernels = layer.is_on_kernels
     reasons, advice = [], None
     if layer.reason is not None:
         reasons.append(f"left to e3nn: {layer.reason}")
-    on_kernels = ours or getattr(layer.module, "_clebsch_plan", None) is not None
+    if layer.is_waiting:
+        reasons.append("clebsch.e3nn is enabled: what runs this layer shows when it has run")
     if layer.overrides_forward:
         reasons.append(f"its class overrides the forward of {layer.kind}: what that does is not seen here")
     if not on_kernels:

@@ -4,6 +4,7 @@ classes, so that e3nn need not be imported, nor be of any version.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -73,9 +74,27 @@ class Layer:
         return False
 
     @property
+    def is_on_kernels(self) -> bool:
+        """Whether our kernels run it: a layer of ours, or one of e3nn's that `clebsch.e3nn` put there."""
+        return self.origin == "clebsch" or (_is_routed(self.module) and self.reason is None)
+
+    @property
     def reason(self) -> str | None:
         """Why a layer of e3nn is not on our kernels though `clebsch.e3nn` was asked to put it there."""
-        return getattr(self.module, "_clebsch_reason", None)
+        return vars(self.module).get("_clebsch_reason") if _is_routed(self.module) else None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether `clebsch.e3nn` will say only at the next call what runs this layer."""
+        seam = sys.modules.get("clebsch.e3nn")
+        is_taken = self.is_product or self.kind in ("Linear", "SphericalHarmonics")
+        return (
+            self.origin == "e3nn"
+            and is_taken
+            and seam is not None
+            and seam.is_enabled(self.module)
+            and not _is_routed(self.module)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -108,7 +127,7 @@ def _visit(name: str, module: torch.nn.Module, seen: set[int]) -> Iterator[Layer
     if kind:
         yield layer
         if origin == "e3nn":
-            yield from (part for part in _parts(name, module, seen) if _is_on_our_kernels(part.module))
+            yield from (part for part in _parts(name, module, seen) if _is_routed(part.module))
         return
     parts = list(_parts(name, module, seen))
     if origin and not parts:
@@ -121,8 +140,11 @@ def _parts(name: str, module: torch.nn.Module, seen: set[int]) -> Iterator[Layer
         yield from _visit(f"{name}.{child}" if name else child, part, seen)
 
 
-def _is_on_our_kernels(module: torch.nn.Module) -> bool:
-    return any(getattr(module, name, None) is not None for name in ("_clebsch_plan", "_clebsch_reason"))
+def _is_routed(module: torch.nn.Module) -> bool:
+    """Whether `clebsch.e3nn` left on the module of e3nn's what became of it, and is still at work."""
+    seam = sys.modules.get("clebsch.e3nn")
+    is_marked = "_clebsch_plan" in vars(module) or "_clebsch_reason" in vars(module)
+    return is_marked and (seam is None or seam.is_enabled(module))
 
 
 def _identify(module: torch.nn.Module) -> tuple[str, str]:
@@ -145,11 +167,11 @@ def product_plan(layer: Layer) -> ProductPlan:
     such buffers and they are ours with the opposite sign, the sign goes into the coefficient of the path.
     """
     module = layer.module
-    plan = getattr(module, "plan", None) if layer.origin == "clebsch" else None
-    if plan is None:
-        plan = getattr(module, "_clebsch_plan", None)
-    if plan is not None:
-        return plan
+    if layer.origin == "clebsch":
+        return module.plan
+    plan = vars(module).get("_clebsch_plan")
+    if plan is not None and layer.is_on_kernels:
+        return ProductPlan.parse(str(plan))
     irreps = [getattr(module, name, None) for name in ("irreps_in1", "irreps_in2", "irreps_out")]
     if irreps[0] is None:
         irreps[0] = irreps[1] = module.irreps_in

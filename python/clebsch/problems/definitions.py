@@ -88,18 +88,15 @@ def _blocks(features: Tensor, irreps: Irreps) -> list[Tensor]:
 
 
 def _activate(features: Tensor, acts: Sequence[Any], irreps: Irreps) -> Tensor:
-    """Of each block of scalars its function, scaled to unit second moment."""
-    parts = features.split([mul for mul, _ in irreps], dim=-1)
+    """Of each block its function, scaled to unit second moment; None leaves it alone."""
+    parts = features.split([block.dim for block in irreps], dim=-1)
     applied = [part if act is None else act.forward(part) for part, act in zip(parts, acts, strict=True)]
     return torch.cat(applied, dim=-1) if applied else features
 
 
 class _Activation(_Defined):
     def definition(self, features: Tensor) -> Tensor:
-        parts = features.split([block.dim for block in self.spaces[0]], dim=-1)
-        acts = self.module.acts
-        applied = [part if act is None else act.forward(part) for part, act in zip(parts, acts, strict=True)]
-        return torch.cat(applied, dim=-1) if applied else features
+        return _activate(features, self.module.acts, self.spaces[0])
 
 
 class _Gate(_Defined):
