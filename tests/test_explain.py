@@ -1,18 +1,23 @@
 """explain: counts equal to those by hand, the kernel that runs, the reasons word for word."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import e3nn.nn
 import e3nn.o3
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import clebsch
 from clebsch import backend, machine, nn, o3, slow_paths
 from clebsch.algebra.plan import ProductPlan
 from clebsch.models import Potential
+from clebsch.testing import random_plans
 from clebsch.work import Work, harmonics_work, linear_work, product_work
 from layer_samples import names, sample
 from product_calls import dense_plan, elementwise_plan, mixed_plan, wide_plan
@@ -203,6 +208,32 @@ def test_what_runs_where():
     assert only(nn.FullyConnectedNet([2, 3])).instruction_set is None
 
 
+@given(plan=random_plans(l_max=5), shared=st.booleans(), dtype=st.sampled_from(slow_paths.DTYPES))
+@settings(max_examples=60)
+def test_any_plan_can_be_explained(plan, shared, dtype):
+    found = backend.describe_plan(plan)
+    paths = slow_paths._paths(plan)
+    assert len(paths) == len(found["paths"])
+    if "channels" in (found["forward"], found["derivatives"]):
+        assert all(slow_paths._suits_channels(plan, path) for path in paths)
+    assert all(slow_paths.of_plan(plan, dtype, shared=shared))
+    for work in product_work(plan, dtype.itemsize, shared=shared):
+        assert (work.flops > 0) == (len(paths) > 0)
+        assert work.bytes >= 0
+
+
+def test_constants_are_those_of_the_kernels():
+    csrc = Path(__file__).parents[1] / "csrc"
+    text = (csrc / "plan.cpp").read_text() + (csrc / "program.h").read_text()
+    for name, value in (
+        ("kPadding", slow_paths.LINE),
+        ("kWholeWeights", slow_paths.WHOLE_WEIGHTS),
+        ("kChannelwiseMaxDegree", slow_paths.CHANNELWISE_MAX_DEGREE),
+    ):
+        assert re.search(rf"constexpr int {name} = (\d+);", text).group(1) == str(value)
+    assert "p.out.mul >= kPadding / 2" in text and slow_paths.WIDE_OUTPUTS == slow_paths.LINE // 2
+
+
 # Why it is slow, word for word
 
 
@@ -220,11 +251,17 @@ MUL_IR = (
 )
 
 
+def low(mul, layout="mul_ir"):
+    """Scalars and vectors alone, which are unrolled everywhere."""
+    paths = (0, 0, 0, "uvu", True), (1, 1, 0, "uvu", True), (0, 1, 1, "uvu", True), (1, 0, 1, "uvu", True)
+    irreps = f"{mul}x0e+{mul}x1o"
+    return plan_of(irreps, "0e+1o", irreps, *paths, layout=layout)
+
+
 def test_layout():
-    assert reasons(wide_plan(128)) == [MUL_IR]
-    assert reasons(wide_plan(128, "ir_mul")) == []
-    ragged = reasons(wide_plan(120, "ir_mul"))
-    assert ragged == [
+    assert reasons(low(128)) == [MUL_IR]
+    assert reasons(low(128, "ir_mul")) == []
+    assert reasons(low(120, "ir_mul")) == [
         "blocks of multiplicity 120 are padded to multiples of 16: the rest of the lanes computes nothing",
         "ir_mul: rows are copied to padded panels: not all multiplicities are multiples of 16",
     ]
@@ -287,10 +324,15 @@ def test_weights_of_rows_that_are_transposed():
         "they are used"
     ]
     assert reasons(narrow, shared=True) == []
+    one = plan_of("8x0e", "8x0e", "4x0e+8x0e", (0, 0, 0, "uvw", True), (0, 0, 1, "uvw", True))
+    assert [reason.split(":")[0] for reason in reasons(one)] == [
+        "1 of 2 paths has 4 output channels, fewer than 8",
+        "a row has no more than 1024 weights, and not all paths are uvw, uuw or u<vw with 8 output channels",
+    ]
     mixed = plan_of("8x0e", "2x0e", "8x0e+16x0e", (0, 0, 0, "uvw", True), (0, 0, 1, "uvuv", True))
     assert reasons(mixed)[-1] == (
-        "a row has no more than 1024 weights, and paths other than uvw, uuw and u<vw need them transposed: "
-        "they are transposed for all"
+        "a row has no more than 1024 weights, and not all paths are uvw, uuw or u<vw with 8 output channels: "
+        "its weights are transposed for all paths"
     )
 
 
@@ -300,7 +342,16 @@ def test_nothing_to_do():
     ]
 
 
-def test_machine_and_types(monkeypatch):
+@pytest.fixture
+def widest():
+    """The widest instruction set is in use, whatever CLEBSCH_ISA says."""
+    used = backend.instruction_set()
+    backend.select_instruction_set(backend.usable_instruction_sets()[-1])
+    yield backend.instruction_set()
+    backend.select_instruction_set(used)
+
+
+def test_machine_and_types(widest):
     cpu = torch.device("cpu")
     assert list(slow_paths.of_machine(torch.float32, torch.device("meta"))) == [
         "it is on meta: kernels run on the CPU"
@@ -311,14 +362,10 @@ def test_machine_and_types(monkeypatch):
     assert list(slow_paths.of_machine(torch.float64, cpu)) == [
         "float64: half as many numbers in a vector as float32, twice the bytes"
     ]
-    widest, used = backend.usable_instruction_sets()[-1], backend.instruction_set()
-    try:
-        backend.select_instruction_set("baseline")
-        assert list(slow_paths.of_machine(torch.float32, cpu)) == [
-            f"baseline is in use by CLEBSCH_ISA or select_instruction_set; this processor has {widest}"
-        ] * (widest != "baseline")
-    finally:
-        backend.select_instruction_set(used)
+    backend.select_instruction_set("baseline")
+    assert list(slow_paths.of_machine(torch.float32, cpu)) == [
+        f"baseline is in use by CLEBSCH_ISA or select_instruction_set; this processor has {widest}"
+    ] * (widest != "baseline")
     assert reasons(wide_plan(128), torch.bfloat16) == [MUL_IR]
 
 
@@ -331,9 +378,9 @@ def test_harmonics_and_linear():
     assert list(slow_paths.of_harmonics([2, 1], torch.float32)) == [
         "degrees are not 0, 1, ..., l in order: general loops, and degrees between are computed too"
     ]
-    given = o3.Irreps("2x0e+3x1o")
-    assert list(slow_paths.of_linear(given, shared=True, is_compiled=True)) == []
-    assert list(slow_paths.of_linear(given, shared=False, is_compiled=False)) == [
+    irreps = o3.Irreps("2x0e+3x1o")
+    assert list(slow_paths.of_linear(irreps, shared=True, is_compiled=True)) == []
+    assert list(slow_paths.of_linear(irreps, shared=False, is_compiled=False)) == [
         "operations of torch: a matrix product for each block of the output",
         "mul_ir: blocks of degrees above 0 are copied, components out of the way, and copied back",
         "weights of each row: two operations for each number read at degree 0",
@@ -480,6 +527,14 @@ def test_the_seam_is_asked_whether_it_is_on(monkeypatch):
     assert only(product).reasons == ()
 
 
+def test_layers_of_e3nn_that_are_not_as_expected():
+    product = e3nn.o3.FullyConnectedTensorProduct("16x0e", "2x0e", "10x0e")
+    product.instructions = [(0, 0)]
+    entry = only(product)
+    assert entry.passes == () and entry.backend == "e3nn"
+    assert entry.reasons[0].startswith("cannot be described: ")
+
+
 def test_parts_of_e3nns_layers_that_run_here_are_shown(no_seam):
     gate = e3nn.nn.Gate("8x0e", [SILU], "5x0e", [torch.sigmoid], "5x1o")
     plan = ProductPlan.from_instructions("5x1o", "5x0e", "5x1o", [(0, 0, 0, "uuu", False)])
@@ -494,9 +549,9 @@ def test_parts_of_e3nns_layers_that_run_here_are_shown(no_seam):
 @pytest.fixture
 def known_machine(monkeypatch):
     """One that reads 10 GB/s and multiplies matrices at 100 Gflop/s."""
-    given = machine.Limits(1e10, 1e11, "float32")
-    monkeypatch.setattr(machine, "measure", lambda dtype: given)
-    return given
+    limits = machine.Limits(1e10, 1e11, "float32")
+    monkeypatch.setattr(machine, "measure", lambda dtype: limits)
+    return limits
 
 
 def test_the_limit_that_binds(known_machine):
@@ -564,32 +619,36 @@ def test_timing(known_machine):
 # The table
 
 
-def test_the_text(known_machine):
+def test_the_text(known_machine, widest):
     model = torch.nn.ModuleDict(
         {
-            "conv": mace(nn.TensorProductConv),
+            "conv": nn.TensorProductConv(*MACE_MEDIUM, layout="ir_mul"),
             "norm": e3nn.nn.Identity("3x0e", "3x0e"),
             "net": nn.Activation("", []),
         }
     )
     lines = str(clebsch.explain(model)).splitlines()
     facts = machine.describe()
-    isa = backend.instruction_set()
-    assert lines[:9] == [
-        f"clebsch {clebsch.__version__}, torch {torch.__version__}, {facts['processor']}, {isa}, threads: 1",
+    assert lines[:7] == [
+        f"clebsch {clebsch.__version__}, torch {torch.__version__}, {facts['processor']}, {widest}, "
+        f"threads: {torch.get_num_threads()}",
         "measured limits: reads 10 GB/s, multiplies matrices in float32 at 100 Gflop/s",
         "            kernel        flops   bytes  flops/byte  limit    at best  share",
         "-" * len("            kernel        flops   bytes  flops/byte  limit    at best  share"),
-        f"conv: TensorProductConv (float32, cpu {isa})",
+        f"conv: TensorProductConv (float32, cpu {widest})",
         "  forward   channelwise  25.3 k  5.75 k        4.39  memory    576 ns   44 %",
         "  backward  channelwise  56.2 k    11 k        5.11  memory  1,099 ns   51 %",
-        "  - mul_ir: channels of degrees above 0 are transposed in registers, in and out, a few percent of "
-        "the time;",
-        "    layout='ir_mul' needs none where multiplicities are multiples of 16",
     ]
     assert "norm: e3nn Identity (float32, e3nn)" in lines
-    assert all(len(line) <= 110 for line in lines)
+    assert "  + left to e3nn: not hot, clebsch has no such layer" in lines
     assert repr(clebsch.explain(model)) == "\n".join(lines)
+
+
+def test_long_reasons_are_wrapped():
+    lines = str(clebsch.explain(mace(), measure=False)).splitlines()
+    assert all(len(line) <= 110 for line in lines)
+    first = next(i for i, line in enumerate(lines) if line.startswith("  - mul_ir: "))
+    assert lines[first + 1].startswith("    ") and (lines[first] + lines[first + 1][3:])[4:] == MUL_IR
 
 
 def test_no_layers():

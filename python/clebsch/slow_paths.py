@@ -88,24 +88,28 @@ def of_plan(plan: ProductPlan, dtype: torch.dtype, *, shared: bool) -> Iterator[
     if "channels" in lanes:
         yield from _why_panels(plan, paths)
     yield from _why_not_unrolled(plan, paths, found, dtype, shared)
-    narrow = [
-        i
-        for i, (path, facts) in enumerate(zip(paths, found["paths"], strict=True))
+    if not shared:
+        yield from _why_transposed(plan, paths, found)
+
+
+def _why_transposed(plan: ProductPlan, paths: Sequence[Path], found: dict) -> Iterator[str]:
+    """Of the dense paths whose weights, different for each row, are not read in place."""
+    moved = [
+        plan.irreps_out[path.i_out].mul
+        for path, facts in zip(paths, found["paths"], strict=True)
         if _is_dense(path) and path.has_weight and not facts["outputs_in_lanes"]
     ]
-    if narrow and not shared:
-        widths = sorted({plan.irreps_out[paths[i].i_out].mul for i in narrow})
-        few = [width for width in widths if width < WIDE_OUTPUTS]
-        if few:
-            yield (
-                f"{_counted(narrow, paths, 'has', 'have')} {_listed(few)} output channels, fewer than "
-                f"{WIDE_OUTPUTS}: the weights of each row are transposed before they are used"
-            )
-        else:
-            yield (
-                f"a row has no more than {WHOLE_WEIGHTS} weights, and paths other than uvw, uuw and u<vw "
-                "need them transposed: they are transposed for all"
-            )
+    narrow = [width for width in moved if width < WIDE_OUTPUTS]
+    if narrow:
+        yield (
+            f"{_counted(narrow, paths, 'has', 'have')} {_listed(sorted(set(narrow)))} output channels, fewer "
+            f"than {WIDE_OUTPUTS}: the weights of each row are transposed before they are used"
+        )
+    if len(moved) > len(narrow):
+        yield (
+            f"a row has no more than {WHOLE_WEIGHTS} weights, and not all paths are uvw, uuw or u<vw with "
+            f"{WIDE_OUTPUTS} output channels: its weights are transposed for all paths"
+        )
 
 
 def _counted(numbers: Sequence[Any], paths: Sequence[Path], singular: str, plural: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clebsch.algebra.irreps import Irreps
 from clebsch.algebra.plan import ProductPlan
-from clebsch.problems.expected import Arrays, Expected, Problem, Unknown, derivatives
+from clebsch.problems.expected import Arrays, Draws, Expected, Problem, Unknown, derivatives
 from clebsch.reference.tensor_product import terms
 from clebsch.survey import Layer
 
@@ -31,8 +31,8 @@ class _Defined(Problem):
 
     names = ("features",)
 
-    def __init__(self, layer: Layer, seed: int, rows: int, edges_per_node: float) -> None:
-        super().__init__(layer, seed)
+    def __init__(self, layer: Layer, draw: Draws, rows: int, edges_per_node: float) -> None:
+        super().__init__(layer, draw)
         self.module = _without_hooks(self.module)
         self._set_operands(rows)
 

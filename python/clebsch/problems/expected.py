@@ -19,7 +19,7 @@ from clebsch.algebra.plan import ProductPlan
 from clebsch.survey import Layer
 from clebsch.testing import tolerance
 
-__all__ = ["Array", "Arrays", "Expected", "Problem", "Unknown", "derivatives"]
+__all__ = ["Array", "Arrays", "Draws", "Expected", "Problem", "Unknown", "derivatives"]
 
 Array = NDArray[np.float64]
 Arrays = tuple[Array, ...]
@@ -41,6 +41,16 @@ class Expected(NamedTuple):
         return tolerance(self.magnitude, self.terms, dtype)
 
 
+class Draws:
+    """Normally distributed numbers that float32 holds, as float64 or, to save memory, as they are."""
+
+    def __init__(self, seed: int, dtype: Any = np.float64) -> None:
+        self.rng, self.dtype = np.random.default_rng(seed), dtype
+
+    def __call__(self, *shape: int) -> NDArray:
+        return self.rng.standard_normal(shape, np.float32).astype(self.dtype, copy=False)
+
+
 class Problem:
     """A layer's operands, its call, and what is expected of it.
 
@@ -56,14 +66,10 @@ class Problem:
     is_multilinear = False
     plan: ProductPlan | None = None
 
-    def __init__(self, layer: Layer, seed: int) -> None:
+    def __init__(self, layer: Layer, draw: Draws) -> None:
         self.layer, self.module = layer, layer.module
-        self.rng = np.random.default_rng(seed)
+        self.draw, self.rng = draw, draw.rng
         self.operands: Arrays = ()
-
-    def draw(self, *shape: int) -> Array:
-        """Normally distributed numbers that float32 holds."""
-        return self.rng.standard_normal(shape, np.float32).astype(np.float64)
 
     def call(self, *operands: Tensor) -> Tensor:
         """The layer itself, without the hooks that its user hung on it."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from clebsch import reference
 from clebsch.algebra.irreps import Irreps
 from clebsch.graph import Graph
-from clebsch.problems.expected import Array, Arrays, Expected, Problem
+from clebsch.problems.expected import Array, Arrays, Draws, Expected, Problem
 from clebsch.survey import PRODUCTS, Layer, linear_axes, linear_plan, product_plan
 
 __all__ = ["REFERENCED"]
@@ -44,8 +44,8 @@ class _Product(Problem):
     names = ("x", "y", "weight")
     is_multilinear = True
 
-    def __init__(self, layer: Layer, seed: int, rows: int, edges_per_node: float) -> None:
-        super().__init__(layer, seed)
+    def __init__(self, layer: Layer, draw: Draws, rows: int, edges_per_node: float) -> None:
+        super().__init__(layer, draw)
         self.plan = product_plan(layer)
         self.layout = self.plan.layout
         self.spaces = (self.plan.irreps_in1, self.plan.irreps_in2, None)
@@ -97,15 +97,18 @@ class _Convolution(_Product):
 
     noun = "convolution"
 
-    def __init__(self, layer: Layer, seed: int, rows: int, edges_per_node: float) -> None:
+    def __init__(self, layer: Layer, draw: Draws, rows: int, edges_per_node: float) -> None:
         self.num_nodes = max(2, math.ceil(rows / edges_per_node))
-        super().__init__(layer, seed, rows, edges_per_node)
+        self.is_sorted = edges_per_node > 3  # to be timed, with neighbours listed node by node as usual
+        super().__init__(layer, draw, rows, edges_per_node)
 
     def _draw_operands(self) -> Arrays:
         x = self.draw(self.num_nodes, self.spaces[0].dim)
         y = self.draw(self.rows, self.spaces[1].dim)
         # the last node has no edge
         self.senders, self.receivers = self.rng.integers(self.num_nodes - 1, size=(2, self.rows))
+        if self.is_sorted:
+            self.receivers.sort()
         self.graph = Graph(*map(torch.from_numpy, (self.senders, self.receivers)), self.num_nodes)
         return x, y, self._draw_weight()
 
@@ -125,8 +128,8 @@ class _Square(_Product):
 
     names = ("x", "weight")
 
-    def __init__(self, layer: Layer, seed: int, rows: int, edges_per_node: float) -> None:
-        super().__init__(layer, seed, rows, edges_per_node)
+    def __init__(self, layer: Layer, draw: Draws, rows: int, edges_per_node: float) -> None:
+        super().__init__(layer, draw, rows, edges_per_node)
         self.spaces = (self.plan.irreps_in1, None)
 
     def _draw_operands(self) -> Arrays:
@@ -160,8 +163,8 @@ class _Linear(Problem):
     names = ("features", "weight", "bias")
     is_multilinear = True
 
-    def __init__(self, layer: Layer, seed: int, rows: int, edges_per_node: float) -> None:
-        super().__init__(layer, seed)
+    def __init__(self, layer: Layer, draw: Draws, rows: int, edges_per_node: float) -> None:
+        super().__init__(layer, draw)
         self.plan = linear_plan(self.module)
         f_in, f_out = linear_axes(self.module)
         self.spaces = (self.plan.irreps_in1, None, None)
@@ -239,12 +242,12 @@ class _Linear(Problem):
 
 
 class _Harmonics(Problem):
-    """Points at all lengths between 0.1 and 10, and on the poles."""
+    """Normally distributed points, some of them on the axis through the poles."""
 
     names = ("points",)
 
-    def __init__(self, layer: Layer, seed: int, rows: int, edges_per_node: float) -> None:
-        super().__init__(layer, seed)
+    def __init__(self, layer: Layer, draw: Draws, rows: int, edges_per_node: float) -> None:
+        super().__init__(layer, draw)
         module = self.module
         self.spaces, self.space_out = (Irreps(str(module.irreps_in)),), Irreps(str(module.irreps_out))
         self.fixed = ([ir.l for mul, ir in self.space_out for _ in range(mul)],)
