@@ -9,6 +9,8 @@ import e3nn.o3
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import clebsch
 from clebsch import backend, machine, nn, o3
@@ -17,6 +19,7 @@ from clebsch.o3 import tensor_product
 from clebsch.problems import Problem
 from clebsch.standard_layers import standard_layers
 from clebsch.survey import survey
+from clebsch.testing import random_plans
 from layer_samples import WITHOUT_DEFINITION, names, sample
 
 TANH, SIGMOID = torch.tanh, torch.sigmoid
@@ -99,6 +102,19 @@ def test_every_layer_is_checked_or_said_not_to_be(name):
 )
 def test_ugly_arguments_pass(layer):
     report = clebsch.check(layer)
+    assert report.passed, str(report)
+
+
+@given(plan=random_plans(max_terms=2000), shared=st.booleans(), seed=st.integers(0, 1000))
+@settings(max_examples=40)
+def test_any_product_passes(plan, shared, seed):
+    instructions = [
+        (path.i_in1, path.i_in2, path.i_out, path.mode, path.has_weight, path.coefficient, shape)
+        for path, shape in zip(plan.paths, plan.path_shapes, strict=True)
+    ]
+    irreps = plan.irreps_in1, plan.irreps_in2, plan.irreps_out
+    layer = o3.TensorProduct(*irreps, instructions, shared_weights=shared, layout=plan.layout)
+    report = clebsch.check(layer, rows=3, seed=seed)
     assert report.passed, str(report)
 
 
@@ -514,16 +530,16 @@ def test_whatever_surrounds_the_call(surroundings):
 def test_every_problem_documents_its_operands():
     for _, layer in standard_layers():
         (found,) = survey(layer)
-        given: Problem = clebsch.problems.problem(found, 3)
-        assert len(given.names) == len(given.operands) == len(given.spaces)
-        assert all((operand == operand.astype(np.float32)).all() for operand in given.operands)
+        problem: Problem = clebsch.problems.problem(found, 3)
+        assert len(problem.names) == len(problem.operands) == len(problem.spaces)
+        assert all((operand == operand.astype(np.float32)).all() for operand in problem.operands)
 
 
 # Bad arguments
 
 
 @pytest.mark.parametrize(
-    "given, options, kind, message",
+    "module, options, kind, message",
     [
         (42, {}, TypeError, "check: module must be a torch.nn.Module, got int"),
         (o3.Linear, {}, TypeError, "check: module must be a torch.nn.Module, got type"),
@@ -533,7 +549,7 @@ def test_every_problem_documents_its_operands():
         (o3.Linear("0e", "0e"), {"seed": None}, ValueError, "check: seed must be an integer >= 0, got None"),
     ],
 )
-def test_bad_arguments(given, options, kind, message):
+def test_bad_arguments(module, options, kind, message):
     with pytest.raises(kind) as error:
-        clebsch.check(given, **options)
+        clebsch.check(module, **options)
     assert str(error.value) == message
