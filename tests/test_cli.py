@@ -61,8 +61,10 @@ def test_info_shows_the_versions_even_when_nothing_compiled_runs():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "a command is needed: info or demo"),
+        ([], "a command is needed: info, check or demo"),
         (["inform"], "invalid choice: 'inform'"),
+        (["check", "--rows", "0"], "argument --rows: must be an integer >= 1, got '0'"),
+        (["check", "--seed", "-1"], "argument --seed: "),
         (["info", "--all"], "unrecognized arguments: --all"),
     ],
 )
@@ -71,6 +73,47 @@ def test_wrong_command_lines(arguments, message, capsys):
         cli.main(arguments)
     assert error.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def two_layers(monkeypatch):
+    """`clebsch check` runs these two only."""
+    from clebsch import o3, standard_layers
+
+    layers = {
+        "linear": o3.Linear("4x0e+2x1o", "3x0e+2x1o"),
+        "product": o3.FullyConnectedTensorProduct("4x0e+2x1o", "1x0e+1x1o", "3x0e+2x1o"),
+    }
+    monkeypatch.setattr(standard_layers, "standard_layers", lambda: layers.items())
+
+
+def test_check_passes_and_says_what_ran(two_layers, capsys):
+    assert cli.main(["check", "--rows", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"instruction set   {backend.instruction_set()}" in lines
+    assert re.fullmatch(r"ok    linear +10 checks  \d+\.\d s", lines[-3])
+    assert re.fullmatch(r"ok    product +10 checks  \d+\.\d s", lines[-2])
+    assert lines[-1] == "passed: 2 layers"
+
+
+def test_check_fails_where_a_kernel_is_wrong(two_layers, capsys, monkeypatch):
+    from clebsch.o3 import tensor_product
+
+    right = tensor_product.multiply_rows
+    monkeypatch.setattr(tensor_product, "multiply_rows", lambda *given: right(*given) * 1.001)
+    assert cli.main(["check"]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"^ok    linear ", out, re.MULTILINE)
+    assert re.search(r"^FAIL  product ", out, re.MULTILINE)
+    assert re.search(r"^  FAIL  values  +float64  error ", out, re.MULTILINE)
+    assert out.endswith("NOT PASSED: 1 of 2 layers\n")
+
+
+def test_check_needs_the_compiled_libraries():
+    result = run("check", CLEBSCH_ISA="mmx")
+    assert result.returncode == 1
+    assert result.stderr.startswith("clebsch: the compiled libraries cannot be used: ")
+    assert "Traceback" not in result.stderr
 
 
 def test_demo_is_handed_its_arguments(monkeypatch):

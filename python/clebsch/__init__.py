@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clebsch import algebra, backend, models, nn, numpy, o3, ops, reference, testing
+    from clebsch.check import check
+    from clebsch.explain import explain
     from clebsch.graph import Graph
 
 __all__ = [
@@ -19,6 +21,8 @@ __all__ = [
     "__version__",
     "algebra",
     "backend",
+    "check",
+    "explain",
     "models",
     "nn",
     "numpy",

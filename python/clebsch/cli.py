@@ -1,10 +1,13 @@
-"""The command `clebsch`: what is installed and what of it runs here, and the demonstration."""
+"""The command `clebsch`: what is installed, what of it runs here, whether it computes what it should, and the
+demonstration.
+"""
 
 from __future__ import annotations
 
 import argparse
 import platform
 import sys
+import time
 from collections.abc import Iterator, Sequence
 
 import clebsch
@@ -18,9 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return demo.main(arguments[1:]) or 0
     parser = _parser()
-    if parser.parse_args(arguments).command is None:
-        parser.error("a command is needed: info or demo")
-    return _info()
+    parsed = parser.parse_args(arguments)
+    if parsed.command is None:
+        parser.error("a command is needed: info, check or demo")
+    return _check(parsed.rows, parsed.seed) if parsed.command == "check" else _info()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,8 +32,56 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"clebsch {clebsch.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
     commands.add_parser("info", help="versions, backends, instruction sets and threads on this machine")
+    check = commands.add_parser("check", help="compare every kernel with the reference on this machine")
+    check.add_argument("--rows", type=_positive, help="rows of the random operands (default: 19)")
+    check.add_argument("--seed", type=_natural, default=0, help="of the operands (default: 0)")
     commands.add_parser("demo", help="train a small potential on clebsch layers (see clebsch demo --help)")
     return parser
+
+
+def _positive(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _natural(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be an integer >= {least}, got {text!r}")
+    return int(text)
+
+
+def _check(rows: int | None, seed: int) -> int:
+    """One line for each standard layer as it is checked, the whole report of what failed."""
+    try:
+        from clebsch import machine
+        from clebsch.check import check
+        from clebsch.standard_layers import standard_layers
+
+        for name, value in machine.describe().items():
+            print(f"{name:<17} {value}")
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        return _unusable(error)
+    failed = count = 0
+    for name, layer in standard_layers():
+        start = time.perf_counter()
+        report = check(layer, rows=rows, seed=seed)
+        checks = sum(len(found.checks) for found in report.layers)
+        count += 1
+        failed += not report.passed
+        taken = f"{checks:>3} checks  {time.perf_counter() - start:.1f} s"
+        print(f"{'ok  ' if report.passed else 'FAIL'}  {name:<50} {taken}", flush=True)
+        if not report.passed:
+            print("\n".join(map(str, report.layers)), flush=True)
+    print(f"NOT PASSED: {failed} of {count} layers" if failed else f"passed: {count} layers")
+    return 1 if failed else 0
+
+
+def _unusable(error: Exception) -> int:
+    print(f"clebsch: the compiled libraries cannot be used: {error}", file=sys.stderr)
+    return 1
 
 
 def _info() -> int:
@@ -39,8 +91,7 @@ def _info() -> int:
         for name, value in _running():
             print(f"{name:<17} {value}")
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        print(f"clebsch: the compiled libraries cannot be used: {error}", file=sys.stderr)
-        return 1
+        return _unusable(error)
     return 0
 
 

@@ -1,0 +1,230 @@
+"""Which layers a module is made of: ours, and live ones of e3nn, which are known by the names of their
+classes, so that e3nn need not be imported, nor be of any version.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from clebsch.algebra.plan import Path, ProductPlan
+from clebsch.algebra.so3 import coupling
+from clebsch.o3.irreps import Irreps
+
+__all__ = ["Layer", "coupling_buffers", "linear_axes", "linear_plan", "product_plan", "survey"]
+
+PRODUCTS = (
+    "TensorProduct",
+    "FullyConnectedTensorProduct",
+    "FullTensorProduct",
+    "ElementwiseTensorProduct",
+    "TensorProductConv",
+    "TensorSquare",
+)
+KNOWN = (
+    *PRODUCTS,
+    "SphericalHarmonics",
+    "Linear",
+    "Norm",
+    "ReducedTensorProducts",
+    "Gate",
+    "Activation",
+    "NormActivation",
+    "FullyConnectedNet",
+    "BatchNorm",
+    "Dropout",
+    "Extract",
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer at `name` in the tree of modules ("" for the root), of the package `origin`.
+
+    kind: the name of its class, or of the nearest ancestor that is known here; "" if none is.
+    """
+
+    name: str
+    module: torch.nn.Module
+    origin: str
+    kind: str
+
+    @property
+    def class_name(self) -> str:
+        """As in the source."""
+        return type(self.module).__name__
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it is one of the family of `TensorProduct`."""
+        return self.kind in PRODUCTS
+
+    @property
+    def overrides_forward(self) -> bool:
+        """Whether a class of somebody else's changed what it computes."""
+        for cls in type(self.module).__mro__ if self.kind else ():
+            if cls.__name__ == self.kind and _package(cls) == self.origin:
+                return False
+            if "forward" in vars(cls) and _package(cls) not in ("clebsch", "e3nn"):
+                return True
+        return False
+
+    @property
+    def is_on_kernels(self) -> bool:
+        """Whether our kernels run it: a layer of ours, or one of e3nn's that `clebsch.e3nn` put there."""
+        return self.origin == "clebsch" or (_is_routed(self.module) and self.reason is None)
+
+    @property
+    def reason(self) -> str | None:
+        """Why a layer of e3nn is not on our kernels though `clebsch.e3nn` was asked to put it there."""
+        return vars(self.module).get("_clebsch_reason") if _is_routed(self.module) else None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether `clebsch.e3nn` will say only at the next call what runs this layer."""
+        seam = sys.modules.get("clebsch.e3nn")
+        is_taken = self.is_product or self.kind in ("Linear", "SphericalHarmonics")
+        return (
+            self.origin == "e3nn"
+            and is_taken
+            and seam is not None
+            and seam.is_enabled(self.module)
+            and not _is_routed(self.module)
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Of its parameters and buffers; the CPU if it has none."""
+        held = [*self.module.parameters(), *self.module.buffers()]
+        return held[0].device if held else torch.device("cpu")
+
+    def dtype(self) -> torch.dtype:
+        """Of its floating point parameters, or buffers; torch's default if it has none."""
+        held = (*self.module.parameters(), *self.module.buffers())
+        floating = (value.dtype for value in held if value.is_floating_point())
+        return next(floating, torch.get_default_dtype())
+
+
+def survey(module: torch.nn.Module) -> Iterator[Layer]:
+    """The layers of ours and of e3nn's in `module`, in the order of the tree, each object once.
+
+    What a known layer is made of belongs to it, but for parts of e3nn's layers that run on our kernels or say
+    why not. A class of ours that is not known here is looked into, and is a layer itself if nothing is found.
+    """
+    yield from _visit("", module, set())
+
+
+def _visit(name: str, module: torch.nn.Module, seen: set[int]) -> Iterator[Layer]:
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    origin, kind = _identify(module)
+    layer = Layer(name, module, origin, kind)
+    if kind:
+        yield layer
+        if origin == "e3nn":
+            yield from (part for part in _parts(name, module, seen) if _is_routed(part.module))
+        return
+    parts = list(_parts(name, module, seen))
+    if origin and not parts:
+        yield layer
+    yield from parts
+
+
+def _parts(name: str, module: torch.nn.Module, seen: set[int]) -> Iterator[Layer]:
+    for child, part in module.named_children():
+        yield from _visit(f"{name}.{child}" if name else child, part, seen)
+
+
+def _is_routed(module: torch.nn.Module) -> bool:
+    """Whether `clebsch.e3nn` left on the module of e3nn's what became of it, and is still at work."""
+    seam = sys.modules.get("clebsch.e3nn")
+    is_marked = "_clebsch_plan" in vars(module) or "_clebsch_reason" in vars(module)
+    return is_marked and (seam is None or seam.is_enabled(module))
+
+
+def _identify(module: torch.nn.Module) -> tuple[str, str]:
+    """("clebsch" or "e3nn" or "", the known name or "")."""
+    classes = [cls for cls in type(module).__mro__ if _package(cls) in ("clebsch", "e3nn")]
+    known = next((cls for cls in classes if cls.__name__ in KNOWN), None)
+    if known is not None:
+        return _package(known), known.__name__
+    return (_package(classes[0]), "") if classes else ("", "")
+
+
+def _package(cls: type) -> str:
+    return cls.__module__.partition(".")[0]
+
+
+def product_plan(layer: Layer) -> ProductPlan:
+    """What a layer of the family of `TensorProduct` computes, e3nn's included.
+
+    e3nn computes with its buffers of coupling coefficients, which have other signs in 0.4: where a layer has
+    such buffers and they are ours with the opposite sign, the sign goes into the coefficient of the path.
+    """
+    module = layer.module
+    if layer.origin == "clebsch":
+        return module.plan
+    plan = vars(module).get("_clebsch_plan")
+    if plan is not None and layer.is_on_kernels:
+        return ProductPlan.parse(str(plan))
+    irreps = [getattr(module, name, None) for name in ("irreps_in1", "irreps_in2", "irreps_out")]
+    if irreps[0] is None:
+        irreps[0] = irreps[1] = module.irreps_in
+    irreps = [Irreps(str(given)) for given in irreps]
+    # Six fields, the last of them normalised already.
+    paths = tuple(
+        Path(*ins[:5], float(ins[5]) * _sign(module, [irreps[slot][ins[slot]].ir.l for slot in range(3)]))
+        for ins in module.instructions
+    )
+    return ProductPlan(*irreps, paths)
+
+
+def coupling_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """e3nn's coupling coefficients in a module, by the last part of their names."""
+    found = {name.rpartition(".")[2]: value for name, value in module.named_buffers()}
+    return {name: value for name, value in found.items() if name.startswith("_w3j_")}
+
+
+def _sign(module: torch.nn.Module, degrees: list[int]) -> int:
+    stored = coupling_buffers(module).get("_w3j_{}_{}_{}".format(*degrees))
+    if stored is None:
+        return 1
+    entry = max(coupling(*degrees), key=lambda entry: abs(entry.value))
+    return 1 if entry.value * float(stored[entry.m1, entry.m2, entry.m3]) > 0 else -1
+
+
+def linear_axes(module: Any) -> tuple[int | None, int | None]:
+    """f_in and f_out of a `Linear`; e3nn's does not keep them, its weight shows them."""
+    if hasattr(module, "f_in"):
+        return module.f_in, module.f_out
+    return tuple(module.weight.shape[:2]) if module.weight.dim() == 3 else (None, None)
+
+
+def linear_plan(module: Any) -> ProductPlan:
+    """`Linear` as a product with the scalar 1: of features, their axes flattened, with weights likewise.
+
+    C^{l0l} is 1 / sqrt(2l + 1) on its diagonal. Blocks repeat for every place of the additional axes f_in and
+    f_out, so that weights ([f_in, f_out,] weight_numel) are in the order of the paths.
+    """
+    f_in, f_out = (size or 1 for size in linear_axes(module))
+    irreps_in, irreps_out = Irreps(str(module.irreps_in)), Irreps(str(module.irreps_out))
+    paths = tuple(
+        Path(
+            i * len(irreps_in) + ins.i_in,
+            0,
+            o * len(irreps_out) + ins.i_out,
+            "uvw",
+            True,
+            float(ins.path_weight) * irreps_in[ins.i_in].ir.dim ** 0.5,
+        )
+        for i in range(f_in)
+        for o in range(f_out)
+        for ins in module.instructions
+        if ins.i_in >= 0
+    )
+    return ProductPlan(f_in * list(irreps_in), "0e", f_out * list(irreps_out), paths)
