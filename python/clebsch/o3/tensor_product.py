@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clebsch.algebra.plan import ProductPlan
-from clebsch.o3.irreps import Irrep, Irreps
+from clebsch.o3.irreps import Irreps, allowed_irreps
 from clebsch.o3.wigner import wigner_3j
 from clebsch.ops.tensor_product import multiply_rows, plan_sizes
 
@@ -410,7 +410,7 @@ class FullTensorProduct(TensorProduct):
         **kwargs: Any,
     ) -> None:
         irreps_in1, irreps_in2 = Irreps(irreps_in1).simplify(), Irreps(irreps_in2).simplify()
-        kept = None if filter_ir_out is None else set(map(Irrep, filter_ir_out))
+        kept = allowed_irreps("FullTensorProduct: filter_ir_out", filter_ir_out)
         paths = [
             (i_in1, i_in2, (mul1 * mul2, ir))
             for i_in1, (mul1, ir1) in enumerate(irreps_in1)
@@ -446,7 +446,7 @@ class ElementwiseTensorProduct(TensorProduct):
         **kwargs: Any,
     ) -> None:
         irreps_in1, irreps_in2 = _cut_alike(Irreps(irreps_in1).simplify(), Irreps(irreps_in2).simplify())
-        kept = None if filter_ir_out is None else set(map(Irrep, filter_ir_out))
+        kept = allowed_irreps("ElementwiseTensorProduct: filter_ir_out", filter_ir_out)
         paths = [
             (i, (mul, ir))
             for i, ((mul, ir1), (_, ir2)) in enumerate(zip(irreps_in1, irreps_in2, strict=True))
