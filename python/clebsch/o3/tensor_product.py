@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clebsch.algebra.plan import ProductPlan
 from clebsch.o3.irreps import Irreps, allowed_irreps
+from clebsch.o3.tensor_product_right import right_matrices
 from clebsch.o3.wigner import wigner_3j
 from clebsch.ops.tensor_product import multiply_rows, plan_sizes
 
@@ -183,6 +184,33 @@ class TensorProduct(torch.nn.Module):
             return multiply_rows(x, y, weight, self._sizes)
         return self._broadcast(x, y, weight)
 
+    def right(self, y: Tensor, weight: Tensor | list[Tensor] | None = None) -> Tensor:
+        """The product with y (..., irreps_in2.dim) as matrices: (..., irreps_in1.dim, irreps_out.dim).
+
+        ``torch.einsum("...ik,...i->...k", module.right(y), x)`` is ``module(x, y)``. weight: as in `forward`,
+        whose errors this raises. Always available, whatever compile_right says.
+        """
+        weight = self._get_weight(weight, y)
+        if not isinstance(y, Tensor):
+            raise TypeError(f"{self._name}: y must be a tensor, got {type(y).__name__}")
+        if y.dim() == 0 or y.shape[-1] != self._sizes.in2:
+            raise ValueError(
+                f"{self._name}: y must have shape (..., {self._sizes.in2}), got {tuple(y.shape)}"
+            )
+        if y.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{self._name}: y must be float32 or float64, got {y.dtype}")
+        if weight.dtype != y.dtype:
+            raise TypeError(f"{self._name}: weight must have the dtype of y, {y.dtype}, got {weight.dtype}")
+        leading = tuple(y.shape[:-1]), tuple(weight.shape[:-1])
+        try:
+            torch.broadcast_shapes(*leading)
+        except RuntimeError:
+            raise ValueError(
+                f"{self._name}: the leading dimensions of y and weight must broadcast, "
+                f"got {leading[0]} and {leading[1]}"
+            ) from None
+        return right_matrices(self.plan, y, weight)
+
     def _broadcast(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
         operands = {
             "x": (x, self._sizes.in1),
@@ -283,6 +311,14 @@ class TensorProduct(torch.nn.Module):
             if ins.has_weight:
                 view = self.weight_view_for_instruction(i, weight)
                 yield (i, ins, view) if yield_instruction else view
+
+    def visualize(self, *args: Any, **kwargs: Any) -> Any:
+        """Draw the paths, as e3nn's ``TensorProduct.visualize`` does: its arguments and result. Needs e3nn
+        (AttributeError where it is not installed) and matplotlib.
+        """
+        from clebsch.o3 import attribute_of_e3nn
+
+        return attribute_of_e3nn("o3", "TensorProduct").visualize(self, *args, **kwargs)
 
     def __repr__(self) -> str:
         num_paths = sum(math.prod(ins.path_shape) for ins in self.instructions)
