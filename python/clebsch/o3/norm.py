@@ -32,6 +32,7 @@ class Norm(torch.nn.Module):
         self.irreps_in = irreps_in
         self.irreps_out = norms.simplify()
         self.squared = squared
+        self._width = irreps_in.dim  # torch.compile does not read irreps
 
     def forward(self, features: Tensor) -> Tensor:
         """The norms of features (..., irreps_in.dim): (..., irreps_out.dim).
@@ -39,11 +40,12 @@ class Norm(torch.nn.Module):
         ValueError for another last dimension, TypeError for no tensor or another dtype than float32 and
         float64.
         """
-        width = self.tp.irreps_in1.dim
         if not isinstance(features, Tensor):
             raise TypeError(f"Norm: features must be a tensor, got {type(features).__name__}")
-        if features.dim() == 0 or features.shape[-1] != width:
-            raise ValueError(f"Norm: features must have shape (..., {width}), got {tuple(features.shape)}")
+        if features.dim() == 0 or features.shape[-1] != self._width:
+            raise ValueError(
+                f"Norm: features must have shape (..., {self._width}), got {tuple(features.shape)}"
+            )
         squares = self.tp(features, features)
         # relu: its gradient at zero is zero, whatever infinity the root's is
         return squares if self.squared else squares.relu().sqrt()

@@ -67,6 +67,7 @@ class ReducedTensorProducts(torch.nn.Module):
             raise type(error)(f"ReducedTensorProducts: {error}") from None
         self.indices = symmetry.indices
         self.irreps_in = _irreps_of_indices(symmetry, irreps)
+        self._widths = tuple(irreps.dim for irreps in self.irreps_in)  # torch.compile does not read irreps
         basis = ReducedBasis(
             symmetry,
             self.irreps_in,
@@ -105,12 +106,12 @@ class ReducedTensorProducts(torch.nn.Module):
                 f"ReducedTensorProducts: expected {len(self.indices)} inputs, one for each of the indices "
                 f"{self.indices!r}, got {len(xs)}"
             )
-        for index, x, irreps in zip(self.indices, xs, self.irreps_in, strict=True):
+        for index, x, width in zip(self.indices, xs, self._widths, strict=True):
             label = f"ReducedTensorProducts: the input of index {index!r} must"
             if not isinstance(x, Tensor):
                 raise TypeError(f"{label} be a tensor, got {type(x).__name__}")
-            if x.dim() == 0 or x.shape[-1] != irreps.dim:
-                raise ValueError(f"{label} have shape (..., {irreps.dim}), got {tuple(x.shape)}")
+            if x.dim() == 0 or x.shape[-1] != width:
+                raise ValueError(f"{label} have shape (..., {width}), got {tuple(x.shape)}")
             if x.dtype != xs[0].dtype:
                 raise TypeError(f"{label} have the dtype of the first, {xs[0].dtype}, got {x.dtype}")
         leading = [tuple(x.shape[:-1]) for x in xs]

@@ -209,7 +209,7 @@ class TensorProduct(torch.nn.Module):
                 f"{self._name}: the leading dimensions of y and weight must broadcast, "
                 f"got {leading[0]} and {leading[1]}"
             ) from None
-        return right_matrices(self.plan, y, weight)
+        return right_matrices(self._sizes.plan, y, weight)
 
     def _broadcast(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
         operands = {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from clebsch.algebra.plan import Path, ProductPlan
+from clebsch.algebra.plan import ProductPlan
 from clebsch.o3.wigner import wigner_3j
 
 __all__ = ["right_matrices"]
@@ -27,62 +29,115 @@ _CONTRACTIONS = {
 }
 
 
-def right_matrices(plan: ProductPlan, y: Tensor, weight: Tensor) -> Tensor:
+class _Block(NamedTuple):
+    """A path in numbers: which block of the matrices it fills, of what, and with which coefficients."""
+
+    i_in1: int
+    i_out: int
+    mode: str
+    muls: tuple[int, int, int]
+    degrees: tuple[int, int, int]
+    y_start: int
+    weight_start: int | None  # None where it is not weighted
+    weight_shape: tuple[int, ...]
+    coefficient: float
+
+
+class _Matrices(NamedTuple):
+    """What `right_matrices` needs to know of a plan."""
+
+    blocks: tuple[_Block, ...]
+    in1_dims: tuple[int, ...]
+    out_dims: tuple[int, ...]
+    transposed: bool  # components before copies
+
+
+@lru_cache(maxsize=256)
+def _matrices(plan: str) -> _Matrices:
+    whole = ProductPlan.parse(plan)
+    starts = [part.start for part in whole.irreps_in2.slices()]
+    blocks = []
+    for path, located, shape in zip(whole.paths, whole.weight_slices, whole.path_shapes, strict=True):
+        coupled = whole.blocks(path)
+        muls, degrees = tuple(block.mul for block in coupled), tuple(block.ir.l for block in coupled)
+        weight_start = None if located is None else located[0]
+        place = path.i_in1, path.i_out, path.mode
+        blocks.append(
+            _Block(*place, muls, degrees, starts[path.i_in2], weight_start, shape, path.coefficient)
+        )
+    in1_dims, out_dims = (
+        tuple(block.dim for block in irreps) for irreps in (whole.irreps_in1, whole.irreps_out)
+    )
+    return _Matrices(tuple(blocks), in1_dims, out_dims, whole.layout == "ir_mul")
+
+
+def _constant_matrices(plan: str) -> _Matrices:
+    return _matrices(plan)
+
+
+# torch.compile does not read plans; see constant_plan_sizes.
+_constant_matrices._dynamo_marked_constant = True
+
+
+def right_matrices(plan: str, y: Tensor, weight: Tensor) -> Tensor:
     """Matrices (..., irreps_in1.dim, irreps_out.dim) of y (..., irreps_in2.dim) and weight (...,
-    weight_numel), whose leading dimensions broadcast: x @ matrix is the product of x.
+    weight_numel), whose leading dimensions broadcast: x @ matrix is the product of x. plan: a canonical
+    string.
 
     Written with torch's own operations and so differentiable. Every path fills one block; each number of the
     result is computed once and copied when blocks are joined.
     """
     batch = torch.broadcast_shapes(y.shape[:-1], weight.shape[:-1])
-    blocks: dict[tuple[int, int], Tensor] = {}
-    for i, path in enumerate(plan.paths):
-        place, block = (path.i_in1, path.i_out), _block(plan, i, y, weight)
-        blocks[place] = blocks[place] + block if place in blocks else block
-    rows = [y.new_zeros((*batch, 0, plan.irreps_out.dim))]
-    for i, block_in in enumerate(plan.irreps_in1):
-        row = [y.new_zeros((*batch, block_in.dim, 0))]
-        for k, block_out in enumerate(plan.irreps_out):
-            shape = (*batch, block_in.dim, block_out.dim)
-            row.append(blocks[i, k].expand(shape) if (i, k) in blocks else y.new_zeros(shape))
+    known = _constant_matrices(plan)
+    filled: dict[tuple[int, int], Tensor] = {}
+    for block in known.blocks:
+        place, part = (block.i_in1, block.i_out), _fill(block, known.transposed, y, weight)
+        filled[place] = filled[place] + part if place in filled else part
+    rows = [y.new_zeros((*batch, 0, sum(known.out_dims)))]
+    for i, height in enumerate(known.in1_dims):
+        row = [y.new_zeros((*batch, height, 0))]
+        for k, width in enumerate(known.out_dims):
+            shape = (*batch, height, width)
+            row.append(filled[i, k].expand(shape) if (i, k) in filled else y.new_zeros(shape))
         rows.append(torch.cat(row, dim=-1))
     return torch.cat(rows, dim=-2)
 
 
-def _block(plan: ProductPlan, number: int, y: Tensor, weight: Tensor) -> Tensor:
+def _fill(block: _Block, transposed: bool, y: Tensor, weight: Tensor) -> Tensor:
     """What one path adds: (..., dim of its block of x, dim of its block of the output)."""
-    path = plan.paths[number]
-    in1, in2, out = plan.blocks(path)
+    (mul1, mul2, _), shape = block.muls, block.weight_shape
     like = {"dtype": y.dtype, "device": y.device}
-    coupled = _coupled(plan, path, y)
-    located, shape = plan.weight_slices[number], plan.path_shapes[number]
-    if located is None:
+    coupled = _couple(block, transposed, y)
+    if block.weight_start is None:
         weights = torch.ones(shape, **like)
     else:
-        part = weight.narrow(-1, located[0], math.prod(shape))
+        part = weight.narrow(-1, block.weight_start, math.prod(shape))
         weights = part.reshape(*weight.shape[:-1], *shape)
     operands = [weights, coupled]
-    if path.mode in ("uvu", "uuu", "uvuv"):
-        operands.append(torch.eye(in1.mul, **like))
-    elif path.mode in ("uvu<v", "u<vw"):
-        u, v = torch.triu_indices(in1.mul, in2.mul, 1, device=y.device)
+    if block.mode in ("uvu", "uuu", "uvuv"):
+        operands.append(torch.eye(mul1, **like))
+    elif block.mode in ("uvu<v", "u<vw"):
+        u, v = torch.triu_indices(mul1, mul2, 1, device=y.device)
         operands[1] = coupled.index_select(-3, v)
-        operands.append(torch.eye(in1.mul, **like).index_select(0, u))
-    block = torch.einsum(_CONTRACTIONS[path.mode], *operands)
-    if path.mode == "uvuv":
-        block = block.flatten(-3, -2)
-    if plan.layout == "ir_mul":
-        block = block.transpose(-4, -3).transpose(-2, -1)
-    return block.reshape(*block.shape[:-4], in1.dim, out.dim)
+        operands.append(torch.eye(mul1, **like).index_select(0, u))
+    part = torch.einsum(_CONTRACTIONS[block.mode], *operands)
+    if block.mode == "uvuv":
+        part = part.flatten(-3, -2)
+    u, i, w, j = part.shape[-4:]
+    if transposed:
+        part = part.transpose(-4, -3).transpose(-2, -1)
+    # a copy of its own: compilers and torch.einsum disagree on the strides that a view would need
+    part = part.clone(memory_format=torch.contiguous_format)
+    return part.view(*part.shape[:-4], u * i, w * j)
 
 
-def _coupled(plan: ProductPlan, path: Path, y: Tensor) -> Tensor:
-    """y contracted with the coupling coefficients of `path` and its coefficient: (..., v, m1, m3)."""
-    (_, ir1), (mul2, ir2), (_, ir3) = plan.blocks(path)
-    part = y.narrow(-1, plan.irreps_in2.slices()[path.i_in2].start, mul2 * ir2.dim)
-    if plan.layout == "mul_ir":
-        part = part.reshape(*y.shape[:-1], mul2, ir2.dim)
+def _couple(block: _Block, transposed: bool, y: Tensor) -> Tensor:
+    """y contracted with the coupling coefficients of a path and its coefficient: (..., v, m1, m3)."""
+    mul, dim = block.muls[1], 2 * block.degrees[1] + 1
+    part = y.narrow(-1, block.y_start, mul * dim)
+    if transposed:
+        part = part.reshape(*y.shape[:-1], dim, mul).transpose(-1, -2)
     else:
-        part = part.reshape(*y.shape[:-1], ir2.dim, mul2).transpose(-1, -2)
-    table = wigner_3j(ir1.l, ir2.l, ir3.l, dtype=y.dtype, device=y.device)
-    return torch.einsum("...vk,ikj->...vij", part, path.coefficient * table)
+        part = part.reshape(*y.shape[:-1], mul, dim)
+    table = wigner_3j(*block.degrees, dtype=y.dtype, device=y.device)
+    return torch.einsum("...vk,ikj->...vij", part, block.coefficient * table)
