@@ -46,6 +46,9 @@ class Norm(torch.nn.Module):
             raise ValueError(
                 f"Norm: features must have shape (..., {self._width}), got {tuple(features.shape)}"
             )
+        if features.dtype not in (torch.float32, torch.float64):
+            dtype = str(features.dtype).removeprefix("torch.")
+            raise TypeError(f"Norm: features must be float32 or float64, got {dtype}")
         squares = self.tp(features, features)
         # relu: its gradient at zero is zero, whatever infinity the root's is
         return squares if self.squared else squares.relu().sqrt()

@@ -112,8 +112,12 @@ class ReducedTensorProducts(torch.nn.Module):
                 raise TypeError(f"{label} be a tensor, got {type(x).__name__}")
             if x.dim() == 0 or x.shape[-1] != width:
                 raise ValueError(f"{label} have shape (..., {width}), got {tuple(x.shape)}")
-            if x.dtype != xs[0].dtype:
-                raise TypeError(f"{label} have the dtype of the first, {xs[0].dtype}, got {x.dtype}")
+            if x.dtype != xs[0].dtype or x.dtype not in (torch.float32, torch.float64):
+                wanted, got = (str(t.dtype).removeprefix("torch.") for t in (xs[0], x))
+                needed = "be float32 or float64" if x is xs[0] else f"have the dtype of the first, {wanted}"
+                raise TypeError(f"{label} {needed}, got {got}")
+            if x.device != xs[0].device:
+                raise ValueError(f"{label} be on the device of the first, {xs[0].device}, got {x.device}")
         leading = [tuple(x.shape[:-1]) for x in xs]
         try:
             batch = tuple(torch.broadcast_shapes(*leading))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clebsch.algebra.plan import ProductPlan
 from clebsch.o3.irreps import Irreps, allowed_irreps
-from clebsch.o3.tensor_product_right import right_matrices
+from clebsch.o3.tensor_product_right import check_right, right_matrices
 from clebsch.o3.wigner import wigner_3j
 from clebsch.ops.tensor_product import multiply_rows, plan_sizes
 
@@ -191,24 +191,7 @@ class TensorProduct(torch.nn.Module):
         whose errors this raises. Always available, whatever compile_right says.
         """
         weight = self._get_weight(weight, y)
-        if not isinstance(y, Tensor):
-            raise TypeError(f"{self._name}: y must be a tensor, got {type(y).__name__}")
-        if y.dim() == 0 or y.shape[-1] != self._sizes.in2:
-            raise ValueError(
-                f"{self._name}: y must have shape (..., {self._sizes.in2}), got {tuple(y.shape)}"
-            )
-        if y.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"{self._name}: y must be float32 or float64, got {y.dtype}")
-        if weight.dtype != y.dtype:
-            raise TypeError(f"{self._name}: weight must have the dtype of y, {y.dtype}, got {weight.dtype}")
-        leading = tuple(y.shape[:-1]), tuple(weight.shape[:-1])
-        try:
-            torch.broadcast_shapes(*leading)
-        except RuntimeError:
-            raise ValueError(
-                f"{self._name}: the leading dimensions of y and weight must broadcast, "
-                f"got {leading[0]} and {leading[1]}"
-            ) from None
+        check_right(self._name, y, weight, self._sizes.in2)
         return right_matrices(self._sizes.plan, y, weight)
 
     def _broadcast(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from clebsch.algebra.plan import ProductPlan
 from clebsch.o3.wigner import wigner_3j
 
-__all__ = ["right_matrices"]
+__all__ = ["check_right", "right_matrices"]
 
 # Each mode as a contraction to (u, m1, w, m3), here u, i, w, j, of the weights, the coupled y (v, i, j) and
 # what says which w, u or v is which: e, an identity over u; a, which u the pair p = (u < v) has. In modes of
@@ -77,6 +77,29 @@ def _constant_matrices(plan: str) -> _Matrices:
 
 # torch.compile does not read plans; see constant_plan_sizes.
 _constant_matrices._dynamo_marked_constant = True
+
+
+def check_right(layer: str, y: Any, weight: Tensor, width: int) -> None:
+    """Raise, with the name of the layer in front, what makes y (..., width) or a flat weight unfit."""
+    if not isinstance(y, Tensor):
+        raise TypeError(f"{layer}: y must be a tensor, got {type(y).__name__}")
+    if y.dim() == 0 or y.shape[-1] != width:
+        raise ValueError(f"{layer}: y must have shape (..., {width}), got {tuple(y.shape)}")
+    y_dtype, weight_dtype = (str(t.dtype).removeprefix("torch.") for t in (y, weight))
+    if y.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{layer}: y must be float32 or float64, got {y_dtype}")
+    if weight.dtype != y.dtype:
+        raise TypeError(f"{layer}: weight must have the dtype of y, {y_dtype}, got {weight_dtype}")
+    if weight.device != y.device:
+        raise ValueError(f"{layer}: weight must be on the device of y, {y.device}, got {weight.device}")
+    leading = tuple(y.shape[:-1]), tuple(weight.shape[:-1])
+    try:
+        torch.broadcast_shapes(*leading)
+    except RuntimeError:
+        raise ValueError(
+            f"{layer}: the leading dimensions of y and weight must broadcast, "
+            f"got {leading[0]} and {leading[1]}"
+        ) from None
 
 
 def right_matrices(plan: str, y: Tensor, weight: Tensor) -> Tensor:
