@@ -7,7 +7,9 @@ small blocks: it mixes only products of the same copies in another order.
 
 The basis is e3nn's (`e3nn.o3.ReducedTensorProducts`), whose construction is unique in spite of the freedom of
 choice: it takes the rows of P in the order of the paths and makes them orthonormal one after the other, the
-first coefficient positive.
+first coefficient positive. P does not depend on how a null space was found, so roundings apart (1e-15) every
+machine and version gets the same vectors, but for the signs that come with the coupling coefficients. Only an
+`eps` close to the norm of what remains of a row, which the default is far from, could decide otherwise.
 """
 
 from __future__ import annotations

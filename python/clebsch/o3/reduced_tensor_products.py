@@ -28,7 +28,8 @@ class ReducedTensorProducts(torch.nn.Module):
     """The product of one input per index, reduced into the irreps that a symmetry of the indices allows.
 
     Signature, attributes and numbers are those of ``e3nn.o3.ReducedTensorProducts`` 0.6, the order and signs
-    of the output among them; see `o3.reduced_basis`.
+    of the output among them; see `o3.reduced_basis`. Where a symmetry or filter leaves nothing, the output is
+    empty; e3nn fails.
 
     Args:
         formula: permutations of the indices, joined by ``=``, with a sign where the tensor changes it:
