@@ -415,6 +415,216 @@ class TestLinear:
             module.weight_view_for_instruction(0)
 
 
+class TestRight:
+    def refused(self, module, error, message, *given):
+        with raises(error, f"TensorProduct: {message}", module, given):
+            module.right(*given)
+
+    def test_operands(self):
+        _, y, weight = operands()
+        for error, message, *given in (
+            (TypeError, "y must be a tensor, got list", y.tolist(), weight),
+            (ValueError, "y must have shape (..., 4), got (5, 3)", y[:, :3], weight),
+            (ValueError, "y must have shape (..., 4), got ()", y[0, 0], weight),
+            (TypeError, "y must be float32 or float64, got int64", y.long(), weight),
+            (
+                TypeError,
+                "weight must have the dtype of y, float64, got float32",
+                y.double(),
+                weight,
+            ),
+            (ValueError, "weight must be given: the module has 8 weights and internal_weights=False", y),
+            (
+                ValueError,
+                "weight must have shape (..., 8) with at least one leading dimension, got (5, 7)",
+                y,
+                weight[:, :7],
+            ),
+            (
+                ValueError,
+                "the leading dimensions of y and weight must broadcast, got (5,) and (4,)",
+                y,
+                weight[:4],
+            ),
+        ):
+            self.refused(product(), error, message, *given)
+        meta = "weight must be on the device of y, cpu, got meta"
+        self.refused(product(), ValueError, meta, y, weight.to("meta"))
+
+    def test_views_of_weights(self):
+        module = o3.TensorProduct(*PRODUCT[:3], [TWO_PATHS[0], (*TWO_PATHS[1][:4], False)])
+        with raises(ValueError, "TensorProduct: instruction 1 has no weights", module):
+            module.weight_view_for_instruction(1)
+        with raises(
+            ValueError,
+            "TensorProduct: weight must have shape (4,) where weights are shared, got (5,)",
+            module,
+        ):
+            list(module.weight_views(torch.randn(5)))
+
+
+class TestDerivedOutputs:
+    @pytest.mark.parametrize("name", ["FullTensorProduct", "ElementwiseTensorProduct", "TensorSquare"])
+    def test_filters(self, name):
+        arguments = ("2x0e",) if name == "TensorSquare" else ("2x0e", "2x0e")
+        for given, message in (
+            (
+                ["0x"],
+                "iterable of irreps: Irrep: cannot parse '0x': expected l p with p in e, o, y, such as '1o'",
+            ),
+            ("0e", "iterable of irreps, got '0e'"),
+            (3, "iterable of irreps, got 3"),
+            (
+                [0.5],
+                "iterable of irreps: Irrep: cannot parse '0.5': expected l p with p in e, o, y, such as '1o'",
+            ),
+        ):
+            with raises(ValueError, f"{name}: filter_ir_out must be an {message}"):
+                getattr(o3, name)(*arguments, filter_ir_out=given)
+
+
+class TestTensorSquare:
+    def test_arguments(self):
+        with raises(
+            ValueError,
+            "TensorSquare: irrep_normalization must be one of 'component', 'norm', 'none', got 'components'",
+        ):
+            o3.TensorSquare("2x0e", irrep_normalization="components")
+        with raises(
+            ValueError, "TensorSquare: give only one of irreps_out and filter_ir_out, got '2x0e' and ['0e']"
+        ):
+            o3.TensorSquare("2x0e", "2x0e", ["0e"])
+        with raises(
+            ValueError, "Irreps: cannot parse '2x0z' in '2x0z': expected [mul x] l p with p in e, o, y"
+        ):
+            o3.TensorSquare("2x0z")
+        with raises(ValueError, "path_normalization must be one of 'element', 'path', 'none', got 'x'"):
+            o3.TensorSquare("2x0e", path_normalization="x")
+
+    def test_operands(self):
+        module, x = o3.TensorSquare("2x0e+1x1o", "3x0e", shared_weights=False), torch.randn(4, 5)
+        weight = torch.randn(4, module.weight_numel)
+        for error, message, *given in (
+            (ValueError, "x must have shape (..., 5), got (1, 4, 4)", x[None, :, :4], weight),
+            (TypeError, "x must be a tensor, got list", x.tolist(), weight),
+            (ValueError, "weight must be given: the module has 12 weights and internal_weights=False", x),
+            (TypeError, "weight must be a tensor, got float", x, 1.0),
+        ):
+            with raises(error, f"TensorSquare: {message}", module, given):
+                module(*given)
+        with raises(TypeError, "tensor_product: x must be float32 or float64, got int64", x, weight):
+            module(x.long(), weight)
+
+
+class TestNorm:
+    def test_features(self):
+        module, x = o3.Norm("2x0e+1x1o"), torch.randn(4, 5)
+        for error, message, given in (
+            (ValueError, "must have shape (..., 5), got (4, 4)", x[:, :4]),
+            (ValueError, "must have shape (..., 5), got ()", x[0, 0]),
+            (TypeError, "must be a tensor, got list", x.tolist()),
+            (TypeError, "must be float32 or float64, got int64", x.long()),
+        ):
+            with raises(error, f"Norm: features {message}", module, given):
+                module(given)
+
+    def test_irreps(self):
+        with raises(ValueError, "Irreps: cannot parse '' in '2x0e+': expected [mul x] l p with p in e, o, y"):
+            o3.Norm("2x0e+")
+
+
+class TestReducedTensorProducts:
+    @pytest.mark.parametrize(
+        "formula, error, message",
+        [
+            (
+                "-ij=ji",
+                ValueError,
+                "formula must begin with its indices, different letters without a sign, got '-ij=ji'",
+            ),
+            ("", ValueError, "formula must begin with its indices, different letters without a sign, got ''"),
+            (
+                "iij=iji",
+                ValueError,
+                "formula must begin with its indices, different letters without a sign, got 'iij=iji'",
+            ),
+            ("ij=jk", ValueError, "formula must be permutations of 'ij' joined by '=', got 'jk' in 'ij=jk'"),
+            ("ij=", ValueError, "formula must be permutations of 'ij' joined by '=', got '' in 'ij='"),
+            (
+                "ij=--ji",
+                ValueError,
+                "formula must be permutations of 'ij' joined by '=', got '-ji' in 'ij=--ji'",
+            ),
+            (3, TypeError, "formula must be a str, got int"),
+        ],
+    )
+    def test_formulas(self, formula, error, message):
+        with raises(error, f"ReducedTensorProducts: {message}"):
+            o3.ReducedTensorProducts(formula, i="1o")
+
+    def test_irreps(self):
+        for error, message, given in (
+            (ValueError, "the irreps of index 'k' must be given", {"i": "1o"}),
+            (
+                ValueError,
+                "the irreps of 'j' must be those of 'i', with which the formula permutes it, '1x1o', "
+                "got '1x1e'",
+                {"i": "1o", "j": "1e", "k": "1o"},
+            ),
+            (
+                TypeError,
+                "got an unexpected keyword argument 'x': the indices of the formula are 'ijk'",
+                {"i": "1o", "k": "1o", "x": "1o"},
+            ),
+            (
+                TypeError,
+                "got an unexpected keyword argument 'ij': the indices of the formula are 'ijk'",
+                {"ij": "1o", "k": "1o"},
+            ),
+        ):
+            with raises(error, f"ReducedTensorProducts: {message}"):
+                o3.ReducedTensorProducts("ijk=jik", **given)
+        for name in ("filter_ir_out", "filter_ir_mid"):
+            message = f"ReducedTensorProducts: {name} must be an iterable of irreps, got '1o'"
+            with raises(ValueError, message):
+                o3.ReducedTensorProducts("ij=ji", i="1o", **{name: "1o"})
+
+    def test_inputs(self):
+        module = o3.ReducedTensorProducts("ijk=jik", i="1x0e+1x1o", k="1o")
+        x, y, z = torch.randn(5, 4), torch.randn(5, 4), torch.randn(5, 3)
+        label = "the input of index"
+        for error, message, *given in (
+            (TypeError, "expected 3 inputs, one for each of the indices 'ijk', got 2", x, y),
+            (ValueError, f"{label} 'k' must have shape (..., 3), got (5, 4)", x, y, x),
+            (ValueError, f"{label} 'i' must have shape (..., 4), got ()", x[0, 0], y, z),
+            (TypeError, f"{label} 'j' must be a tensor, got list", x, y.tolist(), z),
+            (
+                TypeError,
+                f"{label} 'k' must have the dtype of the first, float32, got float64",
+                x,
+                y,
+                z.double(),
+            ),
+            (TypeError, f"{label} 'i' must be float32 or float64, got int64", x.long(), y, z),
+            (
+                ValueError,
+                f"{label} 'j' must be on the device of the first, cpu, got meta",
+                x,
+                y.to("meta"),
+                z,
+            ),
+            (
+                ValueError,
+                "the leading dimensions of the inputs must broadcast, got (5,), (4,), (5,)",
+                x,
+                y[:4],
+                z,
+            ),
+        ):
+            with raises(error, f"ReducedTensorProducts: {message}", module, given):
+                module(*given)
+
+
 class TestOtherLayers:
     def test_spherical_harmonics(self):
         with raises(

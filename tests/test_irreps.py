@@ -89,6 +89,7 @@ def test_many_forms_say_the_same():
     ):
         assert same(Irreps(form), e3nn_o3.Irreps("2x1e+1x0e+1x2o"))
     assert Irreps() == Irreps("") == Irreps([]) == Irreps(None)
+    assert Irrep(MulIr(2, Irrep("1o"))) == Irrep("1o")
     assert Irreps(Irrep("1o")) == Irreps(MulIr(1, Irrep("1o"))) == Irreps(e3nn_o3.Irrep("1o")) == Irreps("1o")
     assert e3nn_o3.Irreps(expected) == expected
 

@@ -64,7 +64,7 @@ class Irrep(tuple):
     @staticmethod
     def _read(value: Any) -> tuple[Any, Any]:
         if isinstance(value, MulIr):
-            return tuple(value.ir)
+            return value.ir.l, value.ir.p
         if isinstance(value, tuple) and tuple.__len__(value) == 2:
             # not unpacked by iteration alone: another package's irrep is a tuple too, and may refuse len()
             l, p = tuple.__iter__(value)

@@ -9,6 +9,8 @@ from typing import Any
 
 from clebsch.o3.irreps import Irrep, Irreps
 from clebsch.o3.linear import Linear
+from clebsch.o3.norm import Norm
+from clebsch.o3.reduced_tensor_products import ReducedTensorProducts
 from clebsch.o3.rotation import (
     angles_to_axis_angle,
     angles_to_matrix,
@@ -47,6 +49,7 @@ from clebsch.o3.tensor_product import (
     Instruction,
     TensorProduct,
 )
+from clebsch.o3.tensor_square import TensorSquare
 from clebsch.o3.wigner import (
     change_basis_real_to_complex,
     so3_generators,
@@ -62,8 +65,11 @@ __all__ = [
     "Irrep",
     "Irreps",
     "Linear",
+    "Norm",
+    "ReducedTensorProducts",
     "SphericalHarmonics",
     "TensorProduct",
+    "TensorSquare",
     "angles_to_axis_angle",
     "angles_to_matrix",
     "angles_to_quaternion",

@@ -5,6 +5,7 @@ Labels, grammar and algebra are those of `algebra.irreps`; the matrices are made
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -102,3 +103,17 @@ class Irreps(_Represented, algebra.Irreps):
 
 
 Irrep.irreps_class = Irreps
+
+
+def allowed_irreps(name: str, given: Iterable[Any] | None) -> frozenset[Irrep] | None:
+    """The irreps of a filter; None, which allows all, stays None. ValueError, with `name` in front, if
+    `given` is no iterable of irreps.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ValueError(f"{name} must be an iterable of irreps, got {given!r}")
+    try:
+        return frozenset(map(Irrep, given))
+    except ValueError as error:
+        raise ValueError(f"{name} must be an iterable of irreps: {error}") from None

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from clebsch.algebra.plan import ProductPlan
-from clebsch.o3.irreps import Irrep, Irreps
+from clebsch.o3.irreps import Irreps, allowed_irreps
+from clebsch.o3.tensor_product_right import check_right, right_matrices
 from clebsch.o3.wigner import wigner_3j
 from clebsch.ops.tensor_product import multiply_rows, plan_sizes
 
@@ -183,6 +184,16 @@ class TensorProduct(torch.nn.Module):
             return multiply_rows(x, y, weight, self._sizes)
         return self._broadcast(x, y, weight)
 
+    def right(self, y: Tensor, weight: Tensor | list[Tensor] | None = None) -> Tensor:
+        """The product with y (..., irreps_in2.dim) as matrices: (..., irreps_in1.dim, irreps_out.dim).
+
+        ``torch.einsum("...ik,...i->...k", module.right(y), x)`` is ``module(x, y)``. weight: as in `forward`,
+        whose errors this raises. Always available, whatever compile_right says.
+        """
+        weight = self._get_weight(weight, y)
+        check_right(self._name, y, weight, self._sizes.in2)
+        return right_matrices(self._sizes.plan, y, weight)
+
     def _broadcast(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
         operands = {
             "x": (x, self._sizes.in1),
@@ -283,6 +294,14 @@ class TensorProduct(torch.nn.Module):
             if ins.has_weight:
                 view = self.weight_view_for_instruction(i, weight)
                 yield (i, ins, view) if yield_instruction else view
+
+    def visualize(self, *args: Any, **kwargs: Any) -> Any:
+        """Draw the paths, as e3nn's ``TensorProduct.visualize`` does: its arguments and result. Needs e3nn
+        (AttributeError where it is not installed) and matplotlib.
+        """
+        from clebsch.o3 import attribute_of_e3nn
+
+        return attribute_of_e3nn("o3", "TensorProduct").visualize(self, *args, **kwargs)
 
     def __repr__(self) -> str:
         num_paths = sum(math.prod(ins.path_shape) for ins in self.instructions)
@@ -410,7 +429,7 @@ class FullTensorProduct(TensorProduct):
         **kwargs: Any,
     ) -> None:
         irreps_in1, irreps_in2 = Irreps(irreps_in1).simplify(), Irreps(irreps_in2).simplify()
-        kept = None if filter_ir_out is None else set(map(Irrep, filter_ir_out))
+        kept = allowed_irreps("FullTensorProduct: filter_ir_out", filter_ir_out)
         paths = [
             (i_in1, i_in2, (mul1 * mul2, ir))
             for i_in1, (mul1, ir1) in enumerate(irreps_in1)
@@ -446,7 +465,7 @@ class ElementwiseTensorProduct(TensorProduct):
         **kwargs: Any,
     ) -> None:
         irreps_in1, irreps_in2 = _cut_alike(Irreps(irreps_in1).simplify(), Irreps(irreps_in2).simplify())
-        kept = None if filter_ir_out is None else set(map(Irrep, filter_ir_out))
+        kept = allowed_irreps("ElementwiseTensorProduct: filter_ir_out", filter_ir_out)
         paths = [
             (i, (mul, ir))
             for i, ((mul, ir1), (_, ir2)) in enumerate(zip(irreps_in1, irreps_in2, strict=True))

@@ -22,7 +22,8 @@ from . import rotation
 
 
 @lru_cache(maxsize=4096)
-def _coupling_array(l1: int, l2: int, l3: int, signs: str) -> numpy.ndarray:
+def coupling_array(l1: int, l2: int, l3: int, signs: str = "e3nn-0.5") -> numpy.ndarray:
+    """`wigner_3j` as an array of float64 that all callers share: not to be changed."""
     entries = so3.coupling(l1, l2, l3, signs)
     dense = numpy.zeros((2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1))
     for entry in entries:
@@ -62,7 +63,7 @@ def _real_to_complex_array(l: int) -> numpy.ndarray:
 
 _ARRAYS = {
     "axis swap": _axis_swap_array,
-    "coupling": _coupling_array,
+    "coupling": coupling_array,
     "generators": _generators_array,
     "real to complex": _real_to_complex_array,
 }
