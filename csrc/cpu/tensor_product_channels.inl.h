@@ -11,7 +11,7 @@
 //
 // Least work for an edge and channel, S the cells of M summed over paths: forward S multiply-adds, backward 2
 // S, double backward 5 S. Least traffic from memory: w (and gw, aw) once; x, the sums and M stay in cache.
-// For 128x0e+128x1o with y to l = 3 (10 paths, S = 64) that is 5 KB of w against 8,192 multiply-adds an edge:
+// For 128x0e+128x1o with y to l = 3 (10 paths, S = 76) that is 5 KB of w against 9,728 multiply-adds an edge:
 // memory decides.
 //
 // Channels beyond the multiplicity are zero in panels and masked in w, so they add nothing.
