@@ -189,6 +189,7 @@ SHORTEST = {
     "tensor_product": ("scalar output uvw, forward", {"clebsch", "e3nn"}),
     "convolution": ("nequip-32-both, forward", {"clebsch", "clebsch ir_mul", "e3nn"}),
     "layers": ("21 atoms, 300 edges, 16x l<=2, forward", {"clebsch", "e3nn", "one edge"}),
+    "drop_in": ("Gate, forward", {"clebsch", "e3nn"}),
     "scaling": ("threads, mace-medium, forward", {"one", "two"}),
     "memory": ("convolution, 4,000 edges", set()),
 }
