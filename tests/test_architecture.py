@@ -46,7 +46,7 @@ THIRD_PARTIES = {
     "ops": {"torch"},
 }
 
-NOUNS = ("spherical_harmonics", "tensor_product", "convolution")
+NOUNS = ("spherical_harmonics", "tensor_product", "convolution", "linear")
 
 
 # Python
