@@ -1,3 +1,12 @@
 """Speed, measured: `python -m benchmarks NAME`. What is measured and how to read it: docs/benchmarks.md."""
 
-NAMES = ("limits", "spherical_harmonics", "tensor_product", "convolution", "layers", "scaling", "memory")
+NAMES = (
+    "limits",
+    "spherical_harmonics",
+    "tensor_product",
+    "convolution",
+    "linear",
+    "layers",
+    "scaling",
+    "memory",
+)
