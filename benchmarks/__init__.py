@@ -5,6 +5,7 @@ NAMES = (
     "spherical_harmonics",
     "tensor_product",
     "convolution",
+    "linear",
     "layers",
     "drop_in",
     "scaling",

@@ -15,10 +15,14 @@ from .session import Session
 MEGABYTES = 10
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 NOUNS = ("spherical_harmonics", "tensor_product", "convolution")
-OPERATORS = tuple(noun + step for noun in NOUNS for step in ("", "_backward", "_double_backward"))
+OPERATORS = (
+    *(noun + step for noun in NOUNS for step in ("", "_backward", "_double_backward")),
+    *("linear", "linear_grad_x", "linear_grad_weight"),
+)
 DEGREES = list(range(11))  # of harmonics: 121 columns, and 363 in the Jacobian that is never stored
 # A row of the product without a graph and of all its gradients is 60 kB.
-LARGEST = {"tensor_product_backward": 64_000, "tensor_product_double_backward": 64_000}
+LARGEST = dict.fromkeys(("tensor_product_backward", "tensor_product_double_backward"), 64_000)
+LARGEST |= dict.fromkeys(OPERATORS[-3:], 64_000)  # 16 kB
 
 
 def rows(session: Session) -> Iterator[Row]:
@@ -57,6 +61,8 @@ def _operator(operator: str, num_edges: int) -> Callable[[], object]:
     from clebsch import backend
 
     backend.load()
+    if operator.startswith("linear"):
+        return _linear(operator, num_edges)
     harmonics = operator.startswith("spherical_harmonics")
     inputs, columns, fixed = _harmonics(num_edges) if harmonics else _product(operator, num_edges)
     function = getattr(torch.ops.clebsch, operator)
@@ -88,6 +94,23 @@ def _product(operator: str, num_edges: int) -> tuple[Sequence, int, tuple]:
     edges = local_edges(num_edges // DEGREE)
     order = Graph(edges.senders, edges.receivers, edges.num_nodes).order
     return operands(problem, edges.num_nodes, num_edges), plan.irreps_out.dim, (order, str(plan))
+
+
+def _linear(operator: str, rows: int) -> Callable[[], object]:
+    """128 copies of four degrees to the same: a copy of x or of the cotangent would be 8 kB a row."""
+    import torch
+
+    from clebsch.algebra.plan import ProductPlan
+
+    irreps = "128x0e+128x1o+128x2e+128x3o"
+    plan = ProductPlan.from_instructions(irreps, "1x0e", irreps, [(i, 0, i, "uvw", True) for i in range(4)])
+    features, weight = torch.ones(rows, plan.irreps_in1.dim), torch.ones(plan.weight_numel)
+    operands = {
+        "linear": (features, weight, weight[:0], str(plan), []),
+        "linear_grad_x": (features, weight, str(plan)),
+        "linear_grad_weight": (features, torch.ones_like(features), str(plan)),
+    }
+    return lambda: getattr(torch.ops.clebsch, operator)(*operands[operator])
 
 
 def status(field: str) -> int:

@@ -19,8 +19,10 @@ from clebsch.algebra.plan import ProductPlan
 from clebsch.testing import RandomGraph, poison, random_operands, tolerance
 
 __all__ = [
+    "PROMISED",
     "RESULTS",
     "Problem",
+    "assert_result",
     "broadcast",
     "channelwise_plan",
     "dense_plan",
@@ -201,20 +203,8 @@ class Problem:
         """Assert that the operators give what the reference gives: each number within the derived tolerance,
         and each result within what is promised for its norm."""
         results = self.results() if results is None else results
-        for name, actual, (expected, magnitude, terms) in zip(RESULTS, results, self.expected, strict=True):
-            label = f"{name} of {self.plan}, {backend.instruction_set()}, {self.dtype}"
-            assert actual.dtype == self.dtype and actual.is_contiguous(), label
-            assert tuple(actual.shape) == expected.shape, f"{label}: {expected.shape}, got {actual.shape}"
-            error = np.abs(actual.double().numpy() - expected)
-            wrong = ~(error <= tolerance(magnitude, terms, self.dtype))
-            assert not wrong.any(), (
-                f"{label}: {wrong.sum()} of {wrong.size} numbers are too far off, the first at "
-                f"{tuple(map(int, np.argwhere(wrong)[0]))}: {actual.numpy()[wrong][0]!r} for "
-                f"{expected[wrong][0]!r}, magnitude {magnitude[wrong][0]:.3g}"
-            )
-            # Where terms cancel, the norm of a result says nothing of the roundings in it.
-            norm = max(np.linalg.norm(expected), 0.1 * np.linalg.norm(magnitude))
-            assert np.linalg.norm(error) <= PROMISED[self.dtype] * norm, label
+        for name, actual, expected in zip(RESULTS, results, self.expected, strict=True):
+            assert_result(f"{name} of {self.plan}", actual, *expected, self.dtype)
 
     def check_everywhere(self) -> None:
         """`check` under every instruction set and in both dtypes, on poisoned memory."""
@@ -223,6 +213,25 @@ class Problem:
                 with poisoned_memory():
                     self.expected  # noqa: B018  once for all
                     self.to(dtype).check()
+
+
+def assert_result(
+    name: str, actual: Tensor, expected: NDArray, magnitude: NDArray, terms: NDArray, dtype: torch.dtype
+) -> None:
+    """Assert that each number is within the derived tolerance, and the norm within what is promised."""
+    label = f"{name}, {backend.instruction_set()}, {dtype}"
+    assert actual.dtype == dtype and actual.is_contiguous(), label
+    assert tuple(actual.shape) == expected.shape, f"{label}: {expected.shape}, got {actual.shape}"
+    error = np.abs(actual.double().numpy() - expected)
+    wrong = ~(error <= tolerance(magnitude, terms, dtype))
+    assert not wrong.any(), (
+        f"{label}: {wrong.sum()} of {wrong.size} numbers are too far off, the first at "
+        f"{tuple(map(int, np.argwhere(wrong)[0]))}: {actual.numpy()[wrong][0]!r} for "
+        f"{expected[wrong][0]!r}, magnitude {magnitude[wrong][0]:.3g}"
+    )
+    # Where terms cancel, the norm of a result says nothing of the roundings in it.
+    norm = max(np.linalg.norm(expected), 0.1 * np.linalg.norm(magnitude))
+    assert np.linalg.norm(error) <= PROMISED[dtype] * norm, label
 
 
 def same_bits(left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> bool:

@@ -12,6 +12,7 @@ from clebsch import backend, ops, reference  # noqa: F401  ops loads the operato
 from clebsch.algebra import codegen, so3
 from clebsch.algebra.plan import ProductPlan
 from clebsch.testing import RandomGraph, random_operands, relative_error
+from linear_calls import LinearProblem, mixing_plan
 from product_calls import Problem, instruction_sets, same_bits, wide_plan
 
 native = backend.native()
@@ -131,11 +132,14 @@ def test_the_catalogue_of_kernels():
     by_kernel = {tuple(entry.values())[:4]: entry["unrolled_degree"] for entry in entries}
     assert len(by_kernel) == len(entries)
     lanes = {("spherical_harmonics", "points"), ("tensor_product", "channels"), ("tensor_product", "rows")}
-    assert lanes <= {(noun, lanes) for noun, _, _, lanes in by_kernel}
+    lanes.add(("linear", "channels"))
+    assert lanes == {(noun, lanes) for noun, _, _, lanes in by_kernel}
     for isa in backend.compiled_instruction_sets():
         for noun, what in lanes:
             for dtype in ("float32", "float64"):
                 assert by_kernel[noun, dtype, isa, what] >= 1
+                if noun == "linear":
+                    assert by_kernel[noun, dtype, isa, what] == 4
     path = ProductPlan("16x1o", "1x1o", "16x2e", ((0, 0, 0, "uvu", True, 1.0),))
     degree = by_kernel["tensor_product", "float32", backend.instruction_set(), "channels"]
     assert backend.describe_plan(path)["paths"][0]["unrolled"] == (degree >= 2)
@@ -215,6 +219,97 @@ def test_wrong_tensors(name, rows):
         assert f"{noun}: {message}" in str(caught.value)
         assert str(caught.value).startswith(f"{noun}: ")
     assert same_bits(tuple(before), (*problem.operands, problem.grad, *problem.tangents))
+
+
+LINEAR = mixing_plan("4x0e+3x1o", "2x0e+3x1o+5x0e")
+WRONG_LINEAR = {
+    "x, columns": (0, lambda t: t[:, :-1], "x must have 13 columns, got 12"),
+    "x, vector": (0, lambda t: t[0], "x must have 2 dimensions, got 1"),
+    "x, 3 dimensions": (0, lambda t: t[None], "x must have 2 dimensions, got 3"),
+    "x, integers": (0, lambda t: t.long(), "x must be float32 or float64"),
+    "x, complex": (0, lambda t: t.to(torch.complex64), "x must be float32 or float64"),
+    "weight, short": (1, lambda t: t[1:], "weight must be a vector of 37 of the dtype of"),
+    "weight, matrix": (1, lambda t: t[None], "weight must be a vector of 37 of the dtype of"),
+    "weight, scalar": (1, lambda t: t[0], "weight must be a vector of 37 of the dtype of"),
+    "weight, dtype": (1, lambda t: t.float(), "weight must be a vector of 37 of the dtype of"),
+    "weight, meta": (1, lambda t: t.to("meta"), "weight must be on the device of"),
+    "bias, columns": (2, lambda t: t[1:], "bias must have 7 columns, got 6"),
+    "bias, rows": (2, lambda t: t.expand(4, 7), "bias must have 5 rows, got 4"),
+    "bias, one row": (2, lambda t: t.expand(1, 7), "bias must have 5 rows, got 1"),
+    "bias, scalar": (2, lambda t: t[0], "bias must have 1 or 2 dimensions, got 0"),
+    "bias, 3 dimensions": (2, lambda t: t.expand(1, 5, 7), "bias must have 1 or 2 dimensions, got 3"),
+    "bias, dtype": (2, lambda t: t.float(), "bias must have the dtype of x"),
+    "bias, meta": (2, lambda t: t.to("meta"), "bias must be on the device of x, cpu, got meta"),
+    "grad, columns": (3, lambda t: t[:, :-1], "grad must have 16 columns, got 15"),
+    "grad, vector": (3, lambda t: t[0], "grad must have 2 dimensions, got 1"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_LINEAR)
+def test_wrong_tensors_of_a_linear_layer(name):
+    i, change, message = WRONG_LINEAR[name]
+    problem = LinearProblem.random(LINEAR, 5, (0, 2))
+    before = tuple(operand.clone() for operand in problem.operands)
+    changed = list(problem.operands)
+    changed[i] = change(changed[i])
+    x, weight, bias, grad = changed
+    call, plan = torch.ops.clebsch, str(LINEAR)
+    calls = {
+        "linear": (lambda: call.linear(x, weight, bias, plan, [0, 2]), (0, 1, 2)),
+        "linear_grad_x": (lambda: call.linear_grad_x(grad, weight, plan), (1, 3)),
+        "linear_grad_weight": (lambda: call.linear_grad_weight(x, grad, plan), (0, 3)),
+    }
+    for function, operands in calls.values():
+        if i in operands:
+            with pytest.raises(ValueError) as caught:
+                function()
+            assert str(caught.value).startswith(f"linear: {message}")
+    assert same_bits(before, problem.operands)
+
+
+def test_rows_and_dtypes_of_cotangents_of_a_linear_layer():
+    problem = LinearProblem.random(LINEAR, 5, (0, 2))
+    for grad, message in (
+        (problem.grad[:4], "grad must have 5 rows, got 4"),
+        (problem.grad.float(), "grad must have the dtype of x"),
+        (problem.grad.to("meta"), "grad must be on the device of x, cpu, got meta"),
+    ):
+        with pytest.raises(ValueError, match=f"^linear: {message}$"):
+            torch.ops.clebsch.linear_grad_weight(problem.x, grad, str(LINEAR))
+    with pytest.raises(ValueError, match=r"^linear: grad must be float32 or float64$"):
+        torch.ops.clebsch.linear_grad_x(problem.grad.long(), problem.weight, str(LINEAR))
+
+
+@pytest.mark.parametrize(
+    "biased, message",
+    [
+        ([1], "biased must name blocks of the output that hold scalars, got 1"),
+        ([3], "biased must name blocks of the output that hold scalars, got 3"),
+        ([-1], "biased must name blocks of the output that hold scalars, got -1"),
+        ([2**63 - 1], f"biased must name blocks of the output that hold scalars, got {2**63 - 1}"),
+        ([-(2**63)], f"biased must name blocks of the output that hold scalars, got {-(2**63)}"),
+        ([2, 0, 2], "biased must name a block once, got 2 twice"),
+        ([0], "bias must have 2 columns, got 7"),
+    ],
+)
+def test_biased_blocks_that_are_refused(biased, message):
+    problem = LinearProblem.random(LINEAR, 5, (0, 2))
+    with pytest.raises(ValueError, match=f"^linear: {message}$"):
+        torch.ops.clebsch.linear(problem.x, problem.weight, problem.bias, str(LINEAR), biased)
+
+
+def test_plans_that_are_no_linear_layer():
+    problem = Problem.random(PLAN, 5)
+    weight, call = problem.operands[2][0], torch.ops.clebsch
+    for function, arguments in (
+        (call.linear, (problem.operands[0], weight, weight[:0], str(PLAN), [])),
+        (call.linear_grad_x, (problem.grad, weight, str(PLAN))),
+        (call.linear_grad_weight, (problem.operands[0], problem.grad, str(PLAN))),
+    ):
+        with pytest.raises(
+            ValueError, match=r"^linear: plan must have paths uvw with weights and one scalar as y$"
+        ):
+            function(*arguments)
 
 
 def test_rows_that_do_not_match():
@@ -402,6 +497,19 @@ refuse(call.tensor_product, x.to_sparse(), y[:3], w[:3], plan)
 refuse(call.tensor_product, x.to_mkldnn(), y[:3], w[:3], plan)
 refuse(call.tensor_product, torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), y[:3], w[:3], plan)
 refuse(call.convolution, x, y, w, order.to_sparse(), plan)
+# a linear layer likewise
+mix, mw, nb = "4x0e+4x1o*1x0e->2x0e;mul_ir;0 0 0 uvw w 1.0", torch.ones(8), torch.ones(0)
+refuse(call.linear, wide, mw, nb, mix, [])
+refuse(call.linear, one_x.expand(2**50, 16), mw, nb, mix, [])
+refuse(call.linear_grad_x, torch.ones(1, 2).expand(2**50, 2), mw, mix)
+refuse(call.linear, x.to_sparse(), mw, nb, mix, [])
+refuse(call.linear, x.to_mkldnn(), mw, nb, mix, [])
+refuse(call.linear, x, mw, wide, mix, [0])
+refuse(call.linear, x, mw, nb, mix, [0] * 100_000)
+refuse(call.linear, x, mw, nb, mix, None)
+refuse(call.linear, x, mw, None, mix, [])
+refuse(call.linear_grad_weight, x, None, mix)
+refuse(call.linear_grad_weight, wide, wide, mix)
 # not tensors, not strings
 refuse(call.convolution, x, y, w, None, plan)
 refuse(call.convolution, x, y, w, order, None)
@@ -415,13 +523,14 @@ assert [t.numel() for t in call.convolution_backward(g, x, y, w, order, plan, -8
 assert [t.numel() for t in call.convolution_backward(g, x, y, w, order, plan, -1)] == [48, 20, 40]
 # alive and well
 assert call.convolution(x, y, w, order, plan).isfinite().all()
+assert call.linear(x, mw, nb, mix, []).tolist() == [[4.0, 4.0]] * 3
 """
 
 
 def test_nothing_crashes():
     result = python(NASTY)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert int(result.stdout) == 14
+    assert int(result.stdout) == 25
 
 
 CONCURRENT = """
@@ -475,6 +584,7 @@ RUN = """
 import hashlib
 import numpy as np, torch
 from clebsch.testing import RandomGraph
+from linear_calls import LinearProblem, mixing_plan
 from product_calls import Problem, kernel, plan_of_mode, wide_plan
 
 digest = hashlib.sha256()
@@ -485,6 +595,9 @@ for plan, nodes in ((wide_plan(32), 300), (wide_plan(2), 300), (plan_of_mode("uv
         for dtype in (torch.float32, torch.float64):
             for result in Problem.random(plan, graph, shared=shared, dtype=dtype).results():
                 digest.update(result.numpy().tobytes())
+for layout in ("mul_ir", "ir_mul"):
+    for result in LinearProblem.random(mixing_plan("32x0e+5x1o", "17x0e+9x1o", layout), 900, (0,)).results():
+        digest.update(result.numpy().tobytes())
 print(digest.hexdigest())
 """
 

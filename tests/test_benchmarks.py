@@ -14,7 +14,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(REPOSITORY))  # benchmarks are not installed
 
-from benchmarks import NAMES, memory, problems, report  # noqa: E402
+from benchmarks import NAMES, linear, memory, problems, report  # noqa: E402
 from benchmarks.__main__ import parse, stem  # noqa: E402
 from benchmarks.harness import Effort, Row, Samples, Spread, at_least, at_most, interleave  # noqa: E402
 from benchmarks.session import Session  # noqa: E402
@@ -163,6 +163,21 @@ def test_nequip_keeps_outputs_among_its_hidden_irreps():
     }
 
 
+def test_flops_of_a_linear_layer_are_those_of_its_matrices():
+    case = linear.Case("case", "2x0e+3x1o+5x1o", "7x1o+1x0e+4x2e")
+    assert linear._flops(case, 10) == 2 * 10 * (2 * 1 + 3 * 7 * 3 + 5 * 7 * 3)
+    mixed = linear.cases()[2]
+    assert mixed.irreps_in == problems.model("mace-medium").irreps_out and len(linear._matrices(mixed)) == 10
+
+
+def test_rates_of_a_linear_layer_are_shares_of_a_matrix_product():
+    rows = list(linear.rows(Session(quick=True, quiet=True, only="128x l<=3, rate")))
+    assert [row.name.rpartition(", ")[2] for row in rows] == ["forward", "grad_x", "grad_weight"]
+    for row in rows:
+        assert row.seconds.keys() == {"matrix product", "forward", "grad_x", "grad_weight"}
+        assert row.quantity == "share of the matrix-product rate" and row.spread.median > 0
+
+
 def test_multiply_adds_counts_the_cheapest_order():
     scalar = problems.channelwise("scalar", "test", "5x0e", "1x0e", "0e")
     assert problems.multiply_adds(scalar) == 1 + 5 * (1 + 1)
@@ -188,6 +203,7 @@ SHORTEST = {
     "spherical_harmonics": ("l_max 1, forward", {"clebsch", "e3nn", "sphericart", "write", "write new"}),
     "tensor_product": ("scalar output uvw, forward", {"clebsch", "e3nn"}),
     "convolution": ("nequip-32-both, forward", {"clebsch", "clebsch ir_mul", "e3nn"}),
+    "linear": ("16x l<=2, 21 rows, forward", {"clebsch", "e3nn"}),
     "layers": ("21 atoms, 300 edges, 16x l<=2, forward", {"clebsch", "e3nn", "one edge"}),
     "drop_in": ("Gate, forward", {"clebsch", "e3nn"}),
     "scaling": ("threads, mace-medium, forward", {"one", "two"}),
@@ -238,7 +254,8 @@ def test_quick_run_writes_a_complete_result(name, tmp_path):
 @pytest.mark.skipif(not memory.CLEAR.exists(), reason="no /proc/self/clear_refs")
 @pytest.mark.parametrize("operator", memory.OPERATORS)
 def test_operators_allocate_little_beyond_their_results(operator):
-    """58 MB are the Jacobian of these harmonics, 16 the gathered rows of x, more the messages."""
+    """58 MB are the Jacobian of these harmonics, 16 the gathered rows of x, more the messages, and 65 a copy
+    of the features of a linear layer."""
     rows = 40_000 if operator.startswith("spherical_harmonics") else 8_000
     assert float(run_benchmarks("benchmarks.memory", operator, str(rows))) <= memory.MEGABYTES
 

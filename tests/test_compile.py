@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from clebsch import Graph, nn, o3, ops
+from clebsch.algebra.plan import ProductPlan
+from linear_calls import LinearProblem, mixing_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -66,6 +68,11 @@ LAYERS = {
     ),
     "TensorProductConv": (Conv, lambda rows: conv_operands(rows, 3 * rows)),
     "Linear": (lambda: o3.Linear("4x0e+4x1o", "3x0e+2x1o", biases=True), rows_of(16)),
+    "Linear, without scalars": (lambda: o3.Linear("4x1o+3x1o+2x2e", "5x1o+1x2e+2x3o"), rows_of(31)),
+    "Linear, weights per row": (
+        lambda: o3.Linear("4x0e+4x1o", "3x0e+2x1o", shared_weights=False),
+        rows_of(16, 20),
+    ),
     "SphericalHarmonics": (lambda: o3.SphericalHarmonics([0, 1, 2], True, "component"), rows_of(3)),
     "Gate": (lambda: nn.Gate("4x0e", [torch.tanh], "3x0e", [torch.sigmoid], "2x1o+1x2e"), rows_of(18)),
     "FullyConnectedNet": (lambda: nn.FullyConnectedNet([8, 16, 4], torch.tanh), rows_of(8)),
@@ -94,7 +101,7 @@ def test_compile_forward_and_backward(name):
 
 
 @pytest.mark.slow  # whichever is first compiles inductor's own headers
-@pytest.mark.parametrize("name", ["SphericalHarmonics", "TensorProduct", "TensorProductConv"])
+@pytest.mark.parametrize("name", ["SphericalHarmonics", "TensorProduct", "TensorProductConv", "Linear"])
 def test_compile_with_inductor(name):
     """With code of its own before and after the operator, and in its backward."""
     from torch._inductor.utils import fresh_cache
@@ -134,13 +141,37 @@ def test_compile_functions():
     plan = o3.TensorProduct(*CHANNELWISE).plan
     # Before torch 2.11 no object of a frozen dataclass is a constant to the tracer: there, the string is.
     either = plan if torch.__version__ >= torch.torch_version.TorchVersion("2.11") else str(plan)
+    mixing = str(ProductPlan.from_instructions("28x0e", "1x0e", "3x0e", [(0, 0, 0, "uvw", True)]))
 
-    def function(x, y, weight):
-        return ops.tensor_product(x, y, weight, either) + ops.tensor_product(x, y, weight, str(plan))
+    def function(x, y, weight, matrix, bias):
+        rows = ops.tensor_product(x, y, weight, either) + ops.tensor_product(x, y, weight, str(plan))
+        mixed = ops.linear(rows, matrix, bias[:0], mixing) + ops.linear(rows, matrix, bias, mixing, [0])
+        return torch.cat((rows, mixed), dim=1)
 
-    operands = rows_of(16, 4, 12)(5)
+    operands = (*rows_of(16, 4, 12)(5), torch.randn(84), torch.randn(3))
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*operands), function(*operands))
+
+
+def test_compiled_layers_call_the_kernels():
+    """Forward and backward of the layer as one operator each, nothing gathered around it."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    seen = []
+
+    def note(module, inputs):
+        seen.append([str(node.target) for node in module.graph.nodes if node.op == "call_function"])
+        return make_boxed_func(module.forward)
+
+    module = o3.Linear("4x0e+4x1o", "3x0e+2x1o")
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=aot_autograd(fw_compiler=note))
+    x = torch.randn(6, 16, requires_grad=True)
+    compiled(x).sum().backward()
+    forward, backward = ([name for name in names if "clebsch" in name] for names in seen)
+    assert forward == ["clebsch.linear.default"]
+    assert sorted(backward) == ["clebsch.linear_grad_weight.default", "clebsch.linear_grad_x.default"]
+    assert not [name for name in seen[0] if "cat" in name or "mm" in name or "clone" in name]
 
 
 def test_compile_forces_of_a_training_step():
@@ -181,7 +212,7 @@ def test_export_with_dynamic_sizes(name):
     if not isinstance(shapes, dict):
         shapes = tuple({0: shapes} for _ in operands)
     exported = torch.export.export(module, operands, dynamic_shapes=shapes)
-    assert name not in ("TensorProduct", "TensorProductConv") or "clebsch" in str(exported.graph)
+    assert not name.startswith(("TensorProduct", "Linear")) or "clebsch" in str(exported.graph)
     for rows in (6, 11):
         operands = operands_for(rows)
         torch.testing.assert_close(exported.module()(*operands), module(*operands), rtol=1e-5, atol=1e-5)
@@ -202,6 +233,9 @@ def test_exported_convolution_has_independent_nodes_and_edges_and_checks_them():
     receivers[3] = 6
     with pytest.raises(IndexError, match="graph_order: receivers must lie in"):
         module(x, y, weight, senders, receivers)
+
+
+MIXING = mixing_plan("4x0e+3x1o", "2x0e+3x1o+5x0e")
 
 
 class TestOpcheck:
@@ -227,6 +261,19 @@ class TestOpcheck:
     def test_forward(self, noun, shared):
         operands, fixed = self.operands(noun, shared)
         torch.library.opcheck(getattr(torch.ops.clebsch, noun).default, (*operands, *fixed))
+
+    @pytest.mark.parametrize("biased, per_row", [((), False), ((2, 0), False), ((2, 0), True)])
+    def test_linear(self, biased, per_row):
+        problem = LinearProblem.random(MIXING, 9, biased, bias_per_row=per_row)
+        operands = [operand.requires_grad_() for operand in (problem.x, problem.weight, problem.bias)]
+        torch.library.opcheck(torch.ops.clebsch.linear.default, (*operands, str(MIXING), biased))
+
+    @pytest.mark.parametrize("name", ["linear_grad_x", "linear_grad_weight"])
+    def test_gradients_of_linear(self, name):
+        problem = LinearProblem.random(MIXING, 9)
+        operands = (problem.grad, problem.weight) if name == "linear_grad_x" else (problem.x, problem.grad)
+        operands = [operand.requires_grad_() for operand in operands]
+        torch.library.opcheck(getattr(torch.ops.clebsch, name).default, (*operands, str(MIXING)))
 
     @pytest.mark.parametrize("needs", [7, 2])
     @pytest.mark.parametrize("noun", ["tensor_product", "convolution"])

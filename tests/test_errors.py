@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clebsch import Graph, nn, o3, ops
+from clebsch.ops.tensor_product import plan_sizes
 from product_calls import same_bits
 
 TWO_PATHS = [(0, 0, 0, "uvu", True), (1, 1, 0, "uvu", True)]
@@ -326,6 +327,103 @@ class TestConvolution:
         ):
             message = f"convolution: {name} must be on the device of x, cpu, got meta"
             self.refused(ValueError, message, *given)
+
+
+class TestLinearFunction:
+    plan = o3.Linear("4x0e+3x1o", "2x0e+3x1o+5x0e")._sizes.plan
+
+    def operands(self, dtype=torch.float32):
+        shapes = ((5, 13), (37,), (7,))
+        return [torch.randn(shape, dtype=dtype) for shape in shapes]
+
+    def refused(self, error, message, i, value, biased=(0, 2)):
+        given = self.operands()
+        given[i] = value
+        with raises(error, f"linear: {message}", given):
+            ops.linear(*given, self.plan, biased)
+
+    @pytest.mark.parametrize(
+        "i, shape, message",
+        [
+            (0, (5, 12), "x must have shape (rows, 13), got (5, 12)"),
+            (0, (13,), "x must have shape (rows, 13), got (13,)"),
+            (0, (), "x must have shape (rows, 13), got ()"),
+            (0, (1, 5, 13), "x must have shape (rows, 13), got (1, 5, 13)"),
+            (1, (36,), "weight must have shape (37,), got (36,)"),
+            (1, (5, 37), "weight must have shape (37,), got (5, 37)"),
+            (1, (), "weight must have shape (37,), got ()"),
+            (2, (6,), "bias must have 7 columns, got 6"),
+            (2, (5, 8), "bias must have 7 columns, got 8"),
+            (2, (4, 7), "bias must have shape (bias_numel,) or (rows, bias_numel) with 5 rows, got (4, 7)"),
+            (2, (), "bias must have shape (bias_numel,) or (rows, bias_numel) with 5 rows, got ()"),
+            (
+                2,
+                (1, 5, 7),
+                "bias must have shape (bias_numel,) or (rows, bias_numel) with 5 rows, got (1, 5, 7)",
+            ),
+        ],
+    )
+    def test_shapes(self, i, shape, message):
+        self.refused(ValueError, message, i, torch.randn(shape))
+
+    @pytest.mark.parametrize("i, name", [(0, "x"), (1, "weight"), (2, "bias")])
+    def test_types(self, i, name):
+        expected = "must be float32 or float64" if i == 0 else "must have the dtype of x, float32"
+        self.refused(TypeError, f"{name} must be a tensor, got list", i, [1.0])
+        self.refused(TypeError, f"{name} must be a tensor, got NoneType", i, None)
+        self.refused(TypeError, f"{name} {expected}, got int64", i, self.operands()[i].long())
+        given = [operand.half() for operand in self.operands()]
+        with raises(TypeError, "linear: x must be float32 or float64, got float16", given):
+            ops.linear(*given, self.plan, (0, 2))
+
+    @pytest.mark.parametrize("i, name", [(1, "weight"), (2, "bias")])
+    def test_mixed_dtypes_and_devices(self, i, name):
+        message = f"{name} must have the dtype of x, float32, got float64"
+        self.refused(TypeError, message, i, self.operands()[i].double())
+        message = f"{name} must be on the device of x, cpu, got meta"
+        self.refused(ValueError, message, i, self.operands()[i].to("meta"))
+
+    @pytest.mark.parametrize(
+        "biased, error, message",
+        [
+            ((), ValueError, "bias must have 0 columns, got 7"),
+            ((1,), ValueError, "biased must name blocks of the output that hold scalars, got 1"),
+            ((0, 3), ValueError, "biased must name blocks of the output that hold scalars, got 3"),
+            ((-1, 0), ValueError, "biased must name blocks of the output that hold scalars, got -1"),
+            ((0, 2, 0), ValueError, "biased must name a block once, got 0 twice"),
+            ((0.0, 2), TypeError, "biased must be a sequence of integers, got (0.0, 2)"),
+            ("02", TypeError, "biased must be a sequence of integers, got '02'"),
+            (None, TypeError, "biased must be a sequence of integers, got None"),
+            (2, TypeError, "biased must be a sequence of integers, got 2"),
+        ],
+    )
+    def test_biased(self, biased, error, message):
+        given = self.operands()
+        with raises(error, f"linear: {message}", given):
+            ops.linear(*given, self.plan, biased)
+
+    @pytest.mark.parametrize(
+        "plan",
+        [
+            "4x0e*1x0e->4x0e;mul_ir;0 0 0 uvu w 1.0",
+            "4x0e*1x0e->4x0e;mul_ir;0 0 0 uvu - 1.0",
+            "2x0e*2x0e->1x0e;mul_ir;0 0 0 uvw w 1.0",
+            "4x1o*1x1o->1x0e;mul_ir;0 0 0 uvw w 1.0",
+            "4x0e*1x0e+1x0e->1x0e;mul_ir;0 1 0 uvw w 1.0",
+            "2x0e*->2x0e;mul_ir;",
+        ],
+    )
+    def test_plans_that_are_no_linear_layer(self, plan):
+        sizes = plan_sizes(plan)
+        given = torch.randn(5, sizes.in1), torch.randn(sizes.weight), torch.randn(0)
+        with raises(ValueError, "linear: plan must have paths uvw with weights and one scalar as y", given):
+            ops.linear(*given, plan)
+
+    def test_plans_that_are_none(self):
+        with pytest.raises(ValueError, match=r"ProductPlan\.parse: expected"):
+            ops.linear(*self.operands(), "nonsense", (0, 2))
+        with raises(TypeError, "ProductPlan.parse: expected a str, got NoneType"):
+            ops.linear(*self.operands(), None, (0, 2))
 
 
 class TestLinear:

@@ -152,3 +152,60 @@ def test_copies_compute_the_same():
     x = features(ours, 4)
     for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         assert torch.equal(other(x), ours(x))
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if "f" not in name.split()])
+def test_both_ways_of_computing_agree(name):
+    """Kernels, and the matrix products of torch that serve what kernels do not; e3nn itself cannot have
+    biases where weights belong to rows."""
+    torch.set_default_dtype(torch.float64)
+    irreps_in, irreps_out, arguments = LAYERS[name]
+    for options in ({}, {"internal_weights": False}, {"shared_weights": False}):
+        ours = o3.Linear(irreps_in, irreps_out, **arguments, **options)
+        torch.nn.init.normal_(ours.bias)
+        by_torch = copy.deepcopy(ours)
+        by_torch._sizes = None
+        for batch in ((), (5,), (0,), (2, 3)):
+            lead = () if ours.shared_weights else batch
+            given = [features(ours, *batch)]
+            if not ours.internal_weights:
+                given += [torch.randn(*lead, ours.weight_numel), torch.randn(*lead, ours.bias_numel)]
+            assert relative(ours(*given), by_torch(*given)) < 1e-14
+
+
+def test_transforms_that_kernels_do_not_know():
+    ours, _ = both("biases")
+    x = features(ours, 4)
+    parameters = dict(ours.named_parameters())
+
+    def loss(given):
+        return torch.func.functional_call(ours, given, (x,)).square().sum()
+
+    by_function = torch.func.grad(loss)({name: t.detach() for name, t in parameters.items()})
+    for mine, its in zip(
+        by_function.values(),
+        torch.autograd.grad(ours(x).square().sum(), list(parameters.values())),
+        strict=True,
+    ):
+        assert relative(mine, its) < 1e-14
+    assert relative(torch.func.vmap(ours)(x[:, None])[:, 0], ours(x)) < 1e-14
+    value, tangent = torch.func.jvp(ours, (x,), (x,))
+    assert relative(value, ours(x)) < 1e-14
+    assert relative(tangent, ours(x) - ours(torch.zeros_like(x))) < 1e-13
+    out = ours(x.requires_grad_())
+    cotangents = torch.randn(3, *out.shape)
+    (batched,) = torch.autograd.grad(out, x, cotangents, retain_graph=True, is_grads_batched=True)
+    for cotangent, gradient in zip(cotangents, batched, strict=True):
+        assert relative(gradient, torch.autograd.grad(out, x, cotangent, retain_graph=True)[0]) < 1e-14
+
+
+def test_types_that_kernels_do_not_know():
+    ours, _ = both("plain")
+    x = features(ours, 4)
+    expected = ours(x)
+    half = copy.deepcopy(ours).bfloat16()
+    assert relative(half(x.bfloat16()).double(), expected) < 0.05
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = copy.deepcopy(ours).float()(x.float())
+    assert under_autocast.dtype == torch.bfloat16 and relative(under_autocast.double(), expected) < 0.05
+    assert ours.to("meta")(x.to("meta")).shape == expected.shape

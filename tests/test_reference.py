@@ -1,4 +1,5 @@
-"""The judge judged: harmonics and products in float64 against sympy, quadrature, rotations and e3nn 0.6."""
+"""The judge judged: harmonics, products and linear layers in float64 against sympy, quadrature, rotations and
+e3nn 0.6."""
 
 import itertools
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from clebsch import reference
 from clebsch.algebra.irreps import Irreps
 from clebsch.algebra.plan import MODES, ProductPlan
-from clebsch.testing import random_graphs, random_operands, random_plans
+from clebsch.testing import random_graphs, random_linear_plans, random_operands, random_plans
 
 x, y, z = sympy.symbols("x y z", real=True)
 
@@ -496,7 +497,173 @@ def test_a_graph_without_edges_gives_zeros():
         assert [g.shape for g in grads] == [o.shape for o in operands]
 
 
+# Linear layers
+
+
+def linear_operands(plan, biased, bias_per_row, rng, rows=3):
+    """x, weight, bias and the cotangent of the output."""
+    biases = sum(plan.irreps_out[block].mul for block in biased)
+    shapes = (
+        (rows, plan.irreps_in1.dim),
+        (plan.weight_numel,),
+        (rows, biases) if bias_per_row else (biases,),
+        (rows, plan.irreps_out.dim),
+    )
+    return [rng.standard_normal(shape) for shape in shapes]
+
+
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+def test_a_linear_layer_by_hand(layout, rng):
+    """Two blocks of 1o into one, one of 0e with a bias, and 2e, which nothing reaches."""
+    paths = ((0, 0, 2, "uvw", True, 2.0), (2, 0, 1, "uvw", True, -0.5), (1, 0, 1, "uvw", True, 1.5))
+    plan = ProductPlan("2x0e+3x1o+4x1o", "1x0e", "1x2e+2x1o+5x0e", paths, layout)
+    a, w, b, g = linear_operands(plan, (2,), False, rng)
+    w0, w2, w1 = w[:10].reshape(2, 5), w[10:18].reshape(4, 2), w[18:].reshape(3, 2)
+
+    def block(features, start, mul):
+        part = features[:, start : start + 3 * mul]
+        return part.reshape(3, mul, 3) if layout == "mul_ir" else part.reshape(3, 3, mul).swapaxes(1, 2)
+
+    def row(block):
+        return (block if layout == "mul_ir" else block.swapaxes(1, 2)).reshape(3, -1)
+
+    x0, x1, x2 = a[:, :2], block(a, 2, 3), block(a, 11, 4)
+    g0, g1 = g[:, 11:], block(g, 5, 2)
+    c1, c2 = 1.5 / 3**0.5, -0.5 / 3**0.5
+    vectors = c1 * np.einsum("rum,uw->rwm", x1, w1) + c2 * np.einsum("rum,uw->rwm", x2, w2)
+    expected = {
+        "out": np.hstack([np.zeros((3, 5)), row(vectors), 2 * x0 @ w0 + b]),
+        "grad_x": np.hstack(
+            [
+                2 * g0 @ w0.T,
+                row(c1 * np.einsum("rwm,uw->rum", g1, w1)),
+                row(c2 * np.einsum("rwm,uw->rum", g1, w2)),
+            ]
+        ),
+        "grad_weight": np.hstack(
+            [
+                2 * np.einsum("ru,rw->uw", x0, g0).ravel(),
+                c2 * np.einsum("rum,rwm->uw", x2, g1).ravel(),
+                c1 * np.einsum("rum,rwm->uw", x1, g1).ravel(),
+            ]
+        ),
+        "grad_bias": g0.sum(axis=0),
+        "grad_bias of each row": g0,
+    }
+    actual = (
+        reference.linear(plan, a, w, b, (2,)),
+        reference.linear_grad_x(plan, g, w),
+        reference.linear_grad_weight(plan, a, g),
+        reference.linear_grad_bias(plan, g, (2,)),
+        reference.linear_grad_bias(plan, g, (2,), True),
+    )
+    for (name, wanted), found in zip(expected.items(), actual, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-13, atol=1e-14, err_msg=name)
+
+
+@settings(max_examples=40)
+@given(random_linear_plans(), st.integers(0, 10**6))
+def test_a_linear_layer_is_the_product_with_one(plan_and_biased, seed):
+    plan, _ = plan_and_biased
+    a, w, _, g = linear_operands(plan, (), False, np.random.default_rng(seed))
+    one = np.ones((3, 1))
+    grad_x, _, grad_weight = reference.tensor_product_backward(plan, g, a, one, w)
+    for found, wanted in (
+        (reference.linear(plan, a, w), reference.tensor_product(plan, a, one, w)),
+        (reference.linear_grad_x(plan, g, w), grad_x),
+        (reference.linear_grad_weight(plan, a, g), grad_weight),
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@settings(max_examples=40)
+@given(random_linear_plans(), st.booleans(), st.integers(0, 10**6))
+def test_derivatives_of_a_linear_layer_are_differences(plan_and_biased, bias_per_row, seed):
+    plan, biased = plan_and_biased
+    rng = np.random.default_rng(seed)
+    *point, g = linear_operands(plan, biased, bias_per_row, rng)
+    directions = random_tangents(rng, point)
+
+    def value(t):
+        moved = [a + t * d for a, d in zip(point, directions, strict=True)]
+        return np.sum(g * reference.linear(plan, *moved, biased))
+
+    gradients = (
+        reference.linear_grad_x(plan, g, point[1]),
+        reference.linear_grad_weight(plan, point[0], g),
+        reference.linear_grad_bias(plan, g, biased, bias_per_row),
+    )
+    assert [gradient.shape for gradient in gradients] == [a.shape for a in point]
+    products = [np.sum(d * gradient) for d, gradient in zip(directions, gradients, strict=True)]
+    # a polynomial of degree 2 in t: the central difference is exact
+    scale = 1 + max(abs(value(t)) for t in (-1, 0, 1)) + sum(map(abs, products))
+    assert sum(products) == pytest.approx((value(1) - value(-1)) / 2, rel=1e-10, abs=1e-11 * scale)
+
+
+@settings(max_examples=25)
+@given(random_linear_plans(l_max=3), st.integers(0, 10**6))
+def test_a_linear_layer_is_e3nns(plan_and_biased, seed):
+    plan, _ = plan_and_biased
+    # e3nn takes no coefficients, and fails at a bias alone in its block
+    pairs = [(path.i_in1, path.i_out) for path in plan.paths]
+    reached = {i_out for _, i_out in pairs}
+    has_bias = [i in reached and str(ir) == "0e" for i, (_, ir) in enumerate(plan.irreps_out)]
+    layer = o3.Linear(
+        str(plan.irreps_in1),
+        str(plan.irreps_out),
+        instructions=pairs,
+        biases=has_bias,
+        internal_weights=False,
+    )
+    weighted = [ins for ins in layer.instructions if ins.i_in >= 0]
+    paths = tuple(
+        (ins.i_in, 0, ins.i_out, "uvw", True, ins.path_weight * plan.irreps_in1[ins.i_in].ir.dim ** 0.5)
+        for ins in weighted
+    )
+    plan = ProductPlan(plan.irreps_in1, "1x0e", plan.irreps_out, paths)
+    biased = [i for i, present in enumerate(has_bias) if present]
+    a, w, b, _ = linear_operands(plan, biased, False, np.random.default_rng(seed))
+    expected = layer(*map(torch.tensor, (a, w, b))).numpy()
+    np.testing.assert_allclose(reference.linear(plan, a, w, b, biased), expected, rtol=1e-12, atol=1e-12)
+
+
 # Magnitudes
+
+
+def test_magnitude_and_term_counts_of_a_linear_layer():
+    plan = ProductPlan("2x1o", "1x0e", "1x1o+1x0e", ((0, 0, 0, "uvw", True, -(3**0.5)),))
+    a, w, g = [[1.0, 0.0, 0.0, -3.0, 0.0, 0.0]], [2.0, 5.0], [[1.0, -1.0, 1.0, 4.0]]
+    for function, arguments, value, magnitude, count in (
+        (reference.linear, (a, w, [-7.0], (1,)), [13, 0, 0, -7], [17, 0, 0, 7], [2, 2, 2, 1]),
+        (reference.linear_grad_x, (g, w), [-2, 2, -2, -5, 5, -5], [2, 2, 2, 5, 5, 5], [1] * 6),
+        (reference.linear_grad_weight, (a, g), [-1, 3], [1, 3], [3, 3]),
+        (reference.linear_grad_bias, (g, (1,)), [4], [4], [1]),
+    ):
+        for found, wanted in (
+            (function(plan, *arguments), value),
+            (reference.magnitude(function, plan, *arguments), magnitude),
+            (reference.term_counts(function, plan, *arguments), count),
+        ):
+            np.testing.assert_allclose(found.ravel(), wanted, rtol=1e-13)
+
+
+@settings(max_examples=25)
+@given(random_linear_plans(), st.booleans(), st.integers(0, 10**6))
+def test_no_result_of_a_linear_layer_exceeds_its_magnitude(plan_and_biased, bias_per_row, seed):
+    plan, biased = plan_and_biased
+    a, w, b, g = linear_operands(plan, biased, bias_per_row, np.random.default_rng(seed))
+    for function, arguments in (
+        (reference.linear, (a, w, b, biased)),
+        (reference.linear_grad_x, (g, w)),
+        (reference.linear_grad_weight, (a, g)),
+        (reference.linear_grad_bias, (g, biased, bias_per_row)),
+    ):
+        result = function(plan, *arguments)
+        magnitude = reference.magnitude(function, plan, *arguments)
+        count = reference.term_counts(function, plan, *arguments)
+        assert result.shape == magnitude.shape == count.shape
+        assert np.all(np.abs(result) <= magnitude * (1 + 1e-12))
+        assert np.all((count > 0) | (result == 0)) and np.array_equal(count, np.round(count))
 
 
 def test_magnitude_and_term_counts_of_a_product():

@@ -15,6 +15,7 @@ from clebsch.testing import (
     assert_close_to_reference,
     poison,
     random_graphs,
+    random_linear_plans,
     random_operands,
     random_plans,
     relative_error,
@@ -182,6 +183,40 @@ def test_random_plans_are_ugly():
     }
     wanted |= {"unused output", "zero multiplicity", "prime multiplicity", "l = 8", "odd sum of degrees"}
     assert not [trait for trait in (*wanted, "mul_ir", "ir_mul") if seen[trait] < 3]
+
+
+def test_random_linear_plans_are_ugly():
+    seen = collections.Counter()
+
+    @settings(max_examples=300, database=None)
+    @given(random_linear_plans())
+    def look(plan_and_biased):
+        plan, biased = plan_and_biased
+        assert all(plan.irreps_out[block].ir.l == 0 for block in biased) and len({*biased}) == len(biased)
+        inputs, outputs = ([getattr(path, name) for path in plan.paths] for name in ("i_in1", "i_out"))
+        muls = {mul for irreps in (plan.irreps_in1, plan.irreps_out) for mul, _ in irreps}
+        seen.update(
+            {
+                "no path": not plan.paths,
+                "empty irreps": not (plan.irreps_in1 and plan.irreps_out),
+                "repeated input": len({*inputs}) < len(inputs),
+                "repeated output": len({*outputs}) < len(outputs),
+                "repeated path": len({*zip(inputs, outputs)}) < len(inputs),
+                "unused input": len({*inputs}) < len(plan.irreps_in1),
+                "unused output": len({*outputs}) < len(plan.irreps_out),
+                "zero multiplicity": 0 in muls,
+                "prime multiplicity": bool(muls & {7, 13, 17, 31}),
+                "l = 8": any(plan.irreps_in1[i].ir.l == 8 for i in inputs),
+                "bias": bool(biased),
+                "permuted biases": list(biased) != sorted(biased),
+                "bias alone": bool({*biased} - {*outputs}),
+                plan.layout: True,
+            }
+        )
+
+    look()
+    assert {"mul_ir", "ir_mul"} <= {*seen}
+    assert not [trait for trait in seen if seen[trait] < 3]
 
 
 def test_random_graphs_are_ugly():

@@ -19,7 +19,8 @@ namespace clebsch {
 namespace {
 
 constexpr int kTileRows = 48;    // rows of x that wait in the second cache while panels of weights pass by
-constexpr int kTileLines = 256;  // rows times components whose sum is kept in registers
+constexpr int kTileLines = 256;  // rows times components whose sum is kept in registers, at most
+constexpr std::int64_t kTileElements = std::int64_t{1} << 20;  // of x and g in these lines, about
 
 CLEBSCH_INLINE int components(const Block& b) { return 2 * b.l + 1; }
 
@@ -140,10 +141,23 @@ void turn_rows(const Block& b, bool mul_ir, Rows<const T> rows, std::int64_t beg
     block_to_panel(b, mul_ir, rows[begin + i] + b.offset, lines + i * components(b) * b.stride);
 }
 
-std::int64_t tile_rows(const Block& b) {
-  const int rows = kTileLines / components(b);
-  return rows > 0 ? rows : 1;
-}
+// Rows of x and g that are turned at a time for a target, and the elements that they take.
+struct GradientTile {
+  std::int64_t rows, x_size, g_size;
+  explicit GradientTile(const LinearTarget& target) {
+    const std::int64_t d = components(target.block);
+    std::int64_t widest = 0;
+    for (int j = 0; j < target.term_count; ++j) {
+      const std::int64_t width = target.terms[j].source.stride;
+      widest = widest < width ? width : widest;
+    }
+    const std::int64_t fit = kTileElements / (target.block.stride + widest);
+    rows = (fit < kTileLines ? fit : kTileLines) / d;
+    if (rows < 1) rows = 1;
+    x_size = rows * d * widest;
+    g_size = rows * d * target.block.stride;
+  }
+};
 
 // grad_weight[u, w] += scale * sum over the lines of x[u] * g[w]
 template <class T>
@@ -172,11 +186,12 @@ void linear_grad_weight(const LinearProgram& program, Rows<const T> source, Rows
                         std::int64_t begin, std::int64_t end, T* scratch) {
   for (int t = 0; t < program.target_count; ++t) {
     const LinearTarget& target = program.targets[t];
-    const std::int64_t rows = tile_rows(target.block), d = components(target.block);
+    const GradientTile tile(target);
+    const std::int64_t d = components(target.block);
     T* g_lines = scratch;
-    T* x_lines = scratch + rows * d * target.block.stride;
-    for (std::int64_t row = begin; row < end && target.term_count; row += rows) {
-      const std::int64_t count = end - row < rows ? end - row : rows;
+    T* x_lines = scratch + tile.g_size;
+    for (std::int64_t row = begin; row < end && target.term_count; row += tile.rows) {
+      const std::int64_t count = end - row < tile.rows ? end - row : tile.rows;
       turn_rows(target.block, program.mul_ir, g, row, count, g_lines);
       for (int j = 0; j < target.term_count; ++j) {
         const LinearTerm& term = target.terms[j];
@@ -193,10 +208,9 @@ std::int64_t linear_scratch_size(const LinearProgram& program) {
   const auto at_least = [&](std::int64_t needed) { size = size < needed ? needed : size; };
   for (int t = 0; t < program.target_count; ++t) {
     const LinearTarget& target = program.targets[t];
-    const std::int64_t d = components(target.block), lines = tile_rows(target.block) * d;
-    at_least(8 * d * kPanelVectors * lanes<T>);
-    for (int j = 0; j < target.term_count; ++j)
-      at_least(lines * (target.block.stride + target.terms[j].source.stride));
+    const GradientTile tile(target);
+    at_least(8 * std::int64_t{components(target.block)} * kPanelVectors * lanes<T>);
+    if (target.term_count) at_least(tile.x_size + tile.g_size);
   }
   return size;
 }

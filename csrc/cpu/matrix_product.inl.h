@@ -52,7 +52,7 @@ struct PanelWidths {
     const int all = (columns + lanes<T> - 1) / lanes<T>;
     return {all, (all + kPanelVectors - 1) / kPanelVectors};
   }
-  int begin(int panel) const { return vectors * panel / panels; }
+  int begin(int panel) const { return static_cast<int>(std::int64_t{vectors} * panel / panels); }
 };
 
 // f<Vectors>(first column) for each panel.

@@ -85,11 +85,17 @@ void check_linear(const Plan& plan, const std::vector<std::int64_t>& biased) {
     dense = dense && path.mode == Mode::uvw && path.weighted && path.in2.l == 0 && path.in2.mul == 1;
   }
   require(dense, "plan must have paths uvw with weights and one scalar as y");
+  for (const std::int64_t block : biased) {
+    require(block >= 0 && block < p.out_count && p.out[block].l == 0,
+            "biased must name blocks of the output that hold scalars, got " + std::to_string(block));
+  }
   std::vector<std::int64_t> sorted = biased;
   std::sort(sorted.begin(), sorted.end());
-  require(std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end(), "biased must name a block once");
-  for (const std::int64_t block : biased)
-    require(block >= 0 && block < p.out_count && p.out[block].l == 0, "biased must name blocks of scalars");
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  if (twice != sorted.end()) {
+    throw std::invalid_argument("linear: biased must name a block once, got " + std::to_string(*twice) +
+                                " twice");
+  }
 }
 
 template <class T>
@@ -117,7 +123,7 @@ void run_linear_grad_weight(const Plan& plan, std::int64_t rows, Rows<const T> x
   std::fill_n(grad_weight, numel, T{});
   Buffer<T> sums;
   const std::int64_t at_once =
-      std::clamp<std::int64_t>((std::int64_t{1} << 20) / std::max<std::int64_t>(numel, 1), cores(), kChunks);
+      std::min(kChunks, std::max((std::int64_t{1} << 20) / std::max<std::int64_t>(numel, 1), cores()));
   for (std::int64_t first = 0; first < chunks; first += at_once) {
     const std::int64_t wave = std::min(at_once, chunks - first);
     if (chunks > 1) std::fill_n(sums.reserve(wave * numel), wave * numel, T{});

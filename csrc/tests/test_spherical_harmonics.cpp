@@ -11,6 +11,7 @@
 #include "check.h"
 #include "coupling.h"
 #include "cpu/dispatch.h"
+#include "schedules.h"
 
 namespace {
 
@@ -227,16 +228,6 @@ void check_case(const Case& c, int64_t n, const std::string& isa) {
     for (int64_t i = 0; i < whole.out.size(); ++i) CHECK(std::isfinite(whole.out[i]), label);
     for (int64_t i = 0; i < whole.second.size(); ++i) CHECK(std::isfinite(whole.second[i]), label);
   }
-}
-
-template <class F>
-void for_each_instruction_set(F f) {
-  const std::string before = clebsch::instruction_set();
-  for (const std::string& name : clebsch::usable_instruction_sets()) {
-    clebsch::select_instruction_set(name);
-    f(name);
-  }
-  clebsch::select_instruction_set(before);
 }
 
 }  // namespace

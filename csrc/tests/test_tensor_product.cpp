@@ -6,7 +6,6 @@
 #include <optional>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "buffer.h"
@@ -16,6 +15,7 @@
 #include "form.h"
 #include "graph_order.h"
 #include "plan.h"
+#include "schedules.h"
 
 namespace {
 
@@ -91,17 +91,6 @@ struct Problem {
     }
   }
 };
-
-// Tasks one at a time, the last one first.
-void run_backwards(int64_t tasks, clebsch::Body body, void* context) {
-  for (int64_t i = tasks; i-- > 0;) body(context, i, i + 1);
-}
-void run_in_threads(int64_t tasks, clebsch::Body body, void* context) {
-  std::vector<std::thread> threads;
-  for (int64_t t = 0; t < 3; ++t)
-    threads.emplace_back([=] { body(context, tasks * t / 3, tasks * (t + 1) / 3); });
-  for (std::thread& thread : threads) thread.join();
-}
 
 // The arrays of a problem in the type T. Before a protected page, rows are apart with NaN between them.
 template <class T>
@@ -187,17 +176,6 @@ struct Arrays {
     }
   }
 };
-
-template <class F>
-void for_each_instruction_set(F f) {
-  const std::string before = clebsch::instruction_set();
-  for (const std::string& name : clebsch::usable_instruction_sets()) {
-    clebsch::select_instruction_set(name);
-    CHECK(clebsch::instruction_set() == name);
-    f(name);
-  }
-  clebsch::select_instruction_set(before);
-}
 
 template <class T>
 void check_problem(const Problem& problem, const std::string& isa, Place place) {

@@ -95,7 +95,9 @@ def kernels() -> list[dict[str, Any]]:
     Harmonics of degrees 0, 1, ..., l up to unrolled_degree, and paths uvu with one copy of y whose degrees
     are all up to it, run code in which the degrees are constants (with "rows" in the lanes: in the forward
     pass, where weights are shared or a row of them is short); others run general loops. The kernels of
-    "tensor_product" are those of convolutions too: they take rows, or the edges of a graph.
+    "tensor_product" are those of convolutions too: they take rows, or the edges of a graph. Those of "linear"
+    multiply matrices, which are the same for all degrees; unrolled_degree is that of the code which brings
+    components innermost ("mul_ir") into order and back.
     """
     return native().kernels()
 

@@ -234,6 +234,34 @@ def _draw_path(
     return Path(i_in1, i_in2, i_out, mode, has_weight, coefficient)
 
 
+def random_linear_plans(
+    multiplicities: Sequence[int] = _MULTIPLICITIES, l_max: int = 8, max_paths: int = 8
+) -> SearchStrategy[tuple[ProductPlan, tuple[int, ...]]]:
+    """Plans of linear layers (paths uvw, one scalar y), each with the blocks that have a bias.
+
+    Several blocks of an irrep on both sides, blocks that no path uses or reaches, paths given twice, several
+    into one block, multiplicities 0.
+    """
+    from hypothesis import strategies as st
+
+    @st.composite
+    def draw_plan(draw: Callable[[Any], Any]) -> tuple[ProductPlan, tuple[int, ...]]:
+        # a few irreps that both sides choose from, so that most blocks find a partner
+        shared = draw(st.lists(st.tuples(st.integers(0, l_max), st.sampled_from((1, -1))), max_size=3))
+        block = st.tuples(st.sampled_from(multiplicities), st.sampled_from([(0, 1), *shared]))
+        in1, out = (list(Irreps(draw(st.lists(block, max_size=4)))) for _ in range(2))
+        pairs = [(i, k) for i, k in np.ndindex(len(in1), len(out)) if in1[i].ir == out[k].ir]
+        chosen = draw(st.lists(st.sampled_from(pairs), max_size=max_paths)) if pairs else []
+        coefficients = st.sampled_from((1.0, 0.5773502691896258, -1.7, 0.0))
+        paths = tuple(Path(i, 0, k, "uvw", True, draw(coefficients)) for i, k in chosen)
+        plan = ProductPlan(in1, "1x0e", out, paths, draw(st.sampled_from(LAYOUTS)))
+        scalars = [k for k, (_, ir) in enumerate(out) if ir.l == 0]
+        biased = draw(st.permutations([k for k in scalars if draw(st.booleans())]))
+        return plan, tuple(biased)
+
+    return draw_plan()
+
+
 def random_graphs(
     edges: Sequence[int] = (0, 1, 7, 40), max_nodes: int = 12, min_nodes: int = 1
 ) -> SearchStrategy[RandomGraph]:

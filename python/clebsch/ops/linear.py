@@ -10,6 +10,7 @@ order.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -43,17 +44,22 @@ def linear(
             `biased`, one block after the other; (0,) if there are none.
         plan: the `ProductPlan` of the layer or its canonical string: paths uvw with weights, and one scalar
             as y. The result is that of the product with y = 1.
-        biased: numbers of blocks of irreps_out, all scalars.
+        biased: numbers of blocks of irreps_out, all scalars, in the order of their biases.
 
     Returns:
         (rows, irreps_out.dim).
 
     Raises:
-        ValueError: a shape or device that does not fit, a plan that is none or not of this kind.
-        TypeError: not a tensor, or a dtype that does not fit.
+        ValueError: a shape or device that does not fit, a plan that is none or not of this kind, blocks in
+            `biased` that do not exist, hold no scalars or are named twice.
+        TypeError: not a tensor, or a dtype that does not fit; blocks that are not integers.
         NotImplementedError: an operand carries a forward-mode tangent.
     """
-    return mix_rows(x, weight, bias, constant_plan_sizes(plan), tuple(biased))
+    try:
+        blocks = tuple(operator.index(block) for block in biased)
+    except TypeError:
+        raise TypeError(f"linear: biased must be a sequence of integers, got {biased!r}") from None
+    return mix_rows(x, weight, bias, constant_plan_sizes(plan), blocks)
 
 
 def mix_rows(x: Tensor, weight: Tensor, bias: Tensor, sizes: PlanSizes, biased: tuple[int, ...]) -> Tensor:
@@ -102,18 +108,29 @@ def _explain(x: Any, weight: Any, bias: Any, sizes: PlanSizes) -> None:
             raise ValueError(f"linear: {name} must have shape {expected}, got {tuple(value.shape)}")
 
 
+def _require_one_device(**operands: Tensor) -> None:
+    """ValueError for tensors of several devices: torch calls a fake kernel if one of them is "meta"."""
+    (first, device), *others = ((name, operand.device) for name, operand in operands.items())
+    for name, other in others:
+        if other != device:
+            raise ValueError(f"linear: {name} must be on the device of {first}, {device}, got {other}")
+
+
 @torch.library.register_fake("clebsch::linear")
 def _(x, weight, bias, plan, biased):
+    _require_one_device(x=x, weight=weight, bias=bias)
     return x.new_empty((x.shape[0], plan_sizes(plan).out))
 
 
 @torch.library.register_fake("clebsch::linear_grad_x")
 def _(grad, weight, plan):
+    _require_one_device(grad=grad, weight=weight)
     return grad.new_empty((grad.shape[0], plan_sizes(plan).in1))
 
 
 @torch.library.register_fake("clebsch::linear_grad_weight")
 def _(x, grad, plan):
+    _require_one_device(x=x, grad=grad)
     return x.new_empty((plan_sizes(plan).weight,))
 
 

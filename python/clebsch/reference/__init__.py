@@ -8,6 +8,7 @@ sums.
 
 from .bounds import magnitude, term_counts
 from .convolution import convolution, convolution_backward, convolution_double_backward
+from .linear import linear, linear_grad_bias, linear_grad_weight, linear_grad_x
 from .spherical_harmonics import (
     spherical_harmonics,
     spherical_harmonics_backward,
@@ -19,6 +20,10 @@ __all__ = [
     "convolution",
     "convolution_backward",
     "convolution_double_backward",
+    "linear",
+    "linear_grad_bias",
+    "linear_grad_weight",
+    "linear_grad_x",
     "magnitude",
     "spherical_harmonics",
     "spherical_harmonics_backward",

@@ -2,8 +2,8 @@
 
 For a sum of products, |computed - exact| <= gamma_n * (the same sum over absolute values), n being the number
 of terms, whatever the order of summation (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
-sections 3.1 and 3.5). So a product's magnitude is its own form with every number replaced by its absolute
-value, and the number of its terms is the form with every number replaced by 1.
+sections 3.1 and 3.5). So the magnitude of a product or a linear layer is its own form with every number
+replaced by its absolute value, and the number of its terms is the form with every number replaced by 1.
 
 A harmonic is one polynomial that can be computed in many ways, and the absolute values of one way say nothing
 of the others. Its magnitude is the norm of its degree: |Y^l| for values, the Frobenius norms of the first and
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..algebra.plan import ProductPlan
+from .linear import linear, linear_grad_bias, linear_grad_weight, linear_grad_x, matrices
 from .spherical_harmonics import (
     SHORTEST,
     derivatives,
@@ -36,7 +37,7 @@ Array = NDArray[np.float64]
 def magnitude(function: Callable[..., Any], *arguments: Any) -> Any:
     """Magnitudes of ``function(*arguments)``, one of this package's functions: arrays of the same shapes."""
     if isinstance(arguments[0], ProductPlan):
-        form = terms(arguments[0])
+        form = _form(function, arguments[0])
         return function(form._replace(value=np.abs(form.value)), *_numbers(np.abs, arguments[1:]))
     return _HARMONIC_MAGNITUDES[function](*arguments)
 
@@ -44,7 +45,7 @@ def magnitude(function: Callable[..., Any], *arguments: Any) -> Any:
 def term_counts(function: Callable[..., Any], *arguments: Any) -> Any:
     """How many terms each number of ``function(*arguments)`` sums: arrays of the same shapes."""
     if isinstance(arguments[0], ProductPlan):
-        form = terms(arguments[0])
+        form = _form(function, arguments[0])
         return function(form._replace(value=np.ones_like(form.value)), *_numbers(np.ones_like, arguments[1:]))
     ls = arguments[0]
     sizes = _HARMONIC_MAGNITUDES[function](*arguments)
@@ -56,6 +57,12 @@ def term_counts(function: Callable[..., Any], *arguments: Any) -> Any:
     if isinstance(sizes, tuple):
         return tuple(np.full(size.shape, count) for size in sizes)
     return np.full(sizes.shape, count)
+
+
+def _form(function: Callable[..., Any], plan: ProductPlan) -> Any:
+    """The numbers of a plan as `function` takes them."""
+    of_linear = function in (linear, linear_grad_x, linear_grad_weight, linear_grad_bias)
+    return matrices(plan) if of_linear else terms(plan)
 
 
 def _numbers(change: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
