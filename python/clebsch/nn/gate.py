@@ -78,28 +78,26 @@ class Gate(torch.nn.Module):
 
 
 def _sorted_pieces(parts: Sequence[Irreps]) -> tuple[Irreps, list[int], list[list[int]]]:
-    """The sorted sum of `parts`, the lengths of the pieces to cut it into, and which pieces make up each part.
+    """The sorted sum of `parts`, the lengths of the pieces to cut it into, and the pieces of each part.
 
     Blocks that are neighbours there and follow each other in one part are one piece.
     """
-    together = sum(parts, Irreps(""))
-    irreps, place, inverse = together.sort()
-    last_of_part = {sum(map(len, parts[: i + 1])) - 1 for i in range(len(parts))}
+    irreps, _, original = sum(parts, Irreps("")).sort()
+    owner = [i for i, part in enumerate(parts) for _ in part]  # of each block before sorting
     lengths: list[int] = []
-    piece_of: dict[int, int] = {}
-    for where, block in enumerate(irreps):
-        original = inverse[where]
-        follows = where > 0 and inverse[where - 1] == original - 1 and original - 1 not in last_of_part
-        if follows:
+    piece_of = [0] * len(owner)
+    before = None
+    for block, own in zip(irreps, original, strict=True):
+        if before is not None and own == before + 1 and owner[own] == owner[before]:
             lengths[-1] += block.dim
         else:
             lengths.append(block.dim)
-        piece_of[original] = len(lengths) - 1
-    pieces, block = [], 0
-    for part in parts:
-        own = [piece_of[block + i] for i in range(len(part))]
-        block += len(part)
-        pieces.append(sorted(set(own), key=own.index))
+        piece_of[own] = len(lengths) - 1
+        before = own
+    pieces: list[list[int]] = [[] for _ in parts]
+    for part, piece in zip(owner, piece_of, strict=True):
+        if piece not in pieces[part]:
+            pieces[part].append(piece)
     return irreps.simplify(), lengths, pieces
 
 
