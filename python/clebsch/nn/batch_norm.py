@@ -1,0 +1,195 @@
+"""BatchNorm: irreps of unit norm over a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clebsch.nn.activation import check_features
+from clebsch.o3.irreps import Irreps
+
+__all__ = ["BatchNorm"]
+
+
+class BatchNorm(torch.nn.Module):
+    """weight x / sqrt(mean |x|^2 + eps) for every irrep x; scalars (0e) lose their mean and gain a bias.
+
+    Signature, attributes, state_dict and numbers of ``e3nn.nn.BatchNorm`` 0.6. In training, means are those
+    of the batch, and running means are kept, which take their place in evaluation. A batch without rows
+    leaves these as they are (e3nn refuses it).
+
+    Args:
+        irreps: of the features, in any form that `Irreps` reads.
+        eps: what is added to the mean square.
+        momentum: share of the new mean in the running mean.
+        affine: whether there are weights, and biases of scalars.
+        reduce: "mean" or "max", over the dimensions between the first and the last; the first is averaged.
+        instance: whether each entry of the first dimension has statistics of its own, in evaluation too.
+        include_bias: whether scalars have biases where `affine`.
+        normalization: "component", |x|^2 is the mean of the squares of the components of x; "norm", their
+            sum.
+
+    Raises:
+        ValueError: another value of `reduce` or `normalization`.
+    """
+
+    def __init__(
+        self,
+        irreps: Any,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+        reduce: str = "mean",
+        instance: bool = False,
+        include_bias: bool = True,
+        normalization: str = "component",
+    ) -> None:
+        super().__init__()
+        for name, value, allowed in (
+            ("reduce", reduce, ("mean", "max")),
+            ("normalization", normalization, ("norm", "component")),
+        ):
+            if value not in allowed:
+                raise ValueError(
+                    f"BatchNorm: {name} must be {' or '.join(map(repr, allowed))}, got {value!r}"
+                )
+        self.irreps = Irreps(irreps)
+        self.eps, self.momentum, self.affine, self.reduce = eps, momentum, affine, reduce
+        self.instance, self.include_bias, self.normalization = instance, include_bias, normalization
+        num_irreps = self.irreps.num_irreps
+        num_scalars = sum(mul for mul, ir in self.irreps if ir.is_scalar())
+        self.register_buffer("running_mean", None if instance else torch.zeros(num_scalars))
+        self.register_buffer("running_var", None if instance else torch.ones(num_irreps))
+        self.register_parameter("weight", torch.nn.Parameter(torch.ones(num_irreps)) if affine else None)
+        if include_bias:
+            self.register_parameter("bias", torch.nn.Parameter(torch.zeros(num_scalars)) if affine else None)
+        self._set_places()
+
+    def _set_places(self) -> None:
+        """Where scalars and the components of each irrep are; not in the state_dict, but on the device."""
+        muls = torch.tensor([mul for mul, _ in self.irreps], dtype=torch.long)
+        dims = torch.tensor([ir.dim for _, ir in self.irreps], dtype=torch.long)
+        irrep_of = torch.arange(self.irreps.num_irreps).repeat_interleave(dims.repeat_interleave(muls))
+        scalars = [
+            torch.arange(where.start, where.stop)
+            for where, (_, ir) in zip(self.irreps.slices(), self.irreps, strict=True)
+            if ir.is_scalar()
+        ]
+        scalars = torch.cat(scalars) if scalars else torch.empty(0, dtype=torch.long)
+        self.register_buffer("_irrep_of", irrep_of, persistent=False)
+        self.register_buffer("_scalars", scalars, persistent=False)
+        self._dim, self._num_scalars = len(irrep_of), len(scalars)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input (batch, ..., irreps.dim), of any floating dtype, to the same shape."""
+        check_features("BatchNorm", "input", input, self._dim, batched=True)
+        if input.numel() == 0 and (self.instance or self._dim == 0):
+            return input
+        x = input.reshape(input.shape[0], input.shape[1:-1].numel(), self._dim)
+        is_measured = self.instance or (self.training and input.numel() > 0)
+        mean = square = None
+        if self._num_scalars:
+            mean = self._means(x) if is_measured else self.running_mean
+            x = x + self._at_scalars(-mean)  # the derivative of x - m would copy x for its sign
+        square = self._mean_squares(x) if is_measured else self.running_var
+        if is_measured and not self.instance:
+            self._keep(mean, square)
+        scale = (square + self.eps).rsqrt()
+        if self.affine:
+            scale = scale * self.weight
+        scale = scale.index_select(-1, self._irrep_of)
+        has_bias = self._num_scalars and self.affine and self.include_bias
+        shift = self._at_scalars(self.bias) if has_bias else None
+        return _ScaleAndShift.apply(x, scale, shift).view(input.shape)
+
+    def _at_scalars(self, values: Tensor) -> Tensor:
+        """values (..., num_scalars) at the places of the scalars, 0 at others: (..., dim)."""
+        zeros = values.new_zeros(*values.shape[:-1], self._dim)
+        return zeros.index_copy(-1, self._scalars, values)
+
+    def _axes(self) -> tuple[int, ...]:
+        return (1,) if self.instance else (0, 1)
+
+    def _means(self, x: Tensor) -> Tensor:
+        """Means of the scalars of x (batch, samples, dim): (batch or 1, 1, num_scalars)."""
+        # Of all components: that costs less than the zeros with which autograd fills what is left out. The
+        # derivative of a sum is expanded, that of a mean is written out.
+        total = _sum(x, self._axes())
+        return total.index_select(-1, self._scalars) / (x.shape[:-1].numel() // total.shape[0])
+
+    def _mean_squares(self, x: Tensor) -> Tensor:
+        """Mean squares of the irreps of x (batch, samples, dim): (batch or 1, 1, num_irreps)."""
+        if self.reduce == "mean":
+            axes = self._axes()
+            total = _SumOfSquares.apply(x, axes)
+            return self._over_components(total) / (x.shape[:-1].numel() // total.shape[0])
+        largest = self._over_components(x.square()).max(1, keepdim=True).values
+        return largest if self.instance else largest.mean(0, keepdim=True)
+
+    def _over_components(self, square: Tensor) -> Tensor:
+        """Sum or mean over the components of each irrep: (..., dim) to (..., num_irreps)."""
+        blocks = []
+        for (mul, ir), part in zip(
+            self.irreps, square.split([block.dim for block in self.irreps], dim=-1), strict=True
+        ):
+            if ir.l:
+                part = part.unflatten(-1, (mul, ir.dim))
+                part = part.mean(-1) if self.normalization == "component" else part.sum(-1)
+            blocks.append(part)
+        return torch.cat(blocks, dim=-1)
+
+    @torch.no_grad()
+    def _keep(self, mean: Tensor | None, square: Tensor) -> None:
+        for kept, new in ((self.running_mean, mean), (self.running_var, square)):
+            if new is not None:
+                kept.copy_((1 - self.momentum) * kept + self.momentum * new.flatten())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} ({self.irreps}, eps={self.eps}, momentum={self.momentum})"
+
+
+def _sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The sum over axes, which stay with size 1; x itself where they have that size."""
+    return x if all(x.shape[axis] == 1 for axis in axes) else x.sum(axes, keepdim=True)
+
+
+class _SumOfSquares(torch.autograd.Function):
+    """Sum of x^2 over axes. torch's own derivative of a square writes three tensors of the size of x."""
+
+    @staticmethod
+    def forward(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+        return _sum(x.square(), axes)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0] * (2 * grad), None
+
+
+class _ScaleAndShift(torch.autograd.Function):
+    """x scale + shift, where x has all dimensions. torch's own derivative copies x once more."""
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+        return x * scale if shift is None else torch.addcmul(shift, x, scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, scale, shift = inputs
+        ctx.save_for_backward(x, scale)
+        ctx.shift_shape = None if shift is None else shift.shape
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        return (
+            grad * scale if needs[0] else None,
+            (grad * x).sum_to_size(scale.shape) if needs[1] else None,
+            grad.sum_to_size(ctx.shift_shape) if needs[2] else None,
+        )
