@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -81,13 +82,15 @@ class BatchNorm(torch.nn.Module):
         self.register_buffer("_irrep_of", irrep_of, persistent=False)
         self.register_buffer("_scalars", scalars, persistent=False)
         self._dim, self._num_scalars = len(irrep_of), len(scalars)
+        # Plain numbers, for torch.compile looks into what forward uses.
+        self._blocks = [(mul, ir.dim) for mul, ir in self.irreps]
 
     def forward(self, input: Tensor) -> Tensor:
         """input (batch, ..., irreps.dim), of any floating dtype, to the same shape."""
         check_features("BatchNorm", "input", input, self._dim, batched=True)
         if input.numel() == 0 and (self.instance or self._dim == 0):
             return input
-        x = input.reshape(input.shape[0], input.shape[1:-1].numel(), self._dim)
+        x = input.reshape(input.shape[0], math.prod(input.shape[1:-1]), self._dim)
         is_measured = self.instance or (self.training and input.numel() > 0)
         mean = square = None
         if self._num_scalars:
@@ -112,30 +115,32 @@ class BatchNorm(torch.nn.Module):
     def _axes(self) -> tuple[int, ...]:
         return (1,) if self.instance else (0, 1)
 
+    def _count(self, x: Tensor) -> int:
+        return x.shape[1] if self.instance else x.shape[0] * x.shape[1]
+
     def _means(self, x: Tensor) -> Tensor:
         """Means of the scalars of x (batch, samples, dim): (batch or 1, 1, num_scalars)."""
         # Of all components: that costs less than the zeros with which autograd fills what is left out. The
         # derivative of a sum is expanded, that of a mean is written out.
         total = _sum(x, self._axes())
-        return total.index_select(-1, self._scalars) / (x.shape[:-1].numel() // total.shape[0])
+        return total.index_select(-1, self._scalars) / self._count(x)
 
     def _mean_squares(self, x: Tensor) -> Tensor:
         """Mean squares of the irreps of x (batch, samples, dim): (batch or 1, 1, num_irreps)."""
         if self.reduce == "mean":
             axes = self._axes()
             total = _SumOfSquares.apply(x, axes)
-            return self._over_components(total) / (x.shape[:-1].numel() // total.shape[0])
+            return self._over_components(total) / self._count(x)
         largest = self._over_components(x.square()).max(1, keepdim=True).values
         return largest if self.instance else largest.mean(0, keepdim=True)
 
     def _over_components(self, square: Tensor) -> Tensor:
         """Sum or mean over the components of each irrep: (..., dim) to (..., num_irreps)."""
         blocks = []
-        for (mul, ir), part in zip(
-            self.irreps, square.split([block.dim for block in self.irreps], dim=-1), strict=True
-        ):
-            if ir.l:
-                part = part.unflatten(-1, (mul, ir.dim))
+        widths = [mul * dim for mul, dim in self._blocks]
+        for (mul, dim), part in zip(self._blocks, square.split(widths, dim=-1), strict=True):
+            if dim > 1:
+                part = part.unflatten(-1, (mul, dim))
                 part = part.mean(-1) if self.normalization == "component" else part.sum(-1)
             blocks.append(part)
         return torch.cat(blocks, dim=-1)

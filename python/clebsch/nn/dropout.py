@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -39,32 +40,34 @@ class Dropout(torch.nn.Module):
         if not is_number:
             raise ValueError(f"Dropout: p must be a probability, got {p}")
         self.p = p
+        # What forward needs in plain numbers: torch.compile looks into what it is given.
+        self._muls, self._dim = [mul for mul, _ in self.irreps], self.irreps.dim
         scalars = Irreps([(mul, (0, 1)) for mul, _ in self.irreps])
         instructions = [(i, i, i, "uuu", False) for i in range(len(self.irreps))]
         # A plan and not a layer: a checkpoint of Dropout is empty.
-        self._plan = ProductPlan.from_instructions(self.irreps, scalars, self.irreps, instructions)
+        self._plan = str(ProductPlan.from_instructions(self.irreps, scalars, self.irreps, instructions))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, ..., irreps.dim), float32 or float64, to the same shape; one draw per irrep and batch
         index, whatever the dimensions between.
         """
-        width = self._plan.irreps_in1.dim
-        check_features("Dropout", "x", x, width, batched=True)
+        check_features("Dropout", "x", x, self._dim, batched=True)
         if not self.training or self.p <= 0:
             return x
         if self.p >= 1:
             return x * 0.0
         keep = 1 - self.p
         # Block by block, as e3nn draws; and drawing is all that is done per block.
-        noise = [x.new_empty(x.shape[0], mul).bernoulli_(keep) for mul, _ in self.irreps]
+        noise = [x.new_empty(x.shape[0], mul).bernoulli_(keep) for mul in self._muls]
         noise = torch.cat(noise, dim=-1).div_(keep) if noise else x.new_empty(x.shape[0], 0)
         if x.dim() == 2:
             return tensor_product(x, noise, noise.new_empty(0), self._plan)
         between = x.shape[1:-1]
-        noise = noise.reshape(x.shape[0], *[1] * len(between), -1).expand(-1, *between, -1)
-        rows = x.shape[:-1].numel()
-        x_rows, noise = x.reshape(rows, width), noise.reshape(rows, self.irreps.num_irreps)
-        return tensor_product(x_rows, noise, noise.new_empty(0), self._plan).reshape(x.shape)
+        rows = x.shape[0] * math.prod(between)
+        noise = noise.view(x.shape[0], *[1] * len(between), noise.shape[-1])
+        noise = noise.expand(-1, *between, -1).reshape(rows, noise.shape[-1])
+        y = tensor_product(x.reshape(rows, self._dim), noise, noise.new_empty(0), self._plan)
+        return y.reshape(x.shape)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} ({self.irreps}, p={self.p})"

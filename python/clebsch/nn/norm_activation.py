@@ -54,6 +54,7 @@ class NormActivation(torch.nn.Module):
                 "nothing is divided by norms"
             )
         self.irreps_in = self.irreps_out = Irreps(irreps_in)
+        self._dim = self.irreps_in.dim
         self.scalar_nonlinearity = scalar_nonlinearity
         self.normalize, self.epsilon, self.bias = normalize, epsilon, bias
         # Squares are clamped before the root, whose derivative at 0 would be infinite.
@@ -64,7 +65,7 @@ class NormActivation(torch.nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features (..., irreps_in.dim) to the same shape."""
-        check_features("NormActivation", "features", features, self.norm.tp.irreps_in1.dim)
+        check_features("NormActivation", "features", features, self._dim)
         norms = self.norm(features)
         if self.normalize:
             # Where the square of epsilon is 0 in this dtype, the least number still keeps from dividing by 0.
