@@ -166,6 +166,28 @@ def test_copies():
         assert torch.equal(other.eval()(x), layer.eval()(x))
 
 
+def test_made_on_the_meta_device():
+    torch.manual_seed(0)
+    layer, x = nn.BatchNorm("3x0e+2x1o"), torch.randn(5, 9)
+    with torch.device("meta"):
+        empty = nn.BatchNorm("3x0e+2x1o")
+    filled = empty.to_empty(device="cpu")
+    filled.load_state_dict(layer.state_dict())
+    assert torch.equal(filled(x), layer(x))
+
+
+def test_gradients_of_each_row_under_vmap():
+    layer = nn.BatchNorm("2x0e+1x1o").double().eval()
+    x = torch.randn(4, 5, dtype=torch.float64)
+
+    def loss(weight, row):
+        return torch.func.functional_call(layer, {"weight": weight}, (row[None],)).sin().sum()
+
+    rows = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(layer.weight.detach(), x)
+    expected = torch.autograd.grad(layer(x).sin().sum(), layer.weight)[0]
+    torch.testing.assert_close(rows.sum(0), expected)
+
+
 def test_repr():
     assert repr(nn.BatchNorm("3x0e", eps=0.1)) == repr(e3nn_nn.BatchNorm("3x0e", eps=0.1))
 

@@ -66,24 +66,11 @@ class BatchNorm(torch.nn.Module):
         self.register_parameter("weight", torch.nn.Parameter(torch.ones(num_irreps)) if affine else None)
         if include_bias:
             self.register_parameter("bias", torch.nn.Parameter(torch.zeros(num_scalars)) if affine else None)
-        self._set_places()
-
-    def _set_places(self) -> None:
-        """Where scalars and the components of each irrep are; not in the state_dict, but on the device."""
-        muls = torch.tensor([mul for mul, _ in self.irreps], dtype=torch.long)
-        dims = torch.tensor([ir.dim for _, ir in self.irreps], dtype=torch.long)
-        irrep_of = torch.arange(self.irreps.num_irreps).repeat_interleave(dims.repeat_interleave(muls))
-        scalars = [
-            torch.arange(where.start, where.stop)
-            for where, (_, ir) in zip(self.irreps.slices(), self.irreps, strict=True)
-            if ir.is_scalar()
-        ]
-        scalars = torch.cat(scalars) if scalars else torch.empty(0, dtype=torch.long)
-        self.register_buffer("_irrep_of", irrep_of, persistent=False)
-        self.register_buffer("_scalars", scalars, persistent=False)
-        self._dim, self._num_scalars = len(irrep_of), len(scalars)
-        # Plain numbers, for torch.compile looks into what forward uses.
-        self._blocks = [(mul, ir.dim) for mul, ir in self.irreps]
+        # Plain numbers and no index tensors: torch.compile looks into what forward uses, and tensors that are
+        # not in the state_dict would be lost by models that are made on the meta device.
+        self._blocks = [(mul, ir.dim, ir.is_scalar()) for mul, ir in self.irreps]
+        self._widths = [mul * dim for mul, dim, _ in self._blocks]
+        self._dim, self._num_scalars = self.irreps.dim, num_scalars
 
     def forward(self, input: Tensor) -> Tensor:
         """input (batch, ..., irreps.dim), of any floating dtype, to the same shape."""
@@ -102,15 +89,32 @@ class BatchNorm(torch.nn.Module):
         scale = (square + self.eps).rsqrt()
         if self.affine:
             scale = scale * self.weight
-        scale = scale.index_select(-1, self._irrep_of)
+        scale = self._at_components(scale)
         has_bias = self._num_scalars and self.affine and self.include_bias
         shift = self._at_scalars(self.bias) if has_bias else None
         return _ScaleAndShift.apply(x, scale, shift).view(input.shape)
 
     def _at_scalars(self, values: Tensor) -> Tensor:
         """values (..., num_scalars) at the places of the scalars, 0 at others: (..., dim)."""
-        zeros = values.new_zeros(*values.shape[:-1], self._dim)
-        return zeros.index_copy(-1, self._scalars, values)
+        parts, start = [], 0
+        for width, (mul, _, is_scalar) in zip(self._widths, self._blocks, strict=True):
+            if is_scalar:
+                parts.append(values.narrow(-1, start, mul))
+                start += mul
+            else:
+                parts.append(values.new_zeros(()).expand(*values.shape[:-1], width))
+        return torch.cat(parts, dim=-1)
+
+    def _at_components(self, values: Tensor) -> Tensor:
+        """values (..., num_irreps) at every component of their irrep: (..., dim)."""
+        parts = values.split([mul for mul, _, _ in self._blocks], dim=-1)
+        return torch.cat(
+            [
+                part if dim == 1 else part.unsqueeze(-1).expand(*part.shape, dim).flatten(-2)
+                for part, (_, dim, _) in zip(parts, self._blocks, strict=True)
+            ],
+            dim=-1,
+        )
 
     def _axes(self) -> tuple[int, ...]:
         return (1,) if self.instance else (0, 1)
@@ -123,7 +127,8 @@ class BatchNorm(torch.nn.Module):
         # Of all components: that costs less than the zeros with which autograd fills what is left out. The
         # derivative of a sum is expanded, that of a mean is written out.
         total = _sum(x, self._axes())
-        return total.index_select(-1, self._scalars) / self._count(x)
+        parts = zip(total.split(self._widths, dim=-1), self._blocks, strict=True)
+        return torch.cat([part for part, block in parts if block[2]], dim=-1) / self._count(x)
 
     def _mean_squares(self, x: Tensor) -> Tensor:
         """Mean squares of the irreps of x (batch, samples, dim): (batch or 1, 1, num_irreps)."""
@@ -137,8 +142,7 @@ class BatchNorm(torch.nn.Module):
     def _over_components(self, square: Tensor) -> Tensor:
         """Sum or mean over the components of each irrep: (..., dim) to (..., num_irreps)."""
         blocks = []
-        widths = [mul * dim for mul, dim in self._blocks]
-        for (mul, dim), part in zip(self._blocks, square.split(widths, dim=-1), strict=True):
+        for (mul, dim, _), part in zip(self._blocks, square.split(self._widths, dim=-1), strict=True):
             if dim > 1:
                 part = part.unflatten(-1, (mul, dim))
                 part = part.mean(-1) if self.normalization == "component" else part.sum(-1)
@@ -163,6 +167,8 @@ def _sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 class _SumOfSquares(torch.autograd.Function):
     """Sum of x^2 over axes. torch's own derivative of a square writes three tensors of the size of x."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, axes: tuple[int, ...]) -> Tensor:
         return _sum(x.square(), axes)
@@ -178,6 +184,8 @@ class _SumOfSquares(torch.autograd.Function):
 
 class _ScaleAndShift(torch.autograd.Function):
     """x scale + shift, where x has all dimensions. torch's own derivative copies x once more."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
