@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clebsch.algebra.plan import ProductPlan
 from clebsch.nn.activation import check_features
 from clebsch.o3.irreps import Irreps
+from clebsch.ops.tensor_product import tensor_product
 
 __all__ = ["BatchNorm"]
 
@@ -71,6 +73,15 @@ class BatchNorm(torch.nn.Module):
         self._blocks = [(mul, ir.dim, ir.is_scalar()) for mul, ir in self.irreps]
         self._widths = [mul * dim for mul, dim, _ in self._blocks]
         self._dim, self._num_scalars = self.irreps.dim, num_scalars
+        self._plan = self._plan_of_squares()
+
+    def _plan_of_squares(self) -> str:
+        """The product of x with itself in which every irrep becomes the sum or mean of its squares."""
+        # The coupling of l and l to 0 is the identity over sqrt(2l + 1); what is given is under the root.
+        power = -1 if self.normalization == "component" else 1
+        paths = [(i, i, i, "uuu", False, ir.dim**power) for i, (_, ir) in enumerate(self.irreps)]
+        scalars = [(mul, (0, 1)) for mul, _ in self.irreps]
+        return str(ProductPlan.from_instructions(self.irreps, self.irreps, Irreps(scalars), paths))
 
     def forward(self, input: Tensor) -> Tensor:
         """input (batch, ..., irreps.dim), of any floating dtype, to the same shape."""
@@ -132,12 +143,18 @@ class BatchNorm(torch.nn.Module):
 
     def _mean_squares(self, x: Tensor) -> Tensor:
         """Mean squares of the irreps of x (batch, samples, dim): (batch or 1, 1, num_irreps)."""
-        if self.reduce == "mean":
-            axes = self._axes()
-            total = _SumOfSquares.apply(x, axes)
+        if self.reduce == "mean" and self._count(x) > 1:
+            total = _SumOfSquares.apply(x, self._axes())
             return self._over_components(total) / self._count(x)
-        largest = self._over_components(x.square()).max(1, keepdim=True).values
+        largest = self._squares(x).max(1, keepdim=True).values
         return largest if self.instance else largest.mean(0, keepdim=True)
+
+    def _squares(self, x: Tensor) -> Tensor:
+        """Square of every irrep of x: (..., dim) to (..., num_irreps)."""
+        if x.dtype not in (torch.float32, torch.float64):
+            return self._over_components(x.square())
+        rows = x.reshape(-1, self._dim)
+        return tensor_product(rows, rows, rows.new_empty(0), self._plan).view(*x.shape[:-1], -1)
 
     def _over_components(self, square: Tensor) -> Tensor:
         """Sum or mean over the components of each irrep: (..., dim) to (..., num_irreps)."""
