@@ -101,7 +101,7 @@ def test_second_derivatives():
         (TypeError, "Dropout: x must be floating point, got int64", torch.ones(2, 7, dtype=torch.long)),
         (
             TypeError,
-            "tensor_product: x must be float32 or float64, got float16",
+            "Dropout: x must be float32 or float64, got float16",
             torch.ones(2, 7, dtype=torch.float16),
         ),
         (ValueError, "Dropout: x must have shape (batch, ..., 7), got (2, 6)", torch.ones(2, 6)),

@@ -191,7 +191,7 @@ def test_bad_epsilon(options, message):
         ),
         (
             TypeError,
-            "tensor_product: x must be float32 or float64, got float16",
+            "NormActivation: features must be float32 or float64, got float16",
             torch.ones(2, 7, dtype=torch.float16),
         ),
         (ValueError, "NormActivation: features must have shape (..., 7), got (2, 6)", torch.ones(2, 6)),

@@ -51,7 +51,7 @@ class Dropout(torch.nn.Module):
         """x (batch, ..., irreps.dim), float32 or float64, to the same shape; one draw per irrep and batch
         index, whatever the dimensions between.
         """
-        check_features("Dropout", "x", x, self._dim, batched=True)
+        check_features("Dropout", "x", x, self._dim, batched=True, compiled=True)
         if not self.training or self.p <= 0:
             return x
         if self.p >= 1:

@@ -65,7 +65,7 @@ class NormActivation(torch.nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features (..., irreps_in.dim) to the same shape."""
-        check_features("NormActivation", "features", features, self._dim)
+        check_features("NormActivation", "features", features, self._dim, compiled=True)
         norms = self.norm(features)
         if self.normalize:
             # Where the square of epsilon is 0 in this dtype, the least number still keeps from dividing by 0.
