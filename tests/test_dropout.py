@@ -16,7 +16,7 @@ IRREPS = ["3x0e+2x1o+1x2e", "64x0e+64x1o+64x2e", "1x1o+4x0e+1x1o", "0x0e+2x3o+0x
 
 @pytest.mark.parametrize("batch", [(6,), (5, 4), (2, 3, 2), (1,), (0,), (0, 3), (3, 0)])
 @pytest.mark.parametrize("irreps", IRREPS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("p", [0.3, 0.5])
 def test_same_irreps_as_e3nn_for_the_same_seed(p, dtype, irreps, batch):
     ours, theirs = nn.Dropout(irreps, p), e3nn_nn.Dropout(o3.Irreps(irreps).remove_zero_multiplicities(), p)
@@ -30,10 +30,8 @@ def test_same_irreps_as_e3nn_for_the_same_seed(p, dtype, irreps, batch):
     torch.manual_seed(3)
     its = theirs(x)
     assert torch.equal(state, torch.get_rng_state())
-    tolerance = 4 * torch.finfo(dtype).eps  # the coefficients of the product are not 1 to the last bit
-    torch.testing.assert_close(mine, its, rtol=tolerance, atol=0)
-    gradients = [torch.autograd.grad(out.sin().sum(), x)[0] for out in (mine, its)]
-    torch.testing.assert_close(*gradients, rtol=100 * tolerance, atol=100 * tolerance)
+    assert torch.equal(mine, its)
+    assert torch.equal(*(torch.autograd.grad(out.sin().sum(), x)[0] for out in (mine, its)))
 
 
 def test_drops_whole_irreps_and_scales_the_others():
@@ -99,11 +97,6 @@ def test_second_derivatives():
     [
         (TypeError, "Dropout: x must be a tensor, got list", [[1.0] * 7]),
         (TypeError, "Dropout: x must be floating point, got int64", torch.ones(2, 7, dtype=torch.long)),
-        (
-            TypeError,
-            "Dropout: x must be float32 or float64, got float16",
-            torch.ones(2, 7, dtype=torch.float16),
-        ),
         (ValueError, "Dropout: x must have shape (batch, ..., 7), got (2, 6)", torch.ones(2, 6)),
         (ValueError, "Dropout: x must have shape (batch, ..., 7), got (7,)", torch.ones(7)),
     ],

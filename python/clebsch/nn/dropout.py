@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clebsch.algebra.plan import ProductPlan
 from clebsch.nn.activation import check_features
 from clebsch.o3.irreps import Irreps
-from clebsch.ops.tensor_product import tensor_product
 
 __all__ = ["Dropout"]
 
@@ -40,34 +37,33 @@ class Dropout(torch.nn.Module):
         if not is_number:
             raise ValueError(f"Dropout: p must be a probability, got {p}")
         self.p = p
-        # What forward needs in plain numbers: torch.compile looks into what it is given.
-        self._muls, self._dim = [mul for mul, _ in self.irreps], self.irreps.dim
-        scalars = Irreps([(mul, (0, 1)) for mul, _ in self.irreps])
-        instructions = [(i, i, i, "uuu", False) for i in range(len(self.irreps))]
-        # A plan and not a layer: a checkpoint of Dropout is empty.
-        self._plan = str(ProductPlan.from_instructions(self.irreps, scalars, self.irreps, instructions))
+        # Plain numbers, for torch.compile looks into what forward uses.
+        self._blocks = [(mul, ir.dim) for mul, ir in self.irreps]
+        self._dim = self.irreps.dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (batch, ..., irreps.dim), float32 or float64, to the same shape; one draw per irrep and batch
+        """x (batch, ..., irreps.dim), of any floating dtype, to the same shape; one draw per irrep and batch
         index, whatever the dimensions between.
         """
-        check_features("Dropout", "x", x, self._dim, batched=True, compiled=True)
+        check_features("Dropout", "x", x, self._dim, batched=True)
         if not self.training or self.p <= 0:
             return x
         if self.p >= 1:
             return x * 0.0
+        noise = self._noise(x)
+        return x * noise.view(x.shape[0], *[1] * (x.dim() - 2), self._dim)
+
+    def _noise(self, x: Tensor) -> Tensor:
+        """0 or 1 / (1 - p) at all components of each irrep: (batch, irreps.dim)."""
         keep = 1 - self.p
-        # Block by block, as e3nn draws; and drawing is all that is done per block.
-        noise = [x.new_empty(x.shape[0], mul).bernoulli_(keep) for mul in self._muls]
-        noise = torch.cat(noise, dim=-1).div_(keep) if noise else x.new_empty(x.shape[0], 0)
-        if x.dim() == 2:
-            return tensor_product(x, noise, noise.new_empty(0), self._plan)
-        between = x.shape[1:-1]
-        rows = x.shape[0] * math.prod(between)
-        noise = noise.view(x.shape[0], *[1] * len(between), noise.shape[-1])
-        noise = noise.expand(-1, *between, -1).reshape(rows, noise.shape[-1])
-        y = tensor_product(x.reshape(rows, self._dim), noise, noise.new_empty(0), self._plan)
-        return y.reshape(x.shape)
+        noise, start = x.new_empty(x.shape[0], self._dim), 0
+        for mul, dim in self._blocks:
+            # Block by block, as e3nn draws; written to its place, for the draws themselves take the longest.
+            draws = x.new_empty(x.shape[0], mul).bernoulli_(keep).div_(keep)
+            block = noise.narrow(-1, start, mul * dim).unflatten(-1, (mul, dim))
+            block.copy_(draws.unsqueeze(-1))
+            start += mul * dim
+        return noise
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} ({self.irreps}, p={self.p})"
