@@ -76,6 +76,11 @@ LAYERS = {
     "SphericalHarmonics": (lambda: o3.SphericalHarmonics([0, 1, 2], True, "component"), rows_of(3)),
     "Gate": (lambda: nn.Gate("4x0e", [torch.tanh], "3x0e", [torch.sigmoid], "2x1o+1x2e"), rows_of(18)),
     "FullyConnectedNet": (lambda: nn.FullyConnectedNet([8, 16, 4], torch.tanh), rows_of(8)),
+    "NormActivation": (lambda: nn.NormActivation("4x0e+2x1o", torch.sigmoid, bias=True), rows_of(10)),
+    "BatchNorm": (lambda: nn.BatchNorm("4x0e+2x1o+3x0e"), rows_of(13)),
+    "BatchNorm, evaluation": (lambda: nn.BatchNorm("4x0e+2x1o+3x0e").eval(), rows_of(13)),
+    "Extract": (lambda: nn.Extract("4x0e+2x1o", ["2x1o+4x0e"], [(1, 0)], squeeze_out=True), rows_of(10)),
+    "Activation": (lambda: nn.Activation("4x0e+2x1o", [torch.tanh, None]), rows_of(10)),
 }
 
 
@@ -98,6 +103,27 @@ def test_compile_forward_and_backward(name):
         traced = outputs_and_gradients(compiled, operands, parameters)
         torch.testing.assert_close(traced, eager, rtol=1e-5, atol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_compile_dropout():
+    module = nn.Dropout("4x0e+2x1o", 0.5)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (6, 9):
+        results = []
+        for function in (module, compiled):
+            torch.manual_seed(1)
+            results.append(outputs_and_gradients(function, (torch.ones(rows, 10),), []))
+        torch.testing.assert_close(*results)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_compiled_batch_norm_keeps_running_means():
+    eager, traced = nn.BatchNorm("4x0e+2x1o"), nn.BatchNorm("4x0e+2x1o")
+    compiled = torch.compile(traced, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (6, 9):
+        x = torch.randn(rows, 10)
+        torch.testing.assert_close(compiled(x), eager(x))
+    torch.testing.assert_close(traced.state_dict(), eager.state_dict())
 
 
 @pytest.mark.slow  # whichever is first compiles inductor's own headers

@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+import re
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import silu
@@ -18,6 +20,8 @@ NETS = {
     "no layer": ([8], silu, {}),
     "variances": ([8, 16, 5], torch.tanh, {"variance_in": 2.0, "variance_out": 0.3}),
     "activated output": ([8, 16, 5], torch.tanh, {"variance_in": 2.0, "variance_out": 0.3, "out_act": True}),
+    "no inputs": ([0, 4, 2], torch.tanh, {}),
+    "no hidden units": ([3, 0, 2], torch.tanh, {}),
     "identity constant": ([3, 4, 2], torch.nn.Identity(), {}),
 }
 
@@ -58,3 +62,62 @@ def test_copies_compute_the_same():
     x = torch.randn(3, 8)
     for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         assert torch.equal(other(x), ours(x))
+
+
+def test_weights_are_drawn_as_e3nns():
+    nets = []
+    for package in (nn, e3nn_nn):
+        torch.manual_seed(5)
+        nets.append(package.FullyConnectedNet([3, 4, 2], torch.tanh))
+    assert all(torch.equal(a, b) for a, b in zip(*(net.parameters() for net in nets), strict=True))
+
+
+def test_sizes_of_numpy():
+    assert repr(nn.FullyConnectedNet(np.array([3, 2]))) == "FullyConnectedNet[3, 2]"
+
+
+def test_hooks_of_layers_and_weights_made_by_them():
+    ours, theirs = both("radial")
+    seen = []
+    for net in (ours, theirs):
+        net.layer0.register_forward_hook(lambda layer, given, out: seen.append(out.detach()))
+        torch.nn.utils.parametrizations.weight_norm(net.layer1)
+        torch.nn.utils.parametrize.register_parametrization(net.layer2, "weight", torch.nn.Tanh())
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(*seen, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weight_norm_by_hooks():
+    ours, theirs = both("radial")
+    for net in (ours, theirs):
+        torch.nn.utils.weight_norm(net.layer0)
+        torch.nn.init.constant_(net.layer0.weight_g, 0.7)
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-13)
+
+
+def test_further_modules_and_other_layers_are_called():
+    ours, theirs = both("variances")
+    linear = torch.nn.Linear(16, 5)
+    for net in (ours, theirs):
+        net.append(torch.nn.ReLU())
+        net.layer1 = linear
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "message, sizes, options",
+    [
+        ("hs must be sizes >= 0, got [3, -1]", [3, -1], {}),
+        ("hs must be sizes >= 0, got [3, 2.0]", [3, 2.0], {}),
+        ("variance_in must be > 0, got 0", [3, 2], {"variance_in": 0}),
+        ("variance_out must be > 0, got -1.0", [3, 2], {"variance_out": -1.0}),
+    ],
+)
+def test_bad_arguments(message, sizes, options):
+    with pytest.raises(ValueError, match=f"^{re.escape('FullyConnectedNet: ' + message)}$"):
+        nn.FullyConnectedNet(sizes, torch.tanh, **options)

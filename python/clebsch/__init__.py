@@ -41,7 +41,8 @@ def __getattr__(name: str) -> Any:
     elif name in __all__:
         return importlib.import_module(f"clebsch.{name}")
     else:
-        raise AttributeError(f"module 'clebsch' has no attribute {name!r}")
+        hint = f": import e3nn.{name}, which works beside clebsch" if name in ("io", "math", "util") else ""
+        raise AttributeError(f"module 'clebsch' has no attribute {name!r}{hint}")
     globals()[name] = value
     return value
 

@@ -5,11 +5,25 @@ e3nn's.
 from typing import Any
 
 from clebsch.nn.activation import Activation
+from clebsch.nn.batch_norm import BatchNorm
 from clebsch.nn.convolution import TensorProductConv
+from clebsch.nn.dropout import Dropout
+from clebsch.nn.extract import Extract, ExtractIr
 from clebsch.nn.fully_connected_net import FullyConnectedNet
 from clebsch.nn.gate import Gate
+from clebsch.nn.norm_activation import NormActivation
 
-__all__ = ["Activation", "FullyConnectedNet", "Gate", "TensorProductConv"]
+__all__ = [
+    "Activation",
+    "BatchNorm",
+    "Dropout",
+    "Extract",
+    "ExtractIr",
+    "FullyConnectedNet",
+    "Gate",
+    "NormActivation",
+    "TensorProductConv",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -111,13 +111,29 @@ class Activation(torch.nn.Module):
         return f"{type(self).__name__} [{acts}] ({self.irreps_in} -> {self.irreps_out})"
 
 
-def check_floating(layer: str, features: Any) -> None:
+def check_floating(layer: str, features: Any, name: str = "features") -> None:
     """TypeError unless `features` is a tensor that activations are functions of."""
     if not isinstance(features, Tensor):
-        raise TypeError(f"{layer}: features must be a tensor, got {type(features).__name__}")
+        raise TypeError(f"{layer}: {name} must be a tensor, got {type(features).__name__}")
     if not features.is_floating_point():
         dtype = str(features.dtype).removeprefix("torch.")
-        raise TypeError(f"{layer}: features must be floating point, got {dtype}")
+        raise TypeError(f"{layer}: {name} must be floating point, got {dtype}")
+
+
+def check_features(
+    layer: str, name: str, features: Any, width: int, batched: bool = False, compiled: bool = False
+) -> None:
+    """Raise unless `features` is a floating point tensor (..., width), or (batch, ..., width) if `batched`.
+
+    TypeError or ValueError; `compiled` features must have a dtype that kernels have.
+    """
+    check_floating(layer, features, name)
+    if compiled and features.dtype not in (torch.float32, torch.float64):
+        dtype = str(features.dtype).removeprefix("torch.")
+        raise TypeError(f"{layer}: {name} must be float32 or float64, got {dtype}")
+    if features.dim() < (2 if batched else 1) or features.shape[-1] != width:
+        leading = "batch, ..." if batched else "..."
+        raise ValueError(f"{layer}: {name} must have shape ({leading}, {width}), got {tuple(features.shape)}")
 
 
 def _output_irrep(ir: Any, act: NormalizedActivation) -> tuple[int, int]:

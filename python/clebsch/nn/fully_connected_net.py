@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +25,8 @@ class _Layer(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.randn(h_in, h_out))
         self.act = act
         self.h_in, self.h_out, self.var_in, self.var_out = h_in, h_out, var_in, var_out
-        self._weight_scale = (h_in * var_in / (1.0 if act else var_out)) ** -0.5
+        # Without inputs there is nothing to scale.
+        self._weight_scale = (h_in * var_in / (1.0 if act else var_out)) ** -0.5 if h_in else 1.0
         self._output_scale = act.scale * var_out**0.5 if act else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +63,8 @@ class FullyConnectedNet(torch.nn.Sequential):
         out_act: whether `act` follows the last layer too.
 
     Raises:
-        ValueError: a size that is not an integer >= 0; in `forward`, an x that does not end in hs[0].
+        ValueError: a size that is not an integer >= 0, a variance that is not > 0; in `forward`, an x that
+            does not end in hs[0].
     """
 
     def __init__(
@@ -73,9 +76,10 @@ class FullyConnectedNet(torch.nn.Sequential):
         out_act: bool = False,
     ) -> None:
         super().__init__()
-        self.hs = list(hs)
-        if any(isinstance(h, bool) or not isinstance(h, int) or h < 0 for h in self.hs):
-            raise ValueError(f"FullyConnectedNet: hs must be sizes >= 0, got {self.hs}")
+        self.hs = _sizes(hs)
+        for name, variance in (("variance_in", variance_in), ("variance_out", variance_out)):
+            if not variance > 0:
+                raise ValueError(f"FullyConnectedNet: {name} must be > 0, got {variance}")
         normalized = None if act is None else NormalizedActivation(act)
         count = len(self.hs) - 1
         for i in range(count):
@@ -99,8 +103,25 @@ class FullyConnectedNet(torch.nn.Sequential):
             )
         scale = 1.0
         for layer in self:
-            x, scale = layer.unscaled(x, scale)
+            if isinstance(layer, _Layer) and not _has_hooks(layer):
+                x, scale = layer.unscaled(x, scale)
+            else:
+                x, scale = layer(x if scale == 1.0 else x * scale), 1.0
         return x if scale == 1.0 else x * scale
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}{self.hs}"
+
+
+def _sizes(hs: Sequence[int]) -> list[int]:
+    sizes = list(hs)
+    if any(isinstance(h, bool) or not hasattr(h, "__index__") or h < 0 for h in sizes):
+        raise ValueError(f"FullyConnectedNet: hs must be sizes >= 0, got {sizes}")
+    return [operator.index(h) for h in sizes]
+
+
+def _has_hooks(layer: torch.nn.Module) -> bool:
+    """Whether somebody watches this layer, or (as weight_norm does) makes its weight before every call."""
+    return bool(
+        layer._forward_pre_hooks or layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    )

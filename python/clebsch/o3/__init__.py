@@ -5,6 +5,8 @@ name, if there is one.
 """
 
 import importlib
+import importlib.util
+import inspect
 from typing import Any
 
 from clebsch.o3.irreps import Irrep, Irreps
@@ -107,22 +109,48 @@ __all__ = [
 
 
 def attribute_of_e3nn(module: str, name: str) -> Any:
-    """``e3nn.<module>.<name>`` of the installed e3nn; AttributeError if it is not installed or has no such
-    name.
+    """``e3nn.<module>.<name>`` of the installed e3nn, one of its modules included.
+
+    AttributeError, or ImportError in a statement ``from clebsch.<module> import <name>``, if e3nn is not
+    installed, cannot be imported or has no such name.
     """
     missing = f"module 'clebsch.{module}' has no attribute {name!r}"
     if name.startswith("_"):
         raise AttributeError(missing)
     try:
+        return _of_e3nn(module, name, missing)
+    except AttributeError as error:
+        if _is_imported_by_name() and importlib.util.find_spec(f"clebsch.{module}.{name}") is None:
+            # Python would replace the message by one that does not speak of e3nn.
+            raise ImportError(str(error), name=f"clebsch.{module}") from error.__cause__
+        raise
+
+
+def _of_e3nn(module: str, name: str, missing: str) -> Any:
+    try:
         theirs = importlib.import_module(f"e3nn.{module}")
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name not in ("e3nn", f"e3nn.{module}"):
+            raise AttributeError(f"{missing}, and e3nn cannot be imported: {error}") from error
         raise AttributeError(
             f"{missing}, and e3nn, whose attribute would be taken, is not installed"
         ) from None
-    try:
+    except Exception as error:
+        raise AttributeError(f"{missing}, and e3nn cannot be imported: {error}") from error
+    if hasattr(theirs, name):
         return getattr(theirs, name)
-    except AttributeError:
+    try:
+        return importlib.import_module(f"e3nn.{module}.{name}")
+    except ModuleNotFoundError:
         raise AttributeError(f"{missing}, nor has e3nn.{module}") from None
+
+
+def _is_imported_by_name() -> bool:
+    """Whether the module's __getattr__ is asked by a statement ``from ... import name``."""
+    frame = inspect.currentframe()
+    for _ in range(3):  # this function, attribute_of_e3nn, __getattr__
+        frame = frame.f_back if frame else None
+    return frame is not None and frame.f_code.co_name == "_handle_fromlist"
 
 
 def __getattr__(name: str) -> Any:
