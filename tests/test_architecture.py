@@ -24,7 +24,7 @@ FLOORS = [
     {"graph"},
     {"o3", "data"},
     {"nn"},
-    {"models", "convert"},
+    {"models", "convert", "e3nn"},
     {"demo", "explain", "check", "testing"},
     {"cli"},
     {"__main__"},

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clebsch import algebra, backend, models, nn, numpy, o3, ops, reference, testing
+    from clebsch import algebra, backend, e3nn, models, nn, numpy, o3, ops, reference, testing
     from clebsch.graph import Graph
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "__version__",
     "algebra",
     "backend",
+    "e3nn",
     "models",
     "nn",
     "numpy",
