@@ -132,15 +132,31 @@ def load(original: Any, self: Any, state_dict: dict[str, Any], prefix: str, *arg
 def _sizes(module: Any) -> tuple[PlanSizes | None, str | None]:
     """(the plan of a module, as operators take it, None), or (None, why none serves it)."""
     if torch.compiler.is_compiling():
-        # Torch's compiler looks at attributes, and compiles anew where they change.
+        _refresh(module)
+        # Torch's compiler remembers this attribute, and compiles anew where it changes.
         return _parsed(getattr(module, "_clebsch_plan", None)), None
     entry = _entries.get(module)
     if entry is None or not entry.holds_for(module):
-        if any(type(table) is not Tensor for _, table in _tables(module)):
-            # Something traces it, and has put tensors without numbers in the place of its own.
+        entry = _refresh(module)
+        if entry is None:
             return _parsed(module.__dict__.get("_clebsch_plan")), "its tables are not plain tensors"
-        entry = prepare(module)
     return entry.sizes, entry.reason
+
+
+def _refresh(module: Any) -> _Entry | None:
+    """What holds for a module now. None where something traces it with tensors without numbers in the place
+    of its tables: then the last plan found holds.
+    """
+    entry = _entries.get(module)
+    if entry is not None and entry.holds_for(module):
+        return entry
+    if any(type(table) is not Tensor for _, table in _tables(module)):
+        return None
+    return prepare(module)
+
+
+# Torch's compiler calls it while it traces.
+_refresh._dynamo_marked_constant = True
 
 
 def _parsed(plan: str | None) -> PlanSizes | None:
