@@ -302,6 +302,16 @@ class TestSwitch:
         disable(model)
         assert kernels_called(lambda: model(x, y))
 
+    def test_a_copy_is_enabled_until_all_is_disabled(self):
+        model, (x, y) = product(), operands()
+        enable(model)
+        again = copy.deepcopy(model)
+        assert is_enabled(again) and kernels_called(lambda: again(x, y))
+        disable()
+        assert not is_enabled(again)
+        enable(e3nn_o3.Linear("0e", "0e"))
+        assert not is_enabled(again) and not kernels_called(lambda: again(x, y))
+
     def test_models_are_not_kept_alive(self):
         model = product()
         enable(model)
@@ -406,6 +416,22 @@ class TestSigns:
         assert with_kernels
         assert_same(found, module(x, y), 1e-6 if way == "to" else 1e-12)
         assert (found - before).abs().max() > 0.1
+
+    def test_tables_that_are_written_with_what_they_held(self, monkeypatch):
+        """So does DistributedDataParallel at every step: the plan is not looked for again."""
+        from clebsch.e3nn import tensor_product
+
+        module, x, y = self.product(), torch.randn(4, 11), torch.randn(4, 8)
+        enable()
+        expected = module(x, y)
+        searches = []
+        find = tensor_product._find_plan
+        monkeypatch.setattr(tensor_product, "_find_plan", lambda *given: searches.append(1) or find(*given))
+        for table in module.buffers():
+            table.copy_(table.clone())
+        assert torch.equal(module(x, y), expected) and not searches
+        module.load_state_dict(self.flipped(module))
+        assert not torch.allclose(module(x, y), expected) and searches
 
     def test_compiled_code_follows(self):
         module, x, y = self.product(), torch.randn(4, 11), torch.randn(4, 8)

@@ -25,7 +25,7 @@ from types import TracebackType
 
 import torch
 
-from clebsch.e3nn.forwards import MARK, install, layer_classes, switch, uninstall
+from clebsch.e3nn.forwards import MARK, install, is_on, layer_classes, switch, uninstall
 from clebsch.e3nn.routes import REPLACED, prepare
 
 __all__ = ["Enabled", "disable", "enable", "is_enabled"]
@@ -90,7 +90,7 @@ def disable(model: torch.nn.Module | None = None) -> None:
 
 def is_enabled(module: torch.nn.Module | None = None) -> bool:
     """Whether all layers of e3nn are on our kernels, or this one."""
-    return switch.everywhere or (module is not None and MARK in module.__dict__)
+    return switch.everywhere if module is None else is_on(module)
 
 
 def _layers(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -121,7 +121,7 @@ def _apply() -> None:
         uninstall()
     for holder in _holders:
         for module in holder._modules or ():
-            if MARK not in module.__dict__:
-                module.__dict__[MARK] = True
+            if module.__dict__.get(MARK) != switch.token:
+                module.__dict__[MARK] = switch.token
                 prepare(module)
     switch.everywhere = any(holder._modules is None for holder in _holders)

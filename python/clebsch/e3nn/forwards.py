@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import types
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 __all__ = ["MARK", "Switch", "install", "is_on", "layer_classes", "switch", "uninstall"]
 
-# In the __dict__ of a module that is to run on our kernels though not all are.
+# In the __dict__ of a module that is to run on our kernels though not all are: `switch.token`.
 MARK = "_clebsch_enabled"
 
 # takes (what was replaced, module, *arguments)
@@ -17,9 +18,15 @@ Route = Callable[..., Any]
 
 
 class Switch:
-    """Whether all modules run on our kernels."""
+    """Whether all modules run on our kernels, and the mark of those that do where not all do.
 
-    everywhere = False
+    A copy or pickle of a module carries the mark along: it means nothing once all was disabled, nor in
+    another process.
+    """
+
+    def __init__(self) -> None:
+        self.everywhere = False
+        self.token = uuid.uuid4().hex
 
 
 switch = Switch()
@@ -28,7 +35,7 @@ _installed: list[tuple[type, str, Any, Any]] = []
 
 def is_on(module: Any) -> bool:
     """Whether this module is to run on our kernels."""
-    return switch.everywhere or getattr(module, MARK, False)
+    return switch.everywhere or getattr(module, MARK, None) == switch.token
 
 
 def layer_classes() -> tuple[type, type, type]:
@@ -56,6 +63,7 @@ def install(replaced: dict[str, dict[str, Route]]) -> None:
 
 def uninstall() -> None:
     """Undo `install`. What somebody has put in the place of ours since stays, and finds ours turned off."""
+    switch.token = uuid.uuid4().hex
     while _installed:
         cls, name, own, ours = _installed.pop()
         if vars(cls).get(name) is not ours:

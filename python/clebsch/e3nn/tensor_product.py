@@ -33,6 +33,7 @@ class _Entry(NamedTuple):
     code: Any
     tables: tuple[tuple[str, Tensor], ...]
     versions: tuple[int, ...]
+    numbers: tuple[Tensor, ...]
 
     def holds_for(self, module: torch.nn.Module) -> bool:
         """Whether the tables are still the same, unwritten since.
@@ -47,6 +48,13 @@ class _Entry(NamedTuple):
         return all(
             table._version == version for (_, table), version in zip(self.tables, self.versions, strict=True)
         )
+
+    def has_numbers_of(self, tables: tuple[tuple[str, Tensor], ...]) -> bool:
+        """Whether these hold what was found in its own: DistributedDataParallel writes them at every step."""
+        if self.sizes is None or [name for name, _ in tables] != [name for name, _ in self.tables]:
+            return False
+        pairs = [(table, numbers) for (_, table), numbers in zip(tables, self.numbers, strict=True)]
+        return all((a.dtype, a.device) == (b.dtype, b.device) and torch.equal(a, b) for a, b in pairs)
 
 
 # Beside the modules and not on them: their pickles are e3nn's, to be read where there is no clebsch.
@@ -150,9 +158,16 @@ def _refresh(module: Any) -> _Entry | None:
     entry = _entries.get(module)
     if entry is not None and entry.holds_for(module):
         return entry
-    if any(type(table) is not Tensor for _, table in _tables(module)):
+    tables = _tables(module)
+    if any(type(table) is not Tensor for _, table in tables):
         return None
-    return prepare(module)
+    with _disable_current_modes(), torch.no_grad():
+        same = entry is not None and entry.code is module._modules.get(_CODE) and entry.has_numbers_of(tables)
+    if not same:
+        return prepare(module)
+    entry = entry._replace(tables=tables, versions=tuple(table._version for _, table in tables))
+    _entries[module] = entry
+    return entry
 
 
 # Torch's compiler calls it while it traces.
@@ -181,11 +196,12 @@ def prepare(module: Any) -> _Entry:
                 sizes = plan_sizes(plan)
             except ValueError as error:
                 plan, reason = None, str(error)
+        if plan is None:
+            tables = ()
+        numbers = tuple(table.clone() for _, table in tables)
     _note_plan(module, plan, reason)
-    if plan is None:
-        tables = ()
     versions = tuple(table._version for _, table in tables)
-    entry = _Entry(sizes, reason, module._modules.get(_CODE), tables, versions)
+    entry = _Entry(sizes, reason, module._modules.get(_CODE), tables, versions, numbers)
     _entries[module] = entry
     return entry
 
