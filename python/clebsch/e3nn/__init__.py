@@ -38,6 +38,7 @@ class Enabled:
     """What `enable` returns: a context manager that ends what it began, and nothing that others began."""
 
     def __init__(self, model: torch.nn.Module | None) -> None:
+        layer_classes()  # ImportError before anything is changed
         self._modules = None if model is None else weakref.WeakSet(_layers(model))
 
     def __enter__(self) -> Enabled:
