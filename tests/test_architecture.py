@@ -24,7 +24,7 @@ FLOORS = [
     {"graph"},
     {"o3", "data"},
     {"nn"},
-    {"models", "convert", "machine", "slow_paths", "standard_layers", "survey"},
+    {"models", "convert", "e3nn", "machine", "slow_paths", "standard_layers", "survey"},
     {"problems"},
     {"demo", "explain", "check"},
     {"cli"},

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clebsch import algebra, backend, models, nn, numpy, o3, ops, reference, testing
+    from clebsch import algebra, backend, e3nn, models, nn, numpy, o3, ops, reference, testing
     from clebsch.check import check
     from clebsch.explain import explain
     from clebsch.graph import Graph
@@ -22,6 +22,7 @@ __all__ = [
     "algebra",
     "backend",
     "check",
+    "e3nn",
     "explain",
     "models",
     "nn",

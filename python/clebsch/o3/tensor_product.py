@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clebsch.algebra.plan import ProductPlan
+from clebsch.o3.coupling_tables import CouplingTables, Triple, flip, is_constant, relative_sign, stored_triple
 from clebsch.o3.irreps import Irreps, allowed_irreps
 from clebsch.o3.tensor_product_right import check_right, right_matrices
 from clebsch.o3.wigner import wigner_3j
@@ -26,14 +25,6 @@ __all__ = [
     "Instruction",
     "TensorProduct",
 ]
-
-Triple = tuple[int, int, int]
-
-# What e3nn's generated code keeps in a state_dict beside the weights. It computes with these coupling
-# coefficients, so they say which of the two phases in the wild a checkpoint was trained with.
-_E3NN_CONSTANT = re.compile(
-    r"_compiled_main_(?:left_right|right)\.(?:_w3j_(\d+)_(\d+)_(\d+)|_triu_indices_\d+|_tensor_constant\d+)"
-)
 
 
 class Instruction(NamedTuple):
@@ -68,7 +59,8 @@ class TensorProduct(torch.nn.Module):
         shared_weights: whether one weight serves all rows (default), or each row has its own.
         layout: "mul_ir" is e3nn's order of the components within a block, "ir_mul" the transposed one.
         compile_left_right, compile_right, normalization, _specialized_code, _optimize_einsums: accepted for
-            e3nn's sake. Nothing is generated here; `normalization` is the old name of irrep_normalization.
+            e3nn's sake. Nothing is generated here, only the names in the state_dict depend on them;
+            `normalization` is the old name of irrep_normalization.
 
     Raises:
         ValueError, IndexError: naming the instruction or argument that does not fit. Degrees above 100 are
@@ -76,7 +68,7 @@ class TensorProduct(torch.nn.Module):
 
     e3nn's state_dict loads, its coupling coefficients included: these are compared with ours, and where a
     checkpoint carries the opposite sign of a triple (e3nn 0.4 does), the sign goes into the coefficients of
-    its paths.
+    its paths. Ours has the same names, and loads into e3nn's module. docs/checkpoints.md tells the rest.
     """
 
     def __init__(
@@ -131,6 +123,11 @@ class TensorProduct(torch.nn.Module):
         self._absorbed_signs: frozenset[Triple] = frozenset()
         self._set_weights(internal_weights, shared_weights)
         self.register_buffer("output_mask", self._make_output_mask())
+        specialized = _specialized_code is not False
+        for name, compiled in (("left_right", compile_left_right), ("right", compile_right)):
+            tables = CouplingTables(self.plan, name == "right", specialized) if compiled else None
+            if tables is not None and tables._buffers:
+                self.add_module(f"_compiled_main_{name}", tables)
 
     def _set_plan(self, plan: ProductPlan) -> None:
         self.plan = plan
@@ -310,28 +307,24 @@ class TensorProduct(torch.nn.Module):
             f"-> {self.irreps_out.simplify()} | {num_paths} paths | {self.weight_numel} weights)"
         )
 
-    def _triple(self, i: int) -> Triple:
-        return tuple(block.ir.l for block in self.plan.blocks(self.plan.paths[i]))
-
     def _absorb(self, triples: frozenset[Triple]) -> None:
         """Use the opposite sign of exactly these couplings, whatever was absorbed before."""
-        changed = triples ^ self._absorbed_signs
-        if not changed:
-            return
-        paths = (
-            replace(path, coefficient=-path.coefficient) if self._triple(i) in changed else path
-            for i, path in enumerate(self.plan.paths)
-        )
-        self._set_plan(replace(self.plan, paths=tuple(paths)))
+        self._set_plan(flip(self.plan, triples ^ self._absorbed_signs))
         self._absorbed_signs = triples
+        for tables in self._coupling_tables():
+            tables.set_signs(triples)
+
+    def _coupling_tables(self) -> list[CouplingTables]:
+        return [child for child in self._modules.values() if isinstance(child, CouplingTables)]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        # Absorbed signs are no parameter, yet the weights mean nothing without them: they travel as e3nn's
-        # do.
-        for l1, l2, l3 in sorted(self._absorbed_signs):
-            key = f"{prefix}_compiled_main_left_right._w3j_{l1}_{l2}_{l3}"
-            destination[key] = -wigner_3j(l1, l2, l3, dtype=torch.float64)
+        # The weights mean nothing without the signs: those of couplings that have no table here travel too.
+        tables = self._coupling_tables()
+        for triple in sorted(self._absorbed_signs):
+            if not any(triple in held for held in tables):
+                key = "{}_compiled_main_left_right._w3j_{}_{}_{}".format(prefix, *triple)
+                destination[key] = -wigner_3j(*triple, dtype=torch.float64)
 
     def _load_from_state_dict(
         self,
@@ -344,24 +337,28 @@ class TensorProduct(torch.nn.Module):
         error_msgs: list[str],
     ) -> None:
         ours = {name: value for name, value in state_dict.items() if name.startswith(prefix)}
-        flipped, errors = set(), len(error_msgs)
+        signs: dict[Triple, int] = {}
+        errors = len(error_msgs)
         for name, value in ours.items():
-            found = _E3NN_CONSTANT.fullmatch(name[len(prefix) :])
-            if found is None:
+            local = name[len(prefix) :]
+            if not is_constant(local):
                 continue
             # The caller's dictionary is untouched: torch hands every module a copy of its part.
             del state_dict[name]
-            if found.group(1) is None:
+            triple = stored_triple(local)
+            if triple is None:
                 continue
-            triple = tuple(map(int, found.groups()))
-            sign = _relative_sign(value, triple)
+            sign = relative_sign(value, triple)
             if sign == 0:
                 error_msgs.append(
                     f"{name} is not +1 or -1 times the coupling coefficients of l = {triple}: "
                     "the checkpoint was written under another convention"
                 )
-            elif sign < 0:
-                flipped.add(triple)
+            elif signs.setdefault(triple, sign) != sign:
+                error_msgs.append(
+                    f"{name} has the opposite sign of the other table of l = {triple}: "
+                    "no product computes with both"
+                )
         if len(error_msgs) > errors:
             return
         super()._load_from_state_dict(
@@ -370,24 +367,7 @@ class TensorProduct(torch.nn.Module):
         # Signs go with the weights that they were trained with, or stay where those are refused.
         given = ours and (f"{prefix}weight" in ours or not self.internal_weights)
         if given and len(error_msgs) == errors:
-            self._absorb(frozenset(flipped))
-
-
-def _relative_sign(stored: Tensor, triple: Triple) -> int:
-    """+1 or -1 if `stored` is that sign times our coupling coefficients to its own precision, else 0."""
-    l1, l2, l3 = triple
-    if not abs(l1 - l2) <= l3 <= l1 + l2 or not isinstance(stored, Tensor) or not stored.is_floating_point():
-        return 0
-    ours = wigner_3j(l1, l2, l3, dtype=torch.float64)
-    if stored.shape != ours.shape:
-        return 0
-    # A few roundings of the stored type, and not less than the 1e-7 with which e3nn's own table was computed.
-    tolerance = max(4 * torch.finfo(stored.dtype).eps, 1e-6)
-    stored = stored.detach().to(device="cpu", dtype=torch.float64)
-    for sign in (1, -1):
-        if (stored - sign * ours).abs().max() <= tolerance:
-            return sign
-    return 0
+            self._absorb(frozenset(triple for triple, sign in signs.items() if sign < 0))
 
 
 class FullyConnectedTensorProduct(TensorProduct):
