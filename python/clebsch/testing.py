@@ -247,7 +247,8 @@ def random_linear_plans(
     @st.composite
     def draw_plan(draw: Callable[[Any], Any]) -> tuple[ProductPlan, tuple[int, ...]]:
         # a few irreps that both sides choose from, so that most blocks find a partner
-        shared = draw(st.lists(st.tuples(st.integers(0, l_max), st.sampled_from((1, -1))), max_size=3))
+        degrees = st.integers(0, l_max) | st.just(l_max)
+        shared = draw(st.lists(st.tuples(degrees, st.sampled_from((1, -1))), max_size=3))
         block = st.tuples(st.sampled_from(multiplicities), st.sampled_from([(0, 1), *shared]))
         in1, out = (list(Irreps(draw(st.lists(block, max_size=4)))) for _ in range(2))
         pairs = [(i, k) for i, k in np.ndindex(len(in1), len(out)) if in1[i].ir == out[k].ir]
