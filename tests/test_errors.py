@@ -854,3 +854,25 @@ class TestValues:
         y[3] = float("nan")  # the edge from 2 to 0
         out = layer(x, y, weight, graph)
         assert out[0].isnan().all() and out[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("noun", ["tensor_product", "convolution", "spherical_harmonics"])
+def test_operators_refuse_tensors_of_several_devices(noun):
+    """Torch runs the fake kernel if any operand is "meta": it would give memory that nobody wrote."""
+    operator = getattr(torch.ops.clebsch, noun)
+    x, y, weight = torch.ones(2, 1), torch.ones(2, 1), torch.ones(1)
+    plan = "1x0e*1x0e->1x0e;mul_ir;0 0 0 uvu w 1.0"
+    order = Graph(torch.tensor([0, 1]), torch.tensor([1, 0]), 2).order
+    calls = {
+        "tensor_product": [(x, y.to("meta"), weight, plan), (x, y, weight.to("meta"), plan)],
+        "convolution": [(x, y, weight.to("meta"), order, plan), (x, y, weight, order.to("meta"), plan)],
+        "spherical_harmonics": [],
+    }
+    for arguments in calls[noun]:
+        with pytest.raises(ValueError, match=rf"{noun}: \w+ must be on the device of x, cpu, got meta"):
+            operator(*arguments)
+    if noun == "spherical_harmonics":
+        with pytest.raises(ValueError, match="points must be on the device of grad, cpu, got meta"):
+            torch.ops.clebsch.spherical_harmonics_backward(
+                y, torch.ones(2, 3).to("meta"), [0], True, "component"
+            )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clebsch.algebra.plan import ProductPlan
-from clebsch.ops.dispatch import call
+from clebsch.ops.dispatch import call, require_one_device
 from clebsch.ops.multilinear import register_derivatives
 from clebsch.ops.tensor_product import PlanSizes, check_operands, constant_plan_sizes, plan_sizes, wanted_like
 
@@ -54,21 +54,25 @@ def convolve(x: Tensor, y: Tensor, weight: Tensor, graph: Graph, sizes: PlanSize
 
 @torch.library.register_fake("clebsch::graph_order")
 def _(senders, receivers, num_nodes):
+    require_one_device("graph_order", senders=senders, receivers=receivers)
     return senders.new_empty((6 * senders.shape[0] + 3 * num_nodes + 5,), dtype=torch.int64)
 
 
 @torch.library.register_fake("clebsch::convolution")
 def _(x, y, weight, order, plan):
+    require_one_device("convolution", x=x, y=y, weight=weight, order=order)
     return x.new_empty((x.shape[0], plan_sizes(plan).out))
 
 
 @torch.library.register_fake("clebsch::convolution_backward")
 def _(grad, x, y, weight, order, plan, needs):
+    require_one_device("convolution", grad=grad, x=x, y=y, weight=weight, order=order)
     return wanted_like(needs, x, y, weight)
 
 
 @torch.library.register_fake("clebsch::convolution_double_backward")
 def _(ax, ay, aw, grad, x, y, weight, order, plan, needs):
+    require_one_device("convolution", grad=grad, x=x, y=y, weight=weight, order=order, ax=ax, ay=ay, aw=aw)
     return wanted_like(needs, grad, x, y, weight)
 
 

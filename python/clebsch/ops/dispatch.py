@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["call"]
+__all__ = ["call", "require_one_device"]
 
 
 def call(operator: Any, *arguments: Any) -> Any:
@@ -23,3 +23,13 @@ def call(operator: Any, *arguments: Any) -> Any:
         return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)
+
+
+def require_one_device(noun: str, **operands: Tensor | None) -> None:
+    """ValueError for operands of several devices: torch calls a fake kernel if one of them is "meta"."""
+    (first, device), *others = (
+        (name, operand.device) for name, operand in operands.items() if operand is not None
+    )
+    for name, other in others:
+        if other != device:
+            raise ValueError(f"{noun}: {name} must be on the device of {first}, {device}, got {other}")

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from clebsch.algebra.plan import ProductPlan
-from clebsch.ops.dispatch import call
+from clebsch.ops.dispatch import call, require_one_device
 from clebsch.ops.tensor_product import (
     PlanSizes,
     constant_plan_sizes,
@@ -108,29 +108,21 @@ def _explain(x: Any, weight: Any, bias: Any, sizes: PlanSizes) -> None:
             raise ValueError(f"linear: {name} must have shape {expected}, got {tuple(value.shape)}")
 
 
-def _require_one_device(**operands: Tensor) -> None:
-    """ValueError for tensors of several devices: torch calls a fake kernel if one of them is "meta"."""
-    (first, device), *others = ((name, operand.device) for name, operand in operands.items())
-    for name, other in others:
-        if other != device:
-            raise ValueError(f"linear: {name} must be on the device of {first}, {device}, got {other}")
-
-
 @torch.library.register_fake("clebsch::linear")
 def _(x, weight, bias, plan, biased):
-    _require_one_device(x=x, weight=weight, bias=bias)
+    require_one_device("linear", x=x, weight=weight, bias=bias)
     return x.new_empty((x.shape[0], plan_sizes(plan).out))
 
 
 @torch.library.register_fake("clebsch::linear_grad_x")
 def _(grad, weight, plan):
-    _require_one_device(grad=grad, weight=weight)
+    require_one_device("linear", grad=grad, weight=weight)
     return grad.new_empty((grad.shape[0], plan_sizes(plan).in1))
 
 
 @torch.library.register_fake("clebsch::linear_grad_weight")
 def _(x, grad, plan):
-    _require_one_device(x=x, grad=grad)
+    require_one_device("linear", x=x, grad=grad)
     return x.new_empty((plan_sizes(plan).weight,))
 
 

@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 
 from clebsch.algebra.plan import Path, ProductPlan
 from clebsch.algebra.so3 import coupling
-from clebsch.ops.dispatch import call
+from clebsch.ops.dispatch import call, require_one_device
 from clebsch.ops.tensor_product import constant_plan_sizes, multiply_rows, refuse_tangents
 
 __all__ = ["spherical_harmonics"]
@@ -100,11 +100,13 @@ def _(points, ls, normalize, normalization):
 
 @torch.library.register_fake("clebsch::spherical_harmonics_backward")
 def _(grad, points, ls, normalize, normalization):
+    require_one_device("spherical_harmonics", grad=grad, points=points)
     return points.new_empty((points.shape[0], 3))
 
 
 @torch.library.register_fake("clebsch::spherical_harmonics_double_backward")
 def _(grad_grad_points, grad, points, ls, normalize, normalization):
+    require_one_device("spherical_harmonics", grad_grad_points=grad_grad_points, grad=grad, points=points)
     return points.new_empty((points.shape[0], _columns(ls))), points.new_empty((points.shape[0], 3))
 
 

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from clebsch import backend
 from clebsch.algebra.plan import ProductPlan
-from clebsch.ops.dispatch import call
+from clebsch.ops.dispatch import call, require_one_device
 from clebsch.ops.multilinear import register_derivatives
 
 __all__ = ["PlanSizes", "plan_sizes", "tensor_product"]
@@ -170,16 +170,19 @@ def wanted_like(needs: int, *operands: Tensor) -> tuple[Tensor, ...]:
 
 @torch.library.register_fake("clebsch::tensor_product")
 def _(x, y, weight, plan):
+    require_one_device("tensor_product", x=x, y=y, weight=weight)
     return x.new_empty((x.shape[0], plan_sizes(plan).out))
 
 
 @torch.library.register_fake("clebsch::tensor_product_backward")
 def _(grad, x, y, weight, plan, needs):
+    require_one_device("tensor_product", grad=grad, x=x, y=y, weight=weight)
     return wanted_like(needs, x, y, weight)
 
 
 @torch.library.register_fake("clebsch::tensor_product_double_backward")
 def _(ax, ay, aw, grad, x, y, weight, plan, needs):
+    require_one_device("tensor_product", grad=grad, x=x, y=y, weight=weight, ax=ax, ay=ay, aw=aw)
     return wanted_like(needs, grad, x, y, weight)
 
 
