@@ -383,6 +383,96 @@ Tensor linear_grad_weight(const Tensor& x, const Tensor& grad, std::string plan)
   return gw;
 }
 
+// The operands of gates, checked: blocks of `muls` copies of `widths` components.
+struct Gate {
+  static constexpr const char* noun = "gate";
+  std::vector<clebsch::GatedBlock> blocks;
+  int64_t gate_count = 0, gated_count = 0;
+  First first;
+  Matrix gates, gated;
+
+  Gate(const char* name, const Tensor& tensor, const Tensor& gates_, const Tensor& gated_,
+       const std::vector<int64_t>& muls, const std::vector<int64_t>& widths)
+      : first{name, tensor} {
+    require_float(noun, name, tensor);
+    require(muls.size() == widths.size(), noun, "muls and widths must be of the same length");
+    constexpr int64_t most = int64_t{1} << 40;  // far above what memory holds, far below where sizes overflow
+    for (size_t i = 0; i < muls.size(); ++i) {
+      require(muls[i] >= 0 && widths[i] >= 1 && muls[i] < most && widths[i] < 1 << 16, noun,
+              "muls must be >= 0 and widths >= 1");
+      blocks.push_back({muls[i], widths[i]});
+      gate_count += muls[i];
+      gated_count += muls[i] * widths[i];
+      require(gated_count < most, noun, "muls and widths must be of a size that memory holds");
+    }
+    gates = matrix(noun, "gates", gates_, first, gate_count);
+    gated = matrix(noun, "gated", gated_, first, gated_count);
+    require(gated.rows == gates.rows, noun, "gated must have ", gates.rows, " rows, got ", gated.rows);
+  }
+  Matrix beside(const char* name, const Tensor& t, int64_t columns) const {
+    Matrix m = matrix(noun, name, t, first, columns);
+    require(m.rows == gates.rows, noun, name, " must have ", gates.rows, " rows, got ", m.rows);
+    return m;
+  }
+
+  template <class F>
+  void dispatch(F f) const {
+    if (first.tensor.scalar_type() == ScalarType::Float) {
+      run<float>(f);
+    } else {
+      run<double>(f);
+    }
+  }
+
+ private:
+  template <class T, class F>
+  void run(F f) const {
+    clebsch::GateArgs<T> args{};
+    args.blocks = blocks.data();
+    args.block_count = static_cast<int>(blocks.size());
+    args.gates = gates.read<T>();
+    args.gated = gated.read<T>();
+    const auto kernel = f(args, clebsch::kernels<T>().gate);
+    const int64_t grain = (1 << 16) / (gated_count + args.scalar_count + 16) + 1;
+    if (gates.rows <= grain) return kernel(args, 0, gates.rows);
+    torch::stable::parallel_for(0, gates.rows, grain,
+                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  }
+};
+
+Tensor gate(const Tensor& scalars, const Tensor& gates, const Tensor& gated, std::vector<int64_t> muls,
+            std::vector<int64_t> widths) {
+  const Gate g("scalars", scalars, gates, gated, muls, widths);
+  require(scalars.dim() == 2, g.noun, "scalars must have 2 dimensions, got ", scalars.dim());
+  const Matrix own = g.beside("scalars", scalars, scalars.size(1));
+  Tensor out = fresh(scalars, {own.rows, scalars.size(1) + g.gated_count});
+  g.dispatch([&]<class T>(clebsch::GateArgs<T>& args, const auto& kernels) {
+    args.scalar_count = scalars.size(1);
+    args.scalars = own.read<T>();
+    args.out = writable<T>(out, true);
+    return kernels.forward;
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> gate_backward(const Tensor& grad, const Tensor& gates, const Tensor& gated,
+                                         std::vector<int64_t> muls, std::vector<int64_t> widths) {
+  const Gate g("grad", grad, gates, gated, muls, widths);
+  require(grad.dim() == 2 && grad.size(1) >= g.gated_count, g.noun, "grad must have 2 dimensions and ",
+          g.gated_count, " columns or more");
+  const Matrix cotangent = g.beside("grad", grad, grad.size(1));
+  Tensor grad_gates = fresh(grad, {g.gates.rows, g.gate_count});
+  Tensor grad_gated = fresh(grad, {g.gates.rows, g.gated_count});
+  g.dispatch([&]<class T>(clebsch::GateArgs<T>& args, const auto& kernels) {
+    args.scalar_count = grad.size(1) - g.gated_count;
+    args.grad = cotangent.read<T>();
+    args.grad_gates = writable<T>(grad_gates, true);
+    args.grad_gated = writable<T>(grad_gated, true);
+    return kernels.backward;
+  });
+  return {grad_gates, grad_gated};
+}
+
 // What the harmonics and their derivatives share: degrees, and points with contiguous rows of 3.
 struct Harmonics {
   static constexpr const char* noun = "spherical_harmonics";
@@ -512,6 +602,9 @@ STABLE_TORCH_LIBRARY(clebsch, m) {
   m.def(
       "tensor_product_double_backward(Tensor? ax, Tensor? ay, Tensor? aw, Tensor grad, Tensor x, Tensor y,"
       " Tensor weight, str plan, int needs) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("gate(Tensor scalars, Tensor gates, Tensor gated, int[] muls, int[] widths) -> Tensor");
+  m.def(
+      "gate_backward(Tensor grad, Tensor gates, Tensor gated, int[] muls, int[] widths) -> (Tensor, Tensor)");
   m.def("linear(Tensor x, Tensor weight, Tensor bias, str plan, int[] biased) -> Tensor");
   m.def("linear_grad_x(Tensor grad, Tensor weight, str plan) -> Tensor");
   m.def("linear_grad_weight(Tensor x, Tensor grad, str plan) -> Tensor");
@@ -533,6 +626,8 @@ STABLE_TORCH_LIBRARY_IMPL(clebsch, CPU, m) {
   m.impl("tensor_product", TORCH_BOX(&tensor_product));
   m.impl("tensor_product_backward", TORCH_BOX(&tensor_product_backward));
   m.impl("tensor_product_double_backward", TORCH_BOX(&tensor_product_double_backward));
+  m.impl("gate", TORCH_BOX(&gate));
+  m.impl("gate_backward", TORCH_BOX(&gate_backward));
   m.impl("linear", TORCH_BOX(&linear));
   m.impl("linear_grad_x", TORCH_BOX(&linear_grad_x));
   m.impl("linear_grad_weight", TORCH_BOX(&linear_grad_weight));

@@ -132,17 +132,25 @@ def test_the_catalogue_of_kernels():
     by_kernel = {tuple(entry.values())[:4]: entry["unrolled_degree"] for entry in entries}
     assert len(by_kernel) == len(entries)
     lanes = {("spherical_harmonics", "points"), ("tensor_product", "channels"), ("tensor_product", "rows")}
-    lanes.add(("linear", "channels"))
+    lanes |= {("linear", "channels"), ("gate", "elements")}
     assert lanes == {(noun, lanes) for noun, _, _, lanes in by_kernel}
     for isa in backend.compiled_instruction_sets():
         for noun, what in lanes:
             for dtype in ("float32", "float64"):
                 assert by_kernel[noun, dtype, isa, what] >= 1
-                if noun == "linear":
+                if noun in ("linear", "gate"):
                     assert by_kernel[noun, dtype, isa, what] == 6
     path = ProductPlan("16x1o", "1x1o", "16x2e", ((0, 0, 0, "uvu", True, 1.0),))
     degree = by_kernel["tensor_product", "float32", backend.instruction_set(), "channels"]
     assert backend.describe_plan(path)["paths"][0]["unrolled"] == (degree >= 2)
+
+
+def test_limits_of_plans():
+    degree, mul = backend.MAX_DEGREE, backend.MAX_MULTIPLICITY
+    backend.describe_plan(f"{mul}x{degree}e*1x0e->{mul}x{degree}e;mul_ir;")
+    for plan in (f"{mul + 1}x0e*1x0e->1x0e;mul_ir;", f"1x{degree + 1}e*1x0e->1x0e;mul_ir;"):
+        with pytest.raises(ValueError, match="outside"):
+            backend.describe_plan(plan)
 
 
 def test_bound_functions_say_what_they_do():

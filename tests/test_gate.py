@@ -1,105 +1,162 @@
-"""nn.Gate and nn.Activation against e3nn 0.6."""
+"""The operators of gates against the reference, on every instruction set."""
 
-import copy
-import pickle
+import re
 
+import numpy as np
 import pytest
 import torch
-from torch.nn.functional import relu, silu, softplus
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from clebsch import nn, o3
-from clebsch.nn.activation import second_moment_constant
+from clebsch import nn, ops, reference
+from product_calls import instruction_sets, poisoned_memory, same_bits
 
-e3nn_nn = pytest.importorskip("e3nn.nn")
-from e3nn.math import normalize2mom  # noqa: E402
-
-GATES = {
-    "mace": ("16x0e", [silu], "8x0e", [torch.sigmoid], "4x1o+4x2e"),
-    "odd scalars": ("4x0e+3x0o", [silu, torch.tanh], "5x0e", [torch.sigmoid], "2x1o+3x2e"),
-    "odd gates": ("16x0o", [torch.tanh], "32x0o", [torch.tanh], "16x1e+16x1o"),
-    "even function of odd": ("4x0o", [torch.abs], "2x0e+2x0o", [silu, torch.tanh], "3x1o+1x1e"),
-    "no gates": ("4x0e+2x0o", [silu, torch.tanh], "", [], ""),
-    "no scalars": ("", [], "3x0e", [torch.sigmoid], "3x1o"),
-    "identity": ("4x0e+2x0o", [None, None], "3x0e", [None], "3x1o"),
-    "uneven blocks": ("2x0e+3x0e", [silu, relu], "1x0e+4x0e", [silu, torch.sigmoid], "2x1o+1x1o+2x3e"),
-}
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    assert a.shape == b.shape and a.dtype == b.dtype
-    return float(((a - b).norm() / b.norm().clamp_min(1e-300)).detach()) if b.numel() else 0.0
-
-
-@pytest.mark.parametrize("batch", [(6,), (2, 3), ()])
-@pytest.mark.parametrize("name", GATES)
-def test_equals_e3nn(name, batch):
-    torch.set_default_dtype(torch.float64)
-    ours, theirs = nn.Gate(*GATES[name]), e3nn_nn.Gate(*GATES[name])
-    assert (str(ours.irreps_in), str(ours.irreps_out)) == (str(theirs.irreps_in), str(theirs.irreps_out))
-    assert repr(ours) == repr(theirs)
-    ours.load_state_dict(theirs.state_dict())
-    outputs, gradients = [], []
-    x = torch.randn(*batch, ours.irreps_in.dim, requires_grad=True)
-    for module in (ours, theirs):
-        out = module(x)
-        outputs.append(out.detach())
-        gradients.append(torch.autograd.grad(out.sin().sum(), x)[0])
-    assert relative(*outputs) < 1e-12 and relative(*gradients) < 1e-12
-
-
-def test_gate_of_no_rows():
-    gate = nn.Gate(*GATES["odd scalars"])
-    assert gate(torch.zeros(0, gate.irreps_in.dim)).shape == (0, gate.irreps_out.dim)
-
-
-def test_gate_second_derivatives():
-    gate = nn.Gate(*GATES["odd scalars"]).double()
-    x = torch.randn(2, gate.irreps_in.dim, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(gate, x) and torch.autograd.gradgradcheck(gate, x)
-
-
-def test_gate_copies():
-    gate = nn.Gate(*GATES["mace"])
-    x = torch.randn(3, gate.irreps_in.dim)
-    for other in (copy.deepcopy(gate), pickle.loads(pickle.dumps(gate))):
-        assert torch.equal(other(x), gate(x))
-
-
-def test_gate_is_equivariant():
-    torch.set_default_dtype(torch.float64)
-    gate = nn.Gate("4x0e+3x0o", [silu, torch.tanh], "5x0e", [torch.sigmoid], "2x1o+3x2e")
-    rotation = -o3.rand_matrix()
-    x = torch.randn(5, gate.irreps_in.dim)
-    into, out = (irreps.D_from_matrix(rotation) for irreps in (gate.irreps_in, gate.irreps_out))
-    assert relative(gate(x @ into.T), gate(x) @ out.T) < 1e-12
-
-
-@pytest.mark.parametrize(
-    "irreps, acts",
-    [
-        ("4x0e", [silu]),
-        ("4x0e+2x0o+3x1o", [silu, torch.tanh, None]),
-        ("4x0o", [torch.abs]),
-        ("256x0o+16x1e", [None, None]),
-        ("", []),
-    ],
+blocks = st.lists(
+    st.tuples(st.sampled_from([0, 1, 2, 5, 7, 16, 17, 33]), st.sampled_from([1, 3, 5, 7, 9, 11, 13, 15, 17])),
+    max_size=4,
 )
-def test_activation_equals_e3nn(irreps, acts):
-    torch.set_default_dtype(torch.float64)
-    ours, theirs = nn.Activation(irreps, acts), e3nn_nn.Activation(irreps, acts)
-    assert str(ours.irreps_out) == str(theirs.irreps_out) and repr(ours) == repr(theirs)
-    x = torch.randn(3, ours.irreps_in.dim)
-    assert relative(ours(x), theirs(x)) < 1e-12
-    assert relative(ours(x.T, dim=0), theirs(x.T, dim=0)) < 1e-12
 
 
-@pytest.mark.parametrize(
-    "function, constant", [(silu, 1.679177), (torch.tanh, 1.593734), (torch.sigmoid, 1.846706)]
-)
-def test_constants(function, constant):
-    assert second_moment_constant(function) == pytest.approx(constant, abs=1e-6)
+def operands(copies, rows, scalars, dtype=torch.float64):
+    """Scalars, gates, gated and a cotangent, with numbers that float32 holds."""
+    generator = torch.Generator().manual_seed(3)
+    gates, gated = sum(mul for mul, _ in copies), sum(mul * width for mul, width in copies)
+    return [
+        torch.randn(rows, columns, generator=generator).to(dtype)
+        for columns in (scalars, gates, gated, scalars + gated)
+    ]
 
 
-@pytest.mark.parametrize("function", [silu, torch.tanh, torch.sigmoid, relu, softplus, torch.nn.SiLU()])
-def test_constants_are_e3nns(function):
-    assert second_moment_constant(function) == pytest.approx(normalize2mom(function).cst, abs=1e-12)
+def widths(copies):
+    return tuple(mul for mul, _ in copies), tuple(width for _, width in copies)
+
+
+def results(copies, scalars, gates, gated, grad):
+    arguments = (gates, gated, *widths(copies))
+    return (
+        torch.ops.clebsch.gate(scalars, *arguments),
+        *torch.ops.clebsch.gate_backward(grad, *arguments),
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(blocks, st.sampled_from([0, 1, 5, 7]), st.sampled_from([0, 1, 6, 19]))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equals_the_reference(dtype, copies, rows, scalars):
+    given = operands(copies, rows, scalars, dtype)
+    s, a, x, g = (operand.double().numpy() for operand in given)
+    expected = (reference.gate(s, a, x, copies), *reference.gate_backward(g, a, x, copies))
+    # A gate's gradient sums as many products as its irrep has components; all else is rounded once.
+    size = reference.gate_backward(abs(g), a, abs(x), copies)[0]
+    terms = np.repeat([width for _, width in copies] or [0], [mul for mul, _ in copies] or [0])
+    eps = torch.finfo(dtype).eps
+    bounds = (eps / 2 * abs(expected[0]), eps * (terms + 1) * size, eps / 2 * abs(expected[2]))
+    for isa in instruction_sets():
+        with poisoned_memory():
+            found = results(copies, *given)
+        for value, exact, bound in zip(found, expected, bounds, strict=True):
+            assert value.dtype == dtype and value.shape == exact.shape
+            assert (abs(value.double().numpy() - exact) <= bound).all(), isa
+
+
+def test_the_reference_is_the_gradient():
+    copies = [(2, 3), (1, 5), (3, 1)]
+    s, a, x, g = (operand.numpy() for operand in operands(copies, 2, 4))
+    grad_gates, grad_gated = reference.gate_backward(g, a, x, copies)
+    direction = np.random.default_rng(0).normal(size=a.shape), np.random.default_rng(1).normal(size=x.shape)
+    change = reference.gate(0 * s, direction[0], x, copies) + reference.gate(0 * s, a, direction[1], copies)
+    by_hand = np.concatenate((s, np.repeat(a, [3, 3, 5, 1, 1, 1], axis=1) * x), axis=1)
+    assert np.allclose(reference.gate(s, a, x, copies), by_hand, rtol=1e-15)
+    by_gradient = (grad_gates * direction[0]).sum() + (grad_gated * direction[1]).sum()
+    assert np.isclose(by_gradient, (g * change).sum())
+
+
+@pytest.mark.parametrize("copies", [[(3, 3), (2, 5)], [(17, 1), (2, 15)], []])
+def test_derivatives_to_third_order(copies):
+    *given, _ = (operand.requires_grad_() for operand in operands(copies, 2, 3))
+
+    def function(scalars, gates, gated):
+        return ops.gate(scalars, gates, gated, widths(copies))
+
+    assert torch.autograd.gradcheck(function, given)
+    assert torch.autograd.gradgradcheck(function, given)
+    first = torch.autograd.grad(function(*given).sin().sum(), given, create_graph=True)
+    second = torch.autograd.grad(sum(g.cos().sum() for g in first), given, create_graph=True)
+    assert torch.autograd.grad(sum(g.sum() for g in second), given)
+
+
+def test_opcheck():
+    copies = [(3, 3), (2, 5)]
+    scalars, gates, gated, grad = (operand.requires_grad_() for operand in operands(copies, 2, 3))
+    arguments = (gates, gated, *map(list, widths(copies)))
+    torch.library.opcheck(torch.ops.clebsch.gate, (scalars, *arguments))
+    torch.library.opcheck(torch.ops.clebsch.gate_backward, (grad, *arguments))
+
+
+def test_operands_that_are_not_contiguous():
+    copies = [(5, 3), (2, 5)]
+    given = operands(copies, 6, 4)
+    wide = [torch.randn(6, 2 * operand.shape[1] + 3, dtype=torch.float64) for operand in given]
+    for strided, operand in zip(wide, given, strict=True):
+        strided[:, 1 : 1 + operand.shape[1]] = operand
+    views = [strided[:, 1 : 1 + operand.shape[1]] for strided, operand in zip(wide, given, strict=True)]
+    assert same_bits(results(copies, *views), results(copies, *given))
+    turned = [operand.t().contiguous().t() for operand in given]
+    assert same_bits(results(copies, *turned), results(copies, *given))
+    one = [operand[:1].expand(6, -1) for operand in given]
+    assert same_bits(results(copies, *one), results(copies, *(operand.contiguous() for operand in one)))
+
+
+def test_any_number_of_threads():
+    copies = [(32, 3), (16, 5)]
+    given = operands(copies, 3_000, 64, torch.float32)
+    before, expected = torch.get_num_threads(), results(copies, *given)
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            assert same_bits(results(copies, *given), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_bad_operands():
+    scalars, gates, gated, _ = operands([(2, 3)], 4, 1)
+    of = widths([(2, 3)])
+    bad = [
+        (TypeError, "gates must be a tensor, got list", (scalars, [1.0], gated)),
+        (TypeError, "scalars must be float32 or float64, got int64", (scalars.long(), gates, gated)),
+        (
+            TypeError,
+            "gated must have the dtype of scalars, float64, got float32",
+            (scalars, gates, gated.float()),
+        ),
+        (ValueError, "gates must have shape (4, 2), got (4, 1)", (scalars, gates[:, :1], gated)),
+        (ValueError, "gated must have shape (4, 6), got (3, 6)", (scalars, gates, gated[:3])),
+        (
+            ValueError,
+            "gates must be on the device of scalars, cpu, got meta",
+            (scalars, gates.to("meta"), gated),
+        ),
+    ]
+    for error, message, arguments in bad:
+        with pytest.raises(error, match="^" + re.escape(f"gate: {message}") + "$"):
+            ops.gate(*arguments, of)
+    raw = torch.ops.clebsch.gate
+    for muls, components in (([2], [3, 3]), ([-2], [3]), ([2], [0]), ([1 << 62], [3]), ([2], [4])):
+        with pytest.raises(ValueError, match="gate: "):
+            raw(scalars, gates, gated, muls, components)
+
+
+def test_layer_without_kernels_computes_the_same():
+    """Torch's operations take over for other types and under transforms."""
+    gate = nn.Gate("4x0e", [torch.tanh], "3x0e", [torch.sigmoid], "2x1o+1x2e").double()
+    x = torch.randn(5, gate.irreps_in.dim, dtype=torch.float64)
+    assert torch.allclose(torch.vmap(gate)(x), gate(x), rtol=1e-14)
+    half = gate(x.to(torch.bfloat16))
+    assert half.dtype == torch.bfloat16 and torch.allclose(half.double(), gate(x), atol=0.05)
+    tangent = torch.randn_like(x)
+    _, derivative = torch.func.jvp(gate, (x,), (tangent,))
+    x.requires_grad_()
+    cotangent = torch.randn_like(derivative)
+    (gradient,) = torch.autograd.grad(gate(x), x, cotangent)
+    assert torch.allclose((derivative * cotangent).sum(), (gradient * tangent).sum(), rtol=1e-12)

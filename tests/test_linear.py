@@ -103,14 +103,14 @@ def test_a_scalar_that_is_odd():
 
 @layouts
 def test_many_rows(layout):
-    """More chunks of gradients than one wave of them."""
+    """One to the largest number of chunks of gradients, and longer chunks beyond."""
     plan = mixing_plan("3x0e+5x1o", "2x0e+4x1o", layout)
     for rows in (257, 64 * 256, 64 * 256 + 1, 20_000):
         LinearProblem.random(plan, rows, (0,), seed=rows).check_everywhere()
 
 
 def test_many_weights():
-    """So many that the private sums of a wave are few."""
+    """So many that few private sums exist at once: on a small machine they come in waves."""
     plan = mixing_plan("1024x0e", "1025x0e")
     assert plan.weight_numel > 2**20
     LinearProblem.random(plan, 1100, dtype=torch.float32).check_everywhere()
@@ -349,7 +349,7 @@ def test_torch_func_is_refused_and_not_silently_zero():
 
 @pytest.fixture(params=LAYOUTS)
 def large(request):
-    """Problems of several pieces and chunks; the last takes several waves of private sums."""
+    """Problems of several pieces and chunks; the last takes several waves of private sums on a small machine."""
     plan = mixing_plan("32x0e+17x1o+4x5o", "17x0e+32x1o+3x5o", request.param)
     return [
         LinearProblem.random(plan, 700, (0,), dtype=torch.float32),

@@ -1,7 +1,10 @@
 """o3.Linear against e3nn 0.6."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -209,3 +212,38 @@ def test_types_that_kernels_do_not_know():
         under_autocast = copy.deepcopy(ours).float()(x.float())
     assert under_autocast.dtype == torch.bfloat16 and relative(under_autocast.double(), expected) < 0.05
     assert ours.to("meta")(x.to("meta")).shape == expected.shape
+
+
+@pytest.mark.parametrize("irreps", ["1x101e", f"{(1 << 20) + 1}x0e"])
+def test_beyond_what_kernels_take(irreps):
+    """Torch's matrix products take over."""
+    layer = o3.Linear(irreps, irreps.replace(str((1 << 20) + 1), "1")).double()
+    x = torch.randn(2, layer.irreps_in.dim, dtype=torch.float64)
+    assert layer(x).shape == (2, layer.irreps_out.dim) and layer(x).isfinite().all()
+
+
+def test_tangents_reach_a_compiled_function():
+    layer = o3.Linear("4x0e+3x1o", "2x0e+2x1o").double().requires_grad_(False)
+    x, v = torch.randn(2, 5, 13, dtype=torch.float64)
+
+    def tangent(x, v):
+        return torch.func.jvp(layer, (x,), (v,))[1]
+
+    compiled = torch.compile(tangent, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, v), layer(v), rtol=1e-12, atol=1e-14)
+    assert layer(v).abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", ["Linear", "FullTensorProduct"])
+def test_another_process_learns_the_couplings(kind, tmp_path):
+    """Degrees beyond the compiled table are made known where a layer is constructed, or unpickled."""
+    module = o3.Linear("4x9e", "4x9e") if kind == "Linear" else o3.FullTensorProduct("1x9e", "1x1e")
+    inputs = [module.irreps_in] if kind == "Linear" else [module.irreps_in1, module.irreps_in2]
+    operands = [torch.randn(2, irreps.dim) for irreps in inputs]
+    torch.save((module, operands, module(*operands)), tmp_path / "saved")
+    program = (
+        "import sys, torch; layer, x, y = torch.load(sys.argv[1], weights_only=False); "
+        "assert torch.equal(layer(*x), y)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "saved")], check=True, env=environment)

@@ -223,6 +223,29 @@ class TestStateDict:
             ours.load_state_dict(state)
         assert torch.equal(ours(*xs), before) and torch.equal(ours.change_of_basis, table)
 
+    @pytest.mark.parametrize("assign", [True, False])
+    def test_built_on_the_meta_device(self, assign):
+        torch.set_default_dtype(torch.float64)
+        ours, _ = both(*self.CASE)
+        state = ours.state_dict()
+        first = slice(0, ours.irreps_out[0].ir.dim)
+        flipped = state["change_of_basis"].clone()
+        flipped[first] *= -1
+        xs = [torch.randn(3, irreps.dim) for irreps in ours.irreps_in]
+        expected = ours(*xs)
+        with torch.device("meta"):
+            formula, filter_ir_out, filter_ir_mid, irreps = self.CASE
+            module = o3.ReducedTensorProducts(formula, filter_ir_out, filter_ir_mid, **irreps)
+        if not assign:
+            module.to_empty(device="cpu")
+        module.load_state_dict({"change_of_basis": flipped}, assign=assign)
+        assert torch.equal(module.change_of_basis, flipped)
+        expected[:, first] *= -1
+        torch.testing.assert_close(module(*xs), expected, rtol=1e-13, atol=1e-13)
+        module.load_state_dict(state)
+        expected[:, first] *= -1
+        torch.testing.assert_close(module(*xs), expected, rtol=1e-13, atol=1e-13)
+
     def test_other_keys(self):
         ours, theirs = both(*self.CASE)
         state = theirs.state_dict()

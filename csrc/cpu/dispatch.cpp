@@ -12,7 +12,9 @@ namespace clebsch {
   extern const TensorProductKernels<float> tensor_product_float_##isa;             \
   extern const TensorProductKernels<double> tensor_product_double_##isa;           \
   extern const LinearKernels<float> linear_float_##isa;                            \
-  extern const LinearKernels<double> linear_double_##isa;
+  extern const LinearKernels<double> linear_double_##isa;                          \
+  extern const GateKernels<float> gate_float_##isa;                                \
+  extern const GateKernels<double> gate_double_##isa;
 CLEBSCH_DECLARE(baseline)
 #ifdef CLEBSCH_HAS_avx2
 CLEBSCH_DECLARE(avx2)
@@ -30,9 +32,9 @@ struct InstructionSet {
   Kernels<double> in_double;
 };
 
-#define CLEBSCH_TABLES(isa)                                                            \
-  {spherical_harmonics_float_##isa, tensor_product_float_##isa, linear_float_##isa}, { \
-    spherical_harmonics_double_##isa, tensor_product_double_##isa, linear_double_##isa \
+#define CLEBSCH_TABLES(isa)                                                                               \
+  {spherical_harmonics_float_##isa, tensor_product_float_##isa, linear_float_##isa, gate_float_##isa}, {  \
+    spherical_harmonics_double_##isa, tensor_product_double_##isa, linear_double_##isa, gate_double_##isa \
   }
 
 // Narrowest first.
@@ -94,6 +96,7 @@ void add_entries(std::vector<KernelEntry>& entries, const char* dtype, const cha
   entries.push_back({"tensor_product", dtype, isa, "channels", degree});
   entries.push_back({"tensor_product", dtype, isa, "rows", degree});
   entries.push_back({"linear", dtype, isa, "channels", kPanelDegree});
+  entries.push_back({"gate", dtype, isa, "elements", kPanelDegree});
 }
 
 }  // namespace

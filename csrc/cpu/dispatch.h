@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "api.h"
+#include "gate.h"
 #include "linear.h"
 #include "spherical_harmonics.h"
 #include "tensor_product.h"
@@ -17,6 +18,7 @@ struct Kernels {
   SphericalHarmonicsKernels<T> spherical_harmonics;
   TensorProductKernels<T> tensor_product;
   LinearKernels<T> linear;
+  GateKernels<T> gate;
 };
 
 // Names compiled into this binary, narrowest first, and those of them that this processor runs.

@@ -60,6 +60,14 @@ class Arrangement {
 
 constexpr std::int64_t kPieceRows = 48, kChunkRows = 256, kChunks = 64;
 
+// Chunks whose private sums of numel weights exist at once: 2^20 numbers of them, or a chunk for each core.
+template <class T>
+std::int64_t wave_chunks(std::int64_t numel) {
+  if (const std::int64_t set = private_bytes_of_tests)
+    return std::clamp<std::int64_t>(set / (numel * static_cast<std::int64_t>(sizeof(T))), 1, kChunks);
+  return std::min(kChunks, std::max((std::int64_t{1} << 20) / numel, cores()));
+}
+
 template <class T>
 void apply(const LinearProgram& program, std::int64_t rows, Rows<const T> source, const T* weight,
            Rows<const T> bias, Rows<T> target, Parallel parallel) {
@@ -122,8 +130,7 @@ void run_linear_grad_weight(const Plan& plan, std::int64_t rows, Rows<const T> x
   const std::int64_t chunks = std::clamp<std::int64_t>((rows + kChunkRows - 1) / kChunkRows, 1, kChunks);
   std::fill_n(grad_weight, numel, T{});
   Buffer<T> sums;
-  const std::int64_t at_once =
-      std::min(kChunks, std::max((std::int64_t{1} << 20) / std::max<std::int64_t>(numel, 1), cores()));
+  const std::int64_t at_once = wave_chunks<T>(std::max<std::int64_t>(numel, 1));
   for (std::int64_t first = 0; first < chunks; first += at_once) {
     const std::int64_t wave = std::min(at_once, chunks - first);
     if (chunks > 1) std::fill_n(sums.reserve(wave * numel), wave * numel, T{});

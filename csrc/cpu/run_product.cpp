@@ -13,7 +13,6 @@ namespace {
 // Panels of all nodes may take so much, the private sums of a wave of chunks as much or, where many cores
 // wait for chunks, half a MiB for each of them.
 constexpr std::int64_t kPanelBytes = std::int64_t{2} << 20, kPrivateBytes = 2 * kPanelBytes;
-std::atomic<std::int64_t> private_bytes_of_tests{0};
 std::int64_t private_bytes() {
   const std::int64_t set = private_bytes_of_tests;
   return set ? set : std::max(kPrivateBytes, cores() << 19);
@@ -222,6 +221,7 @@ class ProductRun {
 
 }  // namespace
 
+std::atomic<std::int64_t> private_bytes_of_tests{0};
 void set_private_bytes(std::int64_t bytes) { private_bytes_of_tests = bytes; }
 
 template <class T>

@@ -1,7 +1,7 @@
 // Elementwise products (uuu): lanes are channels, of every operand.
 //
 // The coupling cannot meet y once for all channels. But all paths from the same two blocks share the products
-// x_i y_j, and what the coupling makes of all their cotangents; these wait in the nearest cache. C is a
+// x_i y_j, and what the coupling makes of all their cotangents; these wait in the nearest caches. C is a
 // sparse matrix on either side (program.h), one multiply-add for a term:
 //
 //   forward   t_ij = x_i y_j,  out_k += w C t_ij
@@ -10,9 +10,10 @@
 //             out_k += w C s_ij + aw C t_ij,  gw += g_k C s_ij
 //             gx_i += h_ij ay_j + b_ij y_j,  gy_j += h_ij ax_i + b_ij x_i
 //
-// Instructions for a term and vector: forward 1, backward 1 and as many again for gw, double backward 4; and
-// 1, 4 and 8 for each (i, j). Least traffic: each operand and result once. For a few paths memory decides; up
-// to four vectors share the reading of the tables.
+// Multiply-adds for a term and vector: forward 1, backward 1, double backward 4, and one more with weights in
+// the last two; and 1, 2 and 7 for each (i, j), with weights 3 and 10 in the last two. Least traffic: each
+// operand and result once. For a few paths memory decides; up to four vectors share the reading of the
+// tables.
 #pragma once
 
 #include "program.h"

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <limits>
 #include <thread>
@@ -10,6 +11,9 @@
 #include "memory.h"
 
 namespace clebsch {
+
+// What tests say that the private sums of a wave of chunks may take; 0 for the rule.
+extern std::atomic<std::int64_t> private_bytes_of_tests;
 
 inline std::int64_t cores() {
   static const std::int64_t count = std::max<std::int64_t>(std::thread::hardware_concurrency(), 1);

@@ -11,6 +11,7 @@
 #include "check.h"
 #include "cpu/dispatch.h"
 #include "cpu/run_linear.h"
+#include "cpu/run_product.h"
 #include "form.h"
 #include "plan.h"
 #include "schedules.h"
@@ -298,6 +299,26 @@ TEST(linear_threads_do_not_change_a_bit) {
       CHECK(here.bits() == backwards.bits(), isa);
       CHECK(here.bits() == threads.bits(), isa);
       here.check(isa);
+    });
+  }
+}
+
+TEST(linear_waves_do_not_change_a_bit) {
+  for (const bool mul_ir : {true, false}) {
+    const Problem problem(mixing({{16, 0, 'e'}, {5, 1, 'o'}}, {{17, 0, 'e'}, {6, 1, 'o'}}, mul_ir), 1500,
+                          {0});
+    for_each_instruction_set([&](const std::string& isa) {
+      const Arrays<double> one_wave(problem, Place::heap);
+      clebsch::set_private_bytes(int64_t{1} << 40);
+      one_wave.run(&clebsch::run_here);
+      one_wave.check(isa);
+      for (const int64_t bytes : {1, 2 * 302 * 8, 4 * 302 * 8}) {  // of the 6 chunks: each, two, four at once
+        const Arrays<double> waves(problem, Place::page_end);
+        clebsch::set_private_bytes(bytes);
+        waves.run(&run_in_threads);
+        CHECK(waves.bits() == one_wave.bits(), isa);
+      }
+      clebsch::set_private_bytes(0);
     });
   }
 }

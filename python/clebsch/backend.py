@@ -15,6 +15,8 @@ from clebsch.algebra.plan import ProductPlan
 from clebsch.algebra.so3 import coupling
 
 __all__ = [
+    "MAX_DEGREE",
+    "MAX_MULTIPLICITY",
     "backends",
     "compiled_instruction_sets",
     "describe_plan",
@@ -26,6 +28,10 @@ __all__ = [
     "select_instruction_set",
     "usable_instruction_sets",
 ]
+
+
+# What the kernels take: kMaxDegree and kMaxMultiplicity of csrc/plan.cpp.
+MAX_DEGREE, MAX_MULTIPLICITY = 100, 1 << 20
 
 
 @functools.cache

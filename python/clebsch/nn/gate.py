@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from clebsch.nn.activation import Activation, Function, check_floating
 from clebsch.o3.irreps import Irreps
 from clebsch.o3.tensor_product import ElementwiseTensorProduct
+from clebsch.ops.dispatch import suits_kernels
+from clebsch.ops.gate import gate
 
 __all__ = ["Gate"]
 
@@ -57,6 +60,8 @@ class Gate(torch.nn.Module):
         self.mul = ElementwiseTensorProduct(irreps_gated, self.act_gates.irreps_out)
         self.irreps_out = self.act_scalars.irreps_out + self.mul.irreps_out
         self._dim_in = self.irreps_in.dim
+        blocks = [block for block in self.irreps_gated if block.mul > 0]
+        self._widths = tuple(block.mul for block in blocks), tuple(block.ir.dim for block in blocks)
 
     def forward(self, features: Tensor) -> Tensor:
         """features (..., irreps_in.dim) to (..., irreps_out.dim)."""
@@ -68,10 +73,27 @@ class Gate(torch.nn.Module):
         # One split: its gradient is written in one pass, where every narrowing would fill a whole row.
         pieces = features.split(self._lengths, dim=-1)
         scalars, gates, gated = (_join(features, [pieces[i] for i in places]) for places in self._pieces)
+        scalars = self.act_scalars(scalars)
         if not self._pieces[1]:
-            return self.act_scalars(scalars)
-        gated = self.mul(gated, self.act_gates(gates))
-        return torch.cat((self.act_scalars(scalars), gated), dim=-1) if self._pieces[0] else gated
+            return scalars
+        gates = self.act_gates(gates)
+        if not suits_kernels(features) or not scalars.dtype == gates.dtype == gated.dtype:
+            return self._composed(scalars, gates, gated)
+        if features.dim() == 2:
+            return gate(scalars, gates, gated, self._widths)
+        batch = features.shape[:-1]
+        rows = [part.reshape(math.prod(batch), part.shape[-1]) for part in (scalars, gates, gated)]
+        return gate(*rows, self._widths).reshape(*batch, scalars.shape[-1] + gated.shape[-1])
+
+    def _composed(self, scalars: Tensor, gates: Tensor, gated: Tensor) -> Tensor:
+        """By torch's operations: other types and devices, autocast, transforms."""
+        muls, widths = self._widths
+        lengths = [mul * width for mul, width in zip(muls, widths, strict=True)]
+        blocks = zip(gates.split(muls, dim=-1), gated.split(lengths, dim=-1), muls, widths, strict=True)
+        products = [
+            (x.unflatten(-1, (mul, width)) * a.unsqueeze(-1)).flatten(-2) for a, x, mul, width in blocks
+        ]
+        return torch.cat((scalars, *products), dim=-1)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} ({self.irreps_in} -> {self.irreps_out})"

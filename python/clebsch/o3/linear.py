@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from clebsch.algebra.plan import Path, ProductPlan
+from clebsch.backend import MAX_DEGREE, MAX_MULTIPLICITY
 from clebsch.o3.irreps import Irreps
+from clebsch.ops.dispatch import suits_kernels
 from clebsch.ops.linear import mix_rows
 from clebsch.ops.tensor_product import multiply_rows, plan_sizes
 
@@ -47,17 +48,6 @@ class _Output(NamedTuple):
     width: int
     products: tuple[_Product, ...]
     bias_offset: int | None
-
-
-def _suits_kernels(x: Tensor) -> bool:
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
-        return False
-    if torch.is_autocast_enabled("cpu"):
-        return False
-    if torch.compiler.is_compiling():
-        return True
-    # Transforms of torch.func and forward mode: kernels have no rule for them, matrix products do.
-    return torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0
 
 
 class Linear(torch.nn.Module):
@@ -121,10 +111,14 @@ class Linear(torch.nn.Module):
         coefficients = {product.coefficient for output in self._outputs for product in output.products}
         # One for all products, if so: then one small product scales all weights.
         self._coefficient = coefficients.pop() if len(coefficients) == 1 else None
-        self._sizes = plan_sizes(self._make_plan()) if f_in is None else None
+        self._sizes = plan_sizes(self._make_plan()) if f_in is None and self._fits_kernels() else None
         self._biased = tuple(ins.i_out for ins in self.instructions if ins.i_in < 0 and ins.path_shape[0])
         self._set_weights(internal_weights, shared_weights)
         self.register_buffer("output_mask", self._make_output_mask())
+
+    def _fits_kernels(self) -> bool:
+        blocks = (*self.irreps_in, *self.irreps_out)
+        return all(block.ir.l <= MAX_DEGREE and block.mul <= MAX_MULTIPLICITY for block in blocks)
 
     def _make_plan(self) -> ProductPlan:
         """The layer as a product with y = 1: the coupling of an irrep with a scalar is 1 / sqrt(2l+1)."""
@@ -279,7 +273,7 @@ class Linear(torch.nn.Module):
             own = bias.shape[bias.dim() - count :]
             bias = bias.expand(*batch, *own).reshape(x.shape[0], *own)
         per_row = weight.dim() == len(self._axes) + 2
-        if self._sizes is not None and _suits_kernels(x):
+        if self._sizes is not None and suits_kernels(x):
             out = self._compiled(x, weight, bias, per_row)
         else:
             out = self._composed(x, weight, bias, per_row)

@@ -77,9 +77,12 @@ class ReducedTensorProducts(torch.nn.Module):
             eps,
         )
         self.irreps_out = Irreps([(1, vector.ir) for vector in basis.vectors]).simplify()
-        self._set_plans(_plans(self.irreps_in, basis.vectors))
-        table = torch.from_numpy(basis.tensor()).to(torch.get_default_dtype())
-        self.register_buffer("change_of_basis", table.to(torch.get_default_device()))
+        # Ours, with which checkpoints are compared: the buffer may hold other signs, or nothing yet.
+        self._own_plans, self._own_basis = _plans(self.irreps_in, basis.vectors), basis.tensor()
+        self._set_plans(self._own_plans)
+        self.register_buffer(
+            "change_of_basis", torch.tensor(self._own_basis, dtype=torch.get_default_dtype())
+        )
 
     def _set_plans(self, plans: Sequence[ProductPlan]) -> None:
         self.plans = tuple(plans)
@@ -170,24 +173,22 @@ class ReducedTensorProducts(torch.nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         if signs is not None:
-            *first, last = self.plans
+            *first, last = self._own_plans
             paths = (replace(path, coefficient=signs[path.i_out] * path.coefficient) for path in last.paths)
             self._set_plans([*first, replace(last, paths=tuple(paths))])
 
     def _signs_of(self, stored: Tensor) -> list[float] | None:
-        """For each irrep of the output the sign of `stored` relative to our change_of_basis; None if they
-        differ in more.
+        """For each irrep of the output the sign of `stored` relative to our basis; None if they differ in
+        more.
         """
-        ours, theirs = (
-            table.detach().to("cpu", torch.float64).flatten(1).numpy()
-            for table in (self.change_of_basis, stored)
-        )
+        ours = self._own_basis.reshape(len(self._own_basis), math.prod(self._own_basis.shape[1:]))
+        theirs = stored.detach().to("cpu", torch.float64).flatten(1).numpy()
         dims = [ir.dim for mul, ir in self.irreps_out for _ in range(mul)]
         starts = numpy.cumsum([0, *dims])[:-1]
         overlaps = numpy.add.reduceat((ours * theirs).sum(1), starts) if dims else numpy.zeros(0)
         signs = numpy.where(overlaps < 0, -1.0, 1.0)
         # a few roundings of either type, and not less than the 1e-7 of e3nn's older coupling coefficients
-        eps = max(torch.finfo(table.dtype).eps for table in (self.change_of_basis, stored))
+        eps = torch.finfo(stored.dtype).eps
         error = abs(numpy.repeat(signs, dims)[:, None] * theirs - ours).max(initial=0.0)
         return signs.tolist() if error <= max(4 * eps, 1e-6) else None
 

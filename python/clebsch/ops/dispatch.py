@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-__all__ = ["call", "require_one_device"]
+__all__ = ["call", "require_one_device", "suits_kernels"]
 
 
 def call(operator: Any, *arguments: Any) -> Any:
@@ -33,3 +34,13 @@ def require_one_device(noun: str, **operands: Tensor | None) -> None:
     for name, other in others:
         if other != device:
             raise ValueError(f"{noun}: {name} must be on the device of {first}, {device}, got {other}")
+
+
+def suits_kernels(x: Tensor) -> bool:
+    """Whether a layer that torch's operations can do as well may take a kernel for x."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    # Transforms of torch.func and forward mode: kernels have no rule for them, and would drop tangents.
+    return torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0

@@ -26,6 +26,10 @@ class PlanSizes(NamedTuple):
     out: int
     weight: int
 
+    def __reduce__(self):
+        # The kernels of another process must learn the couplings of this plan, too.
+        return plan_sizes, (self.plan,)
+
 
 @lru_cache(maxsize=1024)
 def plan_sizes(plan: ProductPlan | str) -> PlanSizes:

@@ -8,6 +8,7 @@ sums.
 
 from .bounds import magnitude, term_counts
 from .convolution import convolution, convolution_backward, convolution_double_backward
+from .gate import gate, gate_backward
 from .linear import linear, linear_grad_bias, linear_grad_weight, linear_grad_x
 from .spherical_harmonics import (
     spherical_harmonics,
@@ -20,6 +21,8 @@ __all__ = [
     "convolution",
     "convolution_backward",
     "convolution_double_backward",
+    "gate",
+    "gate_backward",
     "linear",
     "linear_grad_bias",
     "linear_grad_weight",
