@@ -50,3 +50,14 @@ def sample(name: str) -> torch.nn.Module:
     assert name in _ARGUMENTS, f"give {name} arguments in tests/layer_samples.py"
     package = o3 if name in o3.__all__ else nn
     return getattr(package, name)(*_ARGUMENTS[name], **_KEYWORDS.get(name, {}))
+
+
+NET_CHANGED = "not all its layers are as it made them, with weights that are parameters"
+
+
+def changed_nets() -> Iterator[torch.nn.Module]:
+    """Nets that run, of which a user has changed a layer."""
+    for change in (torch.nn.utils.parametrizations.weight_norm, lambda _: torch.nn.Linear(3, 4)):
+        net = nn.FullyConnectedNet([3, 4, 5], torch.tanh)
+        net.layer0 = change(net.layer0)
+        yield net

@@ -20,7 +20,7 @@ from clebsch.problems import Problem
 from clebsch.standard_layers import standard_layers
 from clebsch.survey import survey
 from clebsch.testing import random_plans
-from layer_samples import WITHOUT_DEFINITION, names, sample
+from layer_samples import NET_CHANGED, WITHOUT_DEFINITION, changed_nets, names, sample
 
 TANH, SIGMOID = torch.tanh, torch.sigmoid
 UVU = [(0, 0, 0, "uvu", True), (1, 1, 1, "uvu", True)]
@@ -304,6 +304,7 @@ def e3nn_layers():
         e3nn.o3.TensorSquare("3x0e+2x1o"),
         e3nn.o3.Linear("8x0e+4x1o+3x0e", "5x0e+6x1o", biases=True),
         e3nn.o3.Linear("8x0e+4x1o", "5x0e+6x1o", f_in=2, f_out=3),
+        e3nn.o3.Linear("8x0e+4x1o+3x0e", "5x0e+6x1o", path_normalization="path", shared_weights=False),
         e3nn.o3.SphericalHarmonics([0, 1, 2, 3], True, "component"),
         e3nn.o3.Norm("3x0e+2x1o"),
         e3nn.nn.Gate("2x0e", [TANH], "2x0e", [SIGMOID], "2x1o"),
@@ -391,6 +392,26 @@ def test_reasons_for_not_checking():
         "the reference would sum 8,000,000 terms a row, more than 2,000,000; see rows"
     )
     assert not_checked(nn.FullyConnectedNet([])) == "it has no layers"
+    for net in changed_nets():
+        assert not_checked(net) == NET_CHANGED
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_linear_layers_of_e3nn_whose_axes_do_not_show(shared, capfd):
+    layer = e3nn.o3.Linear("2x0e", "2x0e", f_in=3, f_out=4, internal_weights=False, shared_weights=shared)
+    assert not_checked(layer) == "whether it has f_in and f_out does not show"
+    assert capfd.readouterr() == ("", "")
+    layer = e3nn.o3.Linear("2x0e", "2x0e", internal_weights=False, shared_weights=shared)
+    assert all(check.passed for check in run(layer).values())
+
+
+def test_layers_of_e3nn_that_are_not_as_expected():
+    layer = e3nn.o3.FullyConnectedTensorProduct("16x0e", "2x0e", "10x0e")
+    layer.instructions = [ins._replace(i_out=7) for ins in layer.instructions]
+    assert not_checked(layer) == (
+        "IndexError: paths[0] = (0, 0, 7, 'uvw', True): i_out must be >= 0 and < 1, the blocks of "
+        "irreps_out = '10x0e'"
+    )
 
 
 def test_rows_are_fewer_where_terms_are_many():

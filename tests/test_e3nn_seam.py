@@ -34,7 +34,7 @@ METHODS = [
     *((cls, "forward") for cls in (e3nn_o3.Linear, e3nn_o3.SphericalHarmonics)),
 ]
 ORIGINAL = [vars(cls).get(name) for cls, name in METHODS]
-KERNELS = ("clebsch::tensor_product", "clebsch::spherical_harmonics")
+KERNELS = ("clebsch::tensor_product", "clebsch::spherical_harmonics", "clebsch::linear")
 
 
 @pytest.fixture(autouse=True)
@@ -95,9 +95,7 @@ class TestNumbers:
     @hypothesis.given(
         plan=random_plans(),
         shared=st.booleans(),
-        batches=st.sampled_from(
-            [((3,), (3,)), ((0,), (0,)), ((), ()), ((2, 3), (2, 3)), ((2, 1), (3,)), ((1,), (4,))]
-        ),
+        batches=st.sampled_from(BATCHES),
         normalization=st.sampled_from(["component", "norm"]),
     )
     def test_products(self, plan, shared, batches, normalization):
@@ -254,6 +252,16 @@ class TestSwitch:
             with enabled:
                 assert is_enabled()
             assert not is_enabled()
+
+    def test_used_again_for_a_model(self):
+        model = torch.nn.Sequential(product())
+        enabled = enable(model)
+        disable(model)
+        assert not is_enabled(model[0])
+        for _ in range(2):
+            with enabled:
+                assert is_enabled(model[0])
+            assert not is_enabled(model[0]) and is_untouched()
 
     def test_threads(self):
         module, (x, y) = product(), operands()
@@ -460,6 +468,25 @@ class TestSigns:
         disable()
         assert torch.equal(found, module(x, y))
 
+    def test_refused_tables_are_looked_at_again(self):
+        module, x, y = self.product(), torch.randn(4, 11), torch.randn(4, 8)
+        expected, good = module(x, y), copy.deepcopy(module.state_dict())
+        enable(module)
+        next(value for key, value in module.named_buffers() if "_w3j" in key).mul_(2)
+        module(x, y)
+        assert "is not +1 or -1 times" in module._clebsch_reason
+        module.load_state_dict(good)
+        assert_same(module(x, y), expected)
+        assert module._clebsch_reason is None
+        disable()
+        module.to("meta")
+        enable(module)
+        assert module._clebsch_reason == "its tables are on meta: kernels run on the CPU"
+        module.to_empty(device="cpu")
+        module.load_state_dict(good)
+        assert_same(module(x, y), expected)
+        assert module._clebsch_reason is None
+
 
 class TestFallThrough:
     """What our kernels do not take gives what it gives without us, and the module says why."""
@@ -572,6 +599,15 @@ class TestFallThrough:
         with torch.inference_mode():
             outside(x, y)
         assert outside._clebsch_reason is None
+        # the same numbers in tables that do not count how often they were written
+        with torch.inference_mode():
+            outside.load_state_dict(copy.deepcopy(outside.state_dict()), assign=True)
+            outside(x, y)
+        assert outside._clebsch_reason == inside._clebsch_reason
+        inside.to(torch.float32).to(torch.float64)  # tables that count
+        with torch.no_grad():
+            inside(x, y)
+        assert inside._clebsch_reason is None
 
     @pytest.mark.parametrize(
         "call",

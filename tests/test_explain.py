@@ -19,7 +19,7 @@ from clebsch.algebra.plan import ProductPlan
 from clebsch.models import Potential
 from clebsch.testing import random_plans
 from clebsch.work import Work, harmonics_work, linear_work, product_work
-from layer_samples import names, sample
+from layer_samples import NET_CHANGED, changed_nets, names, sample
 from product_calls import dense_plan, elementwise_plan, mixed_plan, wide_plan
 
 SILU = torch.nn.functional.silu
@@ -208,6 +208,51 @@ def test_what_runs_where():
     assert only(nn.FullyConnectedNet([2, 3])).instruction_set is None
 
 
+@pytest.mark.parametrize(
+    "options, change, runs",
+    [
+        ({}, lambda layer: layer, "cpu"),
+        ({"shared_weights": False}, lambda layer: layer.double(), "cpu"),
+        ({}, lambda layer: layer.bfloat16(), "torch"),
+        ({}, lambda layer: layer.to("meta"), "torch"),
+        ({"f_in": 2, "f_out": 3}, lambda layer: layer, "torch"),
+    ],
+)
+def test_linear_layers_that_torch_runs(options, change, runs):
+    entry = only(change(o3.Linear("2x0e", "2x0e", **options)))
+    assert (entry.backend, entry.instruction_set is None) == (runs, runs == "torch")
+    said = (
+        "operations of torch, a matrix product for each block of the output: kernels take float32 and "
+        "float64 on the CPU, without f_in"
+    )
+    assert (said in entry.reasons) == (runs == "torch")
+    assert not any("refused" in reason for reason in entry.reasons)
+
+
+def test_linear_layers_of_e3nn_that_torch_runs():
+    layers = [e3nn.o3.Linear("2x0e", "2x0e"), e3nn.o3.Linear("2x0e", "2x0e", f_in=2, f_out=3)]
+    with clebsch.e3nn.enable():
+        for layer, features in zip(layers, (torch.ones(1, 2), torch.ones(1, 2, 2)), strict=True):
+            layer(features)
+        assert [only(layer).backend for layer in layers] == ["cpu", "torch"]
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.clebsch, "gate"), reason="gates have no kernel")
+def test_gates():
+    arguments = "8x0e", [SILU], "5x0e", [torch.sigmoid], "5x1o"
+    entry = only(nn.Gate(*arguments))
+    assert (entry.backend, entry.instruction_set) == ("cpu", backend.instruction_set())
+    assert [one.kernel for one in entry.passes] == ["gate + torch"] * 2
+    assert entry.reasons == ("between its product and operations of torch, numbers go through memory",)
+    for torchs in (nn.Gate(*arguments).bfloat16(), nn.Gate("8x0e", [SILU], "", [], "")):
+        entry = only(torchs)
+        assert (entry.backend, entry.instruction_set, entry.reasons) == ("torch", None, ())
+        assert [one.kernel for one in entry.passes] == ["torch"] * 2
+    entry = only(nn.Gate(*arguments), dtype=torch.bfloat16)
+    assert entry.backend == "torch"
+    assert only(e3nn.nn.Gate(*arguments)).backend == "e3nn"
+
+
 @given(plan=random_plans(l_max=5), shared=st.booleans(), dtype=st.sampled_from(slow_paths.DTYPES))
 @settings(max_examples=60)
 def test_any_plan_can_be_explained(plan, shared, dtype):
@@ -381,7 +426,8 @@ def test_harmonics_and_linear():
     irreps = o3.Irreps("2x0e+3x1o")
     assert list(slow_paths.of_linear(irreps, shared=True, is_compiled=True)) == []
     assert list(slow_paths.of_linear(irreps, shared=False, is_compiled=False)) == [
-        "operations of torch: a matrix product for each block of the output",
+        "operations of torch, a matrix product for each block of the output: kernels take float32 and "
+        "float64 on the CPU, without f_in",
         "mul_ir: blocks of degrees above 0 are copied, components out of the way, and copied back",
         "weights of each row: two operations for each number read at degree 0",
     ]
@@ -479,13 +525,22 @@ def test_layers_of_e3nn():
     assert found["product"].reasons == ()
 
 
+class Seam:
+    """In the place of `clebsch.e3nn`."""
+
+    on = True
+
+    def is_enabled(self, module=None):
+        return self.on
+
+
 @pytest.fixture
-def no_seam(monkeypatch):
-    """What modules say of themselves is believed."""
-    monkeypatch.delitem(sys.modules, "clebsch.e3nn", raising=False)
+def seam(monkeypatch):
+    monkeypatch.setitem(sys.modules, "clebsch.e3nn", Seam())
+    return sys.modules["clebsch.e3nn"]
 
 
-def test_what_the_seam_says(no_seam):
+def test_what_the_seam_says(seam):
     product = e3nn.o3.FullyConnectedTensorProduct("16x0e", "2x0e", "10x0e")
     product._clebsch_reason = "float16 is not supported"
     entry = only(product)
@@ -503,18 +558,7 @@ def test_what_the_seam_says(no_seam):
     assert only(linear).advice is None and only(linear).passes[0].kernel == "matrix products"
 
 
-class Seam:
-    """In the place of `clebsch.e3nn`."""
-
-    on = True
-
-    def is_enabled(self, module=None):
-        return self.on
-
-
-def test_the_seam_is_asked_whether_it_is_on(monkeypatch):
-    seam = Seam()
-    monkeypatch.setitem(sys.modules, "clebsch.e3nn", seam)
+def test_the_seam_is_asked_whether_it_is_on(seam, monkeypatch):
     product = e3nn.o3.FullyConnectedTensorProduct("16x0e", "2x0e", "10x0e")
     assert only(product).reasons == ("clebsch.e3nn is enabled: what runs this layer shows when it has run",)
     assert only(e3nn.nn.BatchNorm("2x0e")).reasons == ()
@@ -525,6 +569,9 @@ def test_the_seam_is_asked_whether_it_is_on(monkeypatch):
     assert only(product).backend == "e3nn"
     product._clebsch_reason = "autocast is on"
     assert only(product).reasons == ()
+    seam.on, product._clebsch_reason = True, None
+    monkeypatch.delitem(sys.modules, "clebsch.e3nn")  # marks from a pickle, and nobody has imported it
+    assert only(product).backend == "e3nn"
 
 
 def test_layers_of_e3nn_that_are_not_as_expected():
@@ -535,7 +582,7 @@ def test_layers_of_e3nn_that_are_not_as_expected():
     assert entry.reasons[0].startswith("cannot be described: ")
 
 
-def test_parts_of_e3nns_layers_that_run_here_are_shown(no_seam):
+def test_parts_of_e3nns_layers_that_run_here_are_shown(seam):
     gate = e3nn.nn.Gate("8x0e", [SILU], "5x0e", [torch.sigmoid], "5x1o")
     plan = ProductPlan.from_instructions("5x1o", "5x0e", "5x1o", [(0, 0, 0, "uuu", False)])
     gate.mul._clebsch_plan = str(plan)
@@ -610,6 +657,9 @@ def test_timing(known_machine):
     assert entry.passes[0].seconds > 0 and entry.passes[0].reached is None
     (entry,) = clebsch.explain(e3nn.nn.Identity("3x0e", "3x0e"), rows=7)
     assert entry.reasons == ("not timed: e3nn's Identity has no definition here to compare with",)
+    for net in changed_nets():
+        (entry,) = clebsch.explain(net, rows=7)
+        assert entry.reasons[-1] == f"not timed: {NET_CHANGED}"
     (entry,) = clebsch.explain(mace(), rows=7, dtype=torch.bfloat16)
     assert entry.reasons[-1] == (
         "not timed: TypeError: tensor_product: x must be float32 or float64, got bfloat16"

@@ -19,9 +19,10 @@ import torch
 
 from clebsch import backend, machine, nn, o3, slow_paths
 from clebsch.algebra.irreps import Irreps
+from clebsch.e3nn.linear import axes, counterpart
 from clebsch.machine import Limits
 from clebsch.problems import Problem, Unknown, problem
-from clebsch.survey import Layer, linear_axes, product_plan, survey
+from clebsch.survey import Layer, product_plan, survey
 from clebsch.work import Work, harmonics_work, linear_work, product_work
 
 __all__ = ["Entry", "Explanation", "Pass", "explain"]
@@ -228,7 +229,7 @@ def _describe_harmonics(entry: Entry, layer: Layer, dtype: torch.dtype, _: float
 
 def _describe_linear(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
     module = layer.module
-    f_in, f_out = (size or 1 for size in linear_axes(module))
+    f_in, f_out = (size or 1 for size in axes(module))
     irreps_in, irreps_out = Irreps(str(module.irreps_in)), Irreps(str(module.irreps_out))
     products = [
         (f_in * ins.path_shape[0], f_out * ins.path_shape[1], irreps_out[ins.i_out].ir.dim)
@@ -237,10 +238,16 @@ def _describe_linear(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -
     ]
     weights = 0 if module.shared_weights else f_in * f_out * module.weight_numel
     work = linear_work(products, (f_in * irreps_in.dim, f_out * irreps_out.dim), weights, dtype.itemsize)
-    is_compiled = hasattr(torch.ops.clebsch, "linear")
+    ours = module if layer.origin == "clebsch" else counterpart(module)
+    is_compiled = getattr(ours, "_sizes", None) is not None and _suits_kernels(layer, dtype)
     reasons = slow_paths.of_linear(irreps_out, shared=module.shared_weights, is_compiled=is_compiled)
     entry = entry if is_compiled else _on_torch(entry)
     return replace(entry, passes=_passes(("matrix products",) * 2, work), reasons=tuple(reasons))
+
+
+def _suits_kernels(layer: Layer, dtype: torch.dtype) -> bool:
+    """For a layer that torch's operations do as well. Autocast and transforms show only in a call."""
+    return dtype in slow_paths.DTYPES and layer.device.type == "cpu"
 
 
 def _describe_net(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
@@ -252,12 +259,27 @@ def _describe_net(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> E
     return replace(_on_torch(entry), passes=passes, reasons=reason if len(sizes) > 2 else ())
 
 
+def _describe_gate(entry: Entry, layer: Layer, dtype: torch.dtype, edges_per_node: float) -> Entry:
+    """Ours multiplies in a kernel of its own, not by the product that it keeps for its state_dict."""
+    if layer.origin != "clebsch" or not hasattr(torch.ops.clebsch, "gate"):
+        return _describe_other(entry, layer, dtype, edges_per_node)
+    is_compiled = layer.module.irreps_gates.dim > 0 and _suits_kernels(layer, dtype)
+    return _describe_moved(entry, layer, dtype, ["gate"] * is_compiled)
+
+
 def _describe_other(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
-    """Layers that touch each number a few times: what they must move, and no count of functions."""
     products = [part for part in map(survey, layer.module.children()) for part in part if part.is_product]
     names = sorted({slow_paths.kernels(product_plan(part))[0] for part in products})
+    return _describe_moved(entry, layer, dtype, names)
+
+
+def _describe_moved(entry: Entry, layer: Layer, dtype: torch.dtype, names: Sequence[str]) -> Entry:
+    """Layers that touch each number a few times: what they must move, and no count of functions.
+
+    names: of the kernels that take part.
+    """
     reasons = ()
-    if layer.origin == "clebsch" and products:
+    if layer.origin == "clebsch" and names:
         reasons = ("between its product and operations of torch, numbers go through memory",)
     elif layer.origin == "clebsch":
         entry = _on_torch(entry)
@@ -299,6 +321,7 @@ _DESCRIBED = {
     "product": _describe_product,
     "SphericalHarmonics": _describe_harmonics,
     "Linear": _describe_linear,
+    "Gate": _describe_gate,
     "FullyConnectedNet": _describe_net,
     "ReducedTensorProducts": _describe_reduced,
 }
@@ -326,7 +349,7 @@ def _timed(entry: Entry, layer: Layer, dtype: torch.dtype, rows: int, edges_per_
         seconds = _seconds(given, dtype)
     except Unknown as reason:
         return replace(entry, reasons=(*entry.reasons, f"not timed: {reason}"))
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a user made of the layer
         text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         return replace(entry, reasons=(*entry.reasons, f"not timed: {text}"))
     if not entry.passes:

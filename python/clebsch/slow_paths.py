@@ -229,7 +229,10 @@ def of_harmonics(degrees: Sequence[int], dtype: torch.dtype) -> Iterator[str]:
 def of_linear(irreps_out: Irreps, *, shared: bool, is_compiled: bool) -> Iterator[str]:
     """Why mixing channels is slower than a matrix product."""
     if not is_compiled:
-        yield "operations of torch: a matrix product for each block of the output"
+        yield (
+            "operations of torch, a matrix product for each block of the output: kernels take float32 and "
+            "float64 on the CPU, without f_in"
+        )
         if any(ir.l > 0 and mul > 0 for mul, ir in irreps_out):
             yield "mul_ir: blocks of degrees above 0 are copied, components out of the way, and copied back"
     if not shared:

@@ -7,15 +7,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from clebsch.algebra.plan import Path, ProductPlan
 from clebsch.algebra.so3 import coupling
+from clebsch.o3.coupling_tables import Triple, flip, table_triple
 from clebsch.o3.irreps import Irreps
 
-__all__ = ["Layer", "coupling_buffers", "linear_axes", "linear_plan", "product_plan", "survey"]
+__all__ = ["Layer", "coupling_buffers", "product_plan", "survey"]
 
 PRODUCTS = (
     "TensorProduct",
@@ -144,7 +144,7 @@ def _is_routed(module: torch.nn.Module) -> bool:
     """Whether `clebsch.e3nn` left on the module of e3nn's what became of it, and is still at work."""
     seam = sys.modules.get("clebsch.e3nn")
     is_marked = "_clebsch_plan" in vars(module) or "_clebsch_reason" in vars(module)
-    return is_marked and (seam is None or seam.is_enabled(module))
+    return is_marked and seam is not None and seam.is_enabled(module)
 
 
 def _identify(module: torch.nn.Module) -> tuple[str, str]:
@@ -177,54 +177,17 @@ def product_plan(layer: Layer) -> ProductPlan:
         irreps[0] = irreps[1] = module.irreps_in
     irreps = [Irreps(str(given)) for given in irreps]
     # Six fields, the last of them normalised already.
-    paths = tuple(
-        Path(*ins[:5], float(ins[5]) * _sign(module, [irreps[slot][ins[slot]].ir.l for slot in range(3)]))
-        for ins in module.instructions
-    )
-    return ProductPlan(*irreps, paths)
+    plan = ProductPlan(*irreps, tuple(Path(*ins[:5], float(ins[5])) for ins in module.instructions))
+    tables = coupling_buffers(module)
+    return flip(plan, (triple for triple, table in tables.items() if _is_opposite(table, triple)))
 
 
-def coupling_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """e3nn's coupling coefficients in a module, by the last part of their names."""
-    found = {name.rpartition(".")[2]: value for name, value in module.named_buffers()}
-    return {name: value for name, value in found.items() if name.startswith("_w3j_")}
+def coupling_buffers(module: torch.nn.Module) -> dict[Triple, torch.Tensor]:
+    """e3nn's coupling coefficients in a module, by their degrees."""
+    found = {table_triple(name.rpartition(".")[2]): value for name, value in module.named_buffers()}
+    return {triple: value for triple, value in found.items() if triple is not None}
 
 
-def _sign(module: torch.nn.Module, degrees: list[int]) -> int:
-    stored = coupling_buffers(module).get("_w3j_{}_{}_{}".format(*degrees))
-    if stored is None:
-        return 1
-    entry = max(coupling(*degrees), key=lambda entry: abs(entry.value))
-    return 1 if entry.value * float(stored[entry.m1, entry.m2, entry.m3]) > 0 else -1
-
-
-def linear_axes(module: Any) -> tuple[int | None, int | None]:
-    """f_in and f_out of a `Linear`; e3nn's does not keep them, its weight shows them."""
-    if hasattr(module, "f_in"):
-        return module.f_in, module.f_out
-    return tuple(module.weight.shape[:2]) if module.weight.dim() == 3 else (None, None)
-
-
-def linear_plan(module: Any) -> ProductPlan:
-    """`Linear` as a product with the scalar 1: of features, their axes flattened, with weights likewise.
-
-    C^{l0l} is 1 / sqrt(2l + 1) on its diagonal. Blocks repeat for every place of the additional axes f_in and
-    f_out, so that weights ([f_in, f_out,] weight_numel) are in the order of the paths.
-    """
-    f_in, f_out = (size or 1 for size in linear_axes(module))
-    irreps_in, irreps_out = Irreps(str(module.irreps_in)), Irreps(str(module.irreps_out))
-    paths = tuple(
-        Path(
-            i * len(irreps_in) + ins.i_in,
-            0,
-            o * len(irreps_out) + ins.i_out,
-            "uvw",
-            True,
-            float(ins.path_weight) * irreps_in[ins.i_in].ir.dim ** 0.5,
-        )
-        for i in range(f_in)
-        for o in range(f_out)
-        for ins in module.instructions
-        if ins.i_in >= 0
-    )
-    return ProductPlan(f_in * list(irreps_in), "0e", f_out * list(irreps_out), paths)
+def _is_opposite(table: torch.Tensor, triple: Triple) -> bool:
+    entry = max(coupling(*triple), key=lambda entry: abs(entry.value))
+    return entry.value * float(table[entry.m1, entry.m2, entry.m3]) < 0

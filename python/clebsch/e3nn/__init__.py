@@ -13,8 +13,8 @@ to that code at every call: other dtypes and devices, autocast, torch.jit, trans
 forward-mode derivatives, subclasses of Tensor. docs/checkpoints.md lists it.
 
 A module tells what became of its last call, or of its construction, in two attributes: ``_clebsch_reason``,
-None if it ran on a kernel, else one sentence why not; and ``_clebsch_plan``, the canonical string of the
-`ProductPlan` that serves a product, else None.
+None if it did not go to e3nn's code, else one sentence why; and ``_clebsch_plan``, the canonical string of
+the `ProductPlan` that serves a product, else None.
 """
 
 from __future__ import annotations
@@ -39,11 +39,13 @@ class Enabled:
 
     def __init__(self, model: torch.nn.Module | None) -> None:
         layer_classes()  # ImportError before anything is changed
-        self._modules = None if model is None else weakref.WeakSet(_layers(model))
+        self._given = None if model is None else weakref.WeakSet(_layers(model))
+        self._modules = self._given  # without those that `disable` took away since it was entered
 
     def __enter__(self) -> Enabled:
         with _lock:
             if self not in _holders:
+                self._modules = None if self._given is None else weakref.WeakSet(self._given)
                 _holders.append(self)
                 _apply()
         return self

@@ -14,7 +14,7 @@ from clebsch.e3nn.forwards import is_on
 from clebsch.e3nn.operands import note, refused
 from clebsch.o3.linear import Linear
 
-__all__ = ["forward", "prepare"]
+__all__ = ["axes", "counterpart", "forward", "prepare"]
 
 # A `Linear` without weights of its own for each of e3nn's, or the reason why there is none; beside the
 # modules, as their pickles are e3nn's.
@@ -69,16 +69,17 @@ def _refused(ours: Linear, features: Any, weight: Any, bias: Any) -> str | None:
 def prepare(module: Any) -> Linear | str:
     """Find our `Linear` for a module, and leave the reason on it if there is none."""
     with _disable_current_modes(), torch.no_grad():
-        ours = _find(module)
+        ours = counterpart(module)
     module.__dict__["_clebsch_plan"] = None
     note(module, ours if isinstance(ours, str) else None)
     _entries[module] = ours
     return ours
 
 
-def _find(module: Any) -> Linear | str:
+def counterpart(module: Any) -> Linear | str:
+    """Our `Linear` of the arguments of e3nn's, without weights of its own; or why there is none."""
     try:
-        axes = _axes(module)
+        f_in, f_out = axes(module)
         pairs = [(ins.i_in, ins.i_out) for ins in module.instructions if ins.i_in >= 0]
         biased = {ins.i_out for ins in module.instructions if ins.i_in < 0}
         wanted = [tuple(ins) for ins in module.instructions]
@@ -86,8 +87,8 @@ def _find(module: Any) -> Linear | str:
             ours = Linear(
                 str(module.irreps_in),
                 str(module.irreps_out),
-                f_in=axes[0],
-                f_out=axes[1],
+                f_in=f_in,
+                f_out=f_out,
                 internal_weights=False,
                 shared_weights=module.shared_weights,
                 instructions=pairs,
@@ -116,19 +117,29 @@ def _is_connected(linear: Linear) -> bool:
     return all(ins.i_out in reached for ins in linear.instructions if ins.i_in < 0)
 
 
-def _axes(module: Any) -> tuple[int | None, int | None]:
-    """f_in and f_out, which e3nn's Linear does not keep: its weight has them, or its code is tried out."""
+def axes(module: Any) -> tuple[int | None, int | None]:
+    """f_in and f_out of a Linear. e3nn's does not keep them: its weight has them, or its code is tried out.
+
+    Raises:
+        ValueError: neither tells.
+    """
+    if isinstance(module, Linear):
+        return module.f_in, module.f_out
     if module.internal_weights and module.weight_numel > 0:
-        axes = tuple(module.weight.shape[:-1])
-        return axes if len(axes) == 2 else (None, None)
+        found = tuple(module.weight.shape[:-1])
+        return found if len(found) == 2 else (None, None)
     # Two rows of features with weights of no additional axis: code for f_in and f_out cannot reshape them.
     count = 1 if module.shared_weights else 2
     kwargs = {"dtype": torch.get_default_dtype(), "device": "cpu"}
-    out = module._compiled_main(
-        torch.zeros(2, module.irreps_in.dim, **kwargs),
-        torch.zeros(count, module.weight_numel, **kwargs),
-        torch.zeros(count, module.bias_numel, **kwargs),
-    )
-    if module.weight_numel == 0 or out.shape != (2, module.irreps_out.dim):
+    try:
+        # forward: a call of the code would print where it fails
+        out = module._compiled_main.forward(
+            torch.zeros(2, module.irreps_in.dim, **kwargs),
+            torch.zeros(count, module.weight_numel, **kwargs),
+            torch.zeros(count, module.bias_numel, **kwargs),
+        )
+    except RuntimeError:
+        out = None
+    if module.weight_numel == 0 or out is None or out.shape != (2, module.irreps_out.dim):
         raise ValueError("whether it has f_in and f_out does not show")
     return None, None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import weakref
 from typing import Any, NamedTuple
 
@@ -14,18 +13,19 @@ from torch.utils._python_dispatch import _disable_current_modes
 from clebsch.algebra.plan import ProductPlan
 from clebsch.e3nn.forwards import is_on
 from clebsch.e3nn.operands import note, refused
-from clebsch.o3.coupling_tables import degrees, flip, relative_sign
+from clebsch.o3.coupling_tables import degrees, flip, relative_sign, table_name, table_triple
 from clebsch.ops.tensor_product import PlanSizes, multiply_rows, plan_sizes
 
 __all__ = ["construct", "forward", "load", "prepare"]
 
 _CODE = "_compiled_main_left_right"
-_TABLE = re.compile(r"_w3j_(\d+)_(\d+)_(\d+)")
 
 
 class _Entry(NamedTuple):
     """What was found out about a module: the plan that serves it, or the reason why none does; and the tables
     of its code that this rests on, as they were.
+
+    versions: none where tables count none (torch.inference_mode). numbers: of the tables, if there is a plan.
     """
 
     sizes: PlanSizes | None
@@ -46,12 +46,14 @@ class _Entry(NamedTuple):
         if self.tables and getattr(self.code, self.tables[0][0], None) is not self.tables[0][1]:
             return False
         return all(
-            table._version == version for (_, table), version in zip(self.tables, self.versions, strict=True)
+            table._version == version for (_, table), version in zip(self.tables, self.versions, strict=False)
         )
 
     def has_numbers_of(self, tables: tuple[tuple[str, Tensor], ...]) -> bool:
         """Whether these hold what was found in its own: DistributedDataParallel writes them at every step."""
         if self.sizes is None or [name for name, _ in tables] != [name for name, _ in self.tables]:
+            return False
+        if any(table.is_inference() for _, table in tables):
             return False
         pairs = [(table, numbers) for (_, table), numbers in zip(tables, self.numbers, strict=True)]
         return all((a.dtype, a.device) == (b.dtype, b.device) and torch.equal(a, b) for a, b in pairs)
@@ -129,7 +131,7 @@ def load(original: Any, self: Any, state_dict: dict[str, Any], prefix: str, *arg
         given = {
             key[len(start) :]: value
             for key, value in state_dict.items()
-            if key.startswith(start) and _TABLE.fullmatch(key[len(start) :])
+            if key.startswith(start) and table_triple(key[len(start) :]) is not None
         }
         if given:
             tables = {**dict(_tables(self)), **given}
@@ -196,11 +198,10 @@ def prepare(module: Any) -> _Entry:
                 sizes = plan_sizes(plan)
             except ValueError as error:
                 plan, reason = None, str(error)
-        if plan is None:
-            tables = ()
-        numbers = tuple(table.clone() for _, table in tables)
+        numbers = () if plan is None else tuple(table.clone() for _, table in tables)
     _note_plan(module, plan, reason)
-    versions = tuple(table._version for _, table in tables)
+    counted = not any(table.is_inference() for _, table in tables)
+    versions = tuple(table._version for _, table in tables) if counted else ()
     entry = _Entry(sizes, reason, module._modules.get(_CODE), tables, versions, numbers)
     _entries[module] = entry
     return entry
@@ -215,7 +216,7 @@ def _tables(module: Any) -> tuple[tuple[str, Tensor], ...]:
     code = module._modules.get(_CODE)
     if code is None:
         return ()
-    return tuple((name, table) for name, table in code.named_buffers() if _TABLE.fullmatch(name))
+    return tuple((name, table) for name, table in code.named_buffers() if table_triple(name) is not None)
 
 
 def _find_plan(module: Any, tables: dict[str, Tensor]) -> tuple[ProductPlan | None, str | None]:
@@ -231,7 +232,7 @@ def _find_plan(module: Any, tables: dict[str, Tensor]) -> tuple[ProductPlan | No
         return None, "the shapes of its weights are not those of its instructions"
     flipped = set()
     for name, table in tables.items():
-        triple = tuple(map(int, _TABLE.fullmatch(name).groups()))
+        triple = table_triple(name)
         if table.device.type != "cpu":
             return None, f"its tables are on {table.device}: kernels run on the CPU"
         if type(table) is not Tensor:
@@ -246,7 +247,7 @@ def _find_plan(module: Any, tables: dict[str, Tensor]) -> tuple[ProductPlan | No
     for path, shape in zip(plan.paths, shapes, strict=True):
         triple = degrees(plan, path)
         # What e3nn writes without a table has the same sign in all its versions.
-        known = 0 in triple or triple == (1, 1, 1) or "_w3j_{}_{}_{}".format(*triple) in tables
+        known = 0 in triple or triple == (1, 1, 1) or table_name(triple) in tables
         if not known and 0 not in shape:
             return None, f"its code has no table for l = {triple}, whose sign is not known"
     return flip(plan, flipped), None

@@ -17,7 +17,17 @@ from torch import Tensor
 from clebsch.algebra.plan import Path, ProductPlan
 from clebsch.o3.wigner import wigner_3j
 
-__all__ = ["CouplingTables", "Triple", "degrees", "flip", "is_constant", "relative_sign", "stored_triple"]
+__all__ = [
+    "CouplingTables",
+    "Triple",
+    "degrees",
+    "flip",
+    "is_constant",
+    "relative_sign",
+    "stored_triple",
+    "table_name",
+    "table_triple",
+]
 
 Triple = tuple[int, int, int]
 
@@ -50,22 +60,21 @@ class CouplingTables(torch.nn.Module):
                 mul = plan.irreps_in1[path.i_in1].mul
                 self._keep(f"_triu_indices_{mul}", lambda mul=mul: torch.triu_indices(mul, mul, 1))
             if max(triple) <= _E3NN_DEGREES and not (specialized and _is_specialized(path, triple, right)):
-                self._keep("_w3j_{}_{}_{}".format(*triple), lambda triple=triple: wigner_3j(*triple))
+                self._keep(table_name(triple), lambda triple=triple: wigner_3j(*triple))
 
     def _keep(self, name: str, make: Any) -> None:
         if name not in self._buffers:
             self.register_buffer(name, make())
 
     def __contains__(self, triple: Triple) -> bool:
-        return "_w3j_{}_{}_{}".format(*triple) in self._buffers
+        return table_name(triple) in self._buffers
 
     def set_signs(self, flipped: frozenset[Triple]) -> None:
         """Write every table anew, with the opposite sign for the triples in `flipped`."""
         for name, stored in self._buffers.items():
-            found = _TABLE.fullmatch(name)
-            if found is None:
+            triple = table_triple(name)
+            if triple is None:
                 continue
-            triple = tuple(map(int, found.groups()))
             # A module on the meta device is given its tensors when it loads.
             device = "cpu" if stored.is_meta else stored.device
             table = wigner_3j(*triple, dtype=stored.dtype, device=device)
@@ -90,6 +99,17 @@ class CouplingTables(torch.nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, [], unexpected_keys, error_msgs
         )
+
+
+def table_name(triple: Triple) -> str:
+    """What e3nn calls its table of these degrees."""
+    return "_w3j_{}_{}_{}".format(*triple)
+
+
+def table_triple(name: str) -> Triple | None:
+    """The degrees of the table of that name; None if it names no table."""
+    found = _TABLE.fullmatch(name)
+    return None if found is None else tuple(map(int, found.groups()))
 
 
 def degrees(plan: ProductPlan, path: Path) -> Triple:

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from clebsch.algebra.plan import ProductPlan
-from clebsch.o3.coupling_tables import CouplingTables, Triple, flip, is_constant, relative_sign, stored_triple
+from clebsch.o3.coupling_tables import (
+    CouplingTables,
+    Triple,
+    flip,
+    is_constant,
+    relative_sign,
+    stored_triple,
+    table_name,
+)
 from clebsch.o3.irreps import Irreps, allowed_irreps
 from clebsch.o3.tensor_product_right import check_right, right_matrices
 from clebsch.o3.wigner import wigner_3j
@@ -323,7 +331,7 @@ class TensorProduct(torch.nn.Module):
         tables = self._coupling_tables()
         for triple in sorted(self._absorbed_signs):
             if not any(triple in held for held in tables):
-                key = "{}_compiled_main_left_right._w3j_{}_{}_{}".format(prefix, *triple)
+                key = f"{prefix}_compiled_main_left_right.{table_name(triple)}"
                 destination[key] = -wigner_3j(*triple, dtype=torch.float64)
 
     def _load_from_state_dict(

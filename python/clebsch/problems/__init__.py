@@ -8,8 +8,8 @@ import numpy as np
 
 from clebsch.problems.definitions import DEFINED
 from clebsch.problems.expected import Draws, Expected, Problem, Unknown, derivatives
-from clebsch.problems.products import REFERENCED
-from clebsch.survey import Layer, linear_plan, product_plan
+from clebsch.problems.products import REFERENCED, linear_plan
+from clebsch.survey import Layer, product_plan
 
 __all__ = ["Expected", "Problem", "Unknown", "derivatives", "problem"]
 

@@ -185,6 +185,9 @@ class _Net(_Defined):
         sizes = list(self.module.hs)
         if not sizes:
             raise Unknown("it has no layers")
+        for part in self.layers:
+            if "weight" not in part._parameters or not hasattr(part, "h_in"):
+                raise Unknown("not all its layers are as it made them, with weights that are parameters")
         shapes = [(rows, sizes[0]), *(tuple(part.weight.shape) for part in self.layers)]
         self.operands = tuple(self.draw(*shape) for shape in shapes)
         for part in self.layers:

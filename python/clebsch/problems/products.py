@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from clebsch import reference
-from clebsch.algebra.irreps import Irreps
+from clebsch.algebra.plan import Path, ProductPlan
+from clebsch.e3nn.linear import axes
 from clebsch.graph import Graph
-from clebsch.problems.expected import Array, Arrays, Draws, Expected, Problem
-from clebsch.survey import PRODUCTS, Layer, linear_axes, linear_plan, product_plan
+from clebsch.o3.irreps import Irreps
+from clebsch.problems.expected import Array, Arrays, Draws, Expected, Problem, Unknown
+from clebsch.survey import PRODUCTS, Layer, product_plan
 
-__all__ = ["REFERENCED"]
+__all__ = ["REFERENCED", "linear_plan"]
 
 
 def _three(function: Callable[..., Any], *arguments: Any) -> list[Expected]:
@@ -157,6 +159,38 @@ class _Square(_Product):
         return grad, _plus(left, right), own
 
 
+def _axes(module: Any) -> tuple[int | None, int | None]:
+    try:
+        return axes(module)
+    except ValueError as reason:
+        raise Unknown(str(reason)) from None
+
+
+def linear_plan(module: Any) -> ProductPlan:
+    """`Linear` as a product with the scalar 1: of features, their axes flattened, with weights likewise.
+
+    C^{l0l} is 1 / sqrt(2l + 1) on its diagonal. Blocks repeat for every place of the additional axes f_in and
+    f_out, so that weights ([f_in, f_out,] weight_numel) are in the order of the paths.
+    """
+    f_in, f_out = (size or 1 for size in _axes(module))
+    irreps_in, irreps_out = Irreps(str(module.irreps_in)), Irreps(str(module.irreps_out))
+    paths = tuple(
+        Path(
+            i * len(irreps_in) + ins.i_in,
+            0,
+            o * len(irreps_out) + ins.i_out,
+            "uvw",
+            True,
+            float(ins.path_weight) * irreps_in[ins.i_in].ir.dim ** 0.5,
+        )
+        for i in range(f_in)
+        for o in range(f_out)
+        for ins in module.instructions
+        if ins.i_in >= 0
+    )
+    return ProductPlan(f_in * list(irreps_in), "0e", f_out * list(irreps_out), paths)
+
+
 class _Linear(Problem):
     """features, weight and bias: a product with the scalar 1, and the bias added."""
 
@@ -166,7 +200,7 @@ class _Linear(Problem):
     def __init__(self, layer: Layer, draw: Draws, rows: int, edges_per_node: float) -> None:
         super().__init__(layer, draw)
         self.plan = linear_plan(self.module)
-        f_in, f_out = linear_axes(self.module)
+        f_in, f_out = _axes(self.module)
         self.spaces = (self.plan.irreps_in1, None, None)
         self.space_out = self.plan.irreps_out
         own = Irreps(str(self.module.irreps_out))
