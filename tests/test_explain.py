@@ -237,7 +237,6 @@ def test_linear_layers_of_e3nn_that_torch_runs():
         assert [only(layer).backend for layer in layers] == ["cpu", "torch"]
 
 
-@pytest.mark.skipif(not hasattr(torch.ops.clebsch, "gate"), reason="gates have no kernel")
 def test_gates():
     arguments = "8x0e", [SILU], "5x0e", [torch.sigmoid], "5x1o"
     entry = only(nn.Gate(*arguments))

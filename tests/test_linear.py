@@ -349,7 +349,7 @@ def test_torch_func_is_refused_and_not_silently_zero():
 
 @pytest.fixture(params=LAYOUTS)
 def large(request):
-    """Problems of several pieces and chunks; the last takes several waves of private sums on a small machine."""
+    """Problems of several pieces and chunks; the last takes waves of private sums on a small machine."""
     plan = mixing_plan("32x0e+17x1o+4x5o", "17x0e+32x1o+3x5o", request.param)
     return [
         LinearProblem.random(plan, 700, (0,), dtype=torch.float32),

@@ -261,7 +261,7 @@ def _describe_net(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> E
 
 def _describe_gate(entry: Entry, layer: Layer, dtype: torch.dtype, edges_per_node: float) -> Entry:
     """Ours multiplies in a kernel of its own, not by the product that it keeps for its state_dict."""
-    if layer.origin != "clebsch" or not hasattr(torch.ops.clebsch, "gate"):
+    if layer.origin != "clebsch":
         return _describe_other(entry, layer, dtype, edges_per_node)
     is_compiled = layer.module.irreps_gates.dim > 0 and _suits_kernels(layer, dtype)
     return _describe_moved(entry, layer, dtype, ["gate"] * is_compiled)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -158,12 +159,12 @@ class TensorProduct(torch.nn.Module):
             self.register_buffer("weight", torch.empty(0))
 
     def _make_output_mask(self) -> Tensor:
-        mask = torch.zeros(self.irreps_out.dim)
+        mask = numpy.zeros(self.irreps_out.dim)  # torch takes half a millisecond to get ready for its first
         slices = self.irreps_out.slices()
         for ins in self.instructions:
             if ins.path_weight != 0 and 0 not in ins.path_shape:
                 mask[slices[ins.i_out]] = 1.0
-        return mask
+        return torch.tensor(mask, dtype=torch.get_default_dtype())
 
     @property
     def _name(self) -> str:
