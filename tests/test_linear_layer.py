@@ -224,7 +224,7 @@ def test_beyond_what_kernels_take(irreps):
 
 def test_tangents_reach_a_compiled_function():
     layer = o3.Linear("4x0e+3x1o", "2x0e+2x1o").double().requires_grad_(False)
-    x, v = torch.randn(2, 5, 13, dtype=torch.float64)
+    x, v = torch.randn(5, 13, dtype=torch.float64), torch.randn(5, 13, dtype=torch.float64)
 
     def tangent(x, v):
         return torch.func.jvp(layer, (x,), (v,))[1]
