@@ -21,6 +21,7 @@ MULTIPLICITIES = {8: 2, 16: 2, 31: 2, 33: 2, 100: 2, 1: 5, 3: 5}  # and the floo
 
 
 def rows(session: Session) -> Iterator[Row]:
+    yield from _memory_of_threads(session)
     for step in (FORWARD, BACKWARD):
         yield from _threads(session, step)
     for step in (FORWARD, BACKWARD):
@@ -29,6 +30,25 @@ def rows(session: Session) -> Iterator[Row]:
     for step in (FORWARD, BACKWARD):
         if session.wants(f"multiplicity, {step}"):
             yield from _multiplicities(session, f"multiplicity, {step}", step)
+
+
+def _memory_of_threads(session: Session) -> Iterator[Row]:
+    """What two threads gain in plain reading, writing and copying of memory: a bound on all else."""
+    if (os.cpu_count() or 1) < 2:
+        return
+    buffer = torch.ones(session.pick(1 << 28, 1 << 22))
+    half = len(buffer) // 2
+    calls = {
+        "read": lambda: torch.sum(buffer),
+        "write": lambda: buffer.fill_(1.0),
+        "copy": lambda: buffer[:half].copy_(buffer[half:]),
+    }
+    for verb, call in calls.items():
+        name = f"threads, memory, {verb}"
+        if session.wants(name):
+            samples = session.time(name, {"one": _with_threads(1, call), "two": _with_threads(2, call)})
+            torch.set_num_threads(session.threads)
+            yield Row(name, "one thread / two", samples.ratio("one", "two"), "x", None, samples.medians())
 
 
 def _threads(session: Session, step: str) -> Iterator[Row]:
