@@ -199,6 +199,13 @@ def test_compiled_layers_call_the_kernels():
     assert sorted(backward) == ["clebsch.linear_grad_weight.default", "clebsch.linear_grad_x.default"]
     assert not [name for name in seen[0] if "cat" in name or "mm" in name or "clone" in name]
 
+    seen.clear()
+    gate = nn.Gate("4x0e", [torch.tanh], "3x0e", [torch.sigmoid], "2x1o+1x2e")
+    compiled = torch.compile(gate, fullgraph=True, dynamic=True, backend=aot_autograd(fw_compiler=note))
+    compiled(torch.randn(6, 18, requires_grad=True)).sum().backward()
+    forward, backward = ([name for name in names if "clebsch" in name] for names in seen)
+    assert (forward, backward) == (["clebsch.gate.default"], ["clebsch.gate_backward.default"])
+
 
 def test_compile_forces_of_a_training_step():
     """Second derivatives under compile: make_fx over a function that differentiates inside."""
@@ -238,7 +245,7 @@ def test_export_with_dynamic_sizes(name):
     if not isinstance(shapes, dict):
         shapes = tuple({0: shapes} for _ in operands)
     exported = torch.export.export(module, operands, dynamic_shapes=shapes)
-    assert not name.startswith(("TensorProduct", "Linear")) or "clebsch" in str(exported.graph)
+    assert not name.startswith(("TensorProduct", "Linear", "Gate")) or "clebsch" in str(exported.graph)
     for rows in (6, 11):
         operands = operands_for(rows)
         torch.testing.assert_close(exported.module()(*operands), module(*operands), rtol=1e-5, atol=1e-5)

@@ -223,7 +223,7 @@ def test_linear_layers_that_torch_runs(options, change, runs):
     assert (entry.backend, entry.instruction_set is None) == (runs, runs == "torch")
     said = (
         "operations of torch, a matrix product for each block of the output: kernels take float32 and "
-        "float64 on the CPU, without f_in"
+        "float64 on the CPU, without f_in, to degree 100 and 1048576 copies"
     )
     assert (said in entry.reasons) == (runs == "torch")
     assert not any("refused" in reason for reason in entry.reasons)
@@ -426,7 +426,7 @@ def test_harmonics_and_linear():
     assert list(slow_paths.of_linear(irreps, shared=True, is_compiled=True)) == []
     assert list(slow_paths.of_linear(irreps, shared=False, is_compiled=False)) == [
         "operations of torch, a matrix product for each block of the output: kernels take float32 and "
-        "float64 on the CPU, without f_in",
+        "float64 on the CPU, without f_in, to degree 100 and 1048576 copies",
         "mul_ir: blocks of degrees above 0 are copied, components out of the way, and copied back",
         "weights of each row: two operations for each number read at degree 0",
     ]

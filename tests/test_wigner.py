@@ -1,6 +1,7 @@
 """Coupling coefficients and representation matrices as tensors."""
 
 import math
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -315,3 +316,12 @@ def test_vmap():
     mapped = torch.func.vmap(lambda q: wigner.D_from_quaternion(TERMS, q))(q)
     close(mapped, wigner.D_from_quaternion(TERMS, q))
     assert math.isclose(np.linalg.det(mapped[0].numpy()), 1.0, abs_tol=1e-12)
+
+
+@pytest.mark.parametrize("degrees", [(-1, 1, 1), (2, -1, 1)])
+def test_bad_degrees_of_wigner_3j(degrees):
+    """The exact table's own words, whatever was compiled."""
+    with pytest.raises((TypeError, ValueError)) as expected:
+        so3.coupling(*degrees)
+    with pytest.raises(type(expected.value), match="^" + re.escape(str(expected.value))):
+        wigner.wigner_3j(*degrees)

@@ -96,14 +96,15 @@ def select_instruction_set(name: str) -> None:
 
 def kernels() -> list[dict[str, Any]]:
     """Every compiled kernel: its "noun", "dtype" and "instruction_set", what lies in the "lanes" of a vector
-    ("points", "channels" or "rows"), and "unrolled_degree".
+    ("points", "channels", "rows" or "elements" of a row), and "unrolled_degree".
 
     Harmonics of degrees 0, 1, ..., l up to unrolled_degree, and paths uvu with one copy of y whose degrees
     are all up to it, run code in which the degrees are constants (with "rows" in the lanes: in the forward
     pass, where weights are shared or a row of them is short); others run general loops. The kernels of
     "tensor_product" are those of convolutions too: they take rows, or the edges of a graph. Those of "linear"
     multiply matrices, which are the same for all degrees; unrolled_degree is that of the code which brings
-    components innermost ("mul_ir") into order and back.
+    components innermost ("mul_ir") into order and back. Those of "gate" spread a gate over so many components
+    by constant permutations.
     """
     return native().kernels()
 

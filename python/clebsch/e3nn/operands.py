@@ -9,6 +9,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
+from clebsch.ops.dispatch import in_transform
+
 __all__ = ["FLOATING", "note", "refused"]
 
 FLOATING = (torch.float32, torch.float64)
@@ -17,7 +19,7 @@ _PLAIN = (Tensor, torch.nn.Parameter, FakeTensor)
 
 def refused(operands: dict[str, Any]) -> str | None:
     """Why these operands, by name, do not go to a kernel here and now; None if they do."""
-    if _in_transform():
+    if in_transform():
         return "a transform of torch.func is at work"
     if not torch.compiler.is_compiling():
         if torch.jit.is_tracing():
@@ -40,14 +42,6 @@ def refused(operands: dict[str, Any]) -> str | None:
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
     return None
-
-
-def _in_transform() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-# Torch's compiler calls it while it traces, in the transforms that it traces through.
-_in_transform._dynamo_marked_constant = True
 
 
 def note(module: torch.nn.Module, reason: str | None) -> None:

@@ -25,10 +25,11 @@ from . import rotation
 @lru_cache(maxsize=4096)
 def coupling_array(l1: int, l2: int, l3: int, signs: str = "e3nn-0.5") -> numpy.ndarray:
     """`wigner_3j` as an array of float64 that all callers share: not to be changed."""
-    dense = numpy.zeros((2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1))
     # What was compiled is the same, bit for bit, without the exact arithmetic; [] beyond it.
-    compiled = backend.native().coupling(l1, l2, l3) if signs == "e3nn-0.5" else []
+    are_degrees = all(type(l) is int and l >= 0 for l in (l1, l2, l3))
+    compiled = backend.native().coupling(l1, l2, l3) if are_degrees and signs == "e3nn-0.5" else []
     exact = () if compiled else so3.coupling(l1, l2, l3, signs)
+    dense = numpy.zeros((2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1))
     for m1, m2, m3, value in compiled or ((e.m1, e.m2, e.m3, e.value) for e in exact):
         dense[m1, m2, m3] = value
     return dense

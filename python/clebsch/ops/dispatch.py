@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["call", "require_one_device", "suits_kernels"]
+__all__ = ["call", "in_transform", "require_one_device", "suits_kernels"]
 
 
 def call(operator: Any, *arguments: Any) -> Any:
@@ -42,5 +42,15 @@ def suits_kernels(x: Tensor) -> bool:
         return False
     if torch.is_autocast_enabled("cpu"):
         return False
-    # Transforms of torch.func and forward mode: kernels have no rule for them, and would drop tangents.
-    return torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0
+    # Kernels have no rule for transforms and forward mode, and would drop tangents.
+    return not in_transform() and forward_ad._current_level < 0
+
+
+def in_transform() -> bool:
+    """Whether a transform of torch.func is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# Torch's compiler calls it while it traces, in the transforms that it traces through; not every torch >= 2.10
+# compares what the call gives with None rightly.
+in_transform._dynamo_marked_constant = True
