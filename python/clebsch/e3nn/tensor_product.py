@@ -59,13 +59,16 @@ class _Entry(NamedTuple):
         return all((a.dtype, a.device) == (b.dtype, b.device) and torch.equal(a, b) for a, b in pairs)
 
 
+# Whether torch's compiler can ask about a module while it traces: 2.10 cannot, 2.13 does.
+COMPILES = torch.__version__ >= torch.torch_version.TorchVersion("2.13")
+
 # Beside the modules and not on them: their pickles are e3nn's, to be read where there is no clebsch.
 _entries: weakref.WeakKeyDictionary[torch.nn.Module, _Entry] = weakref.WeakKeyDictionary()
 
 
 def forward(original: Any, self: Any, x: Tensor, y: Tensor, weight: Any = None) -> Tensor:
     """In the place of ``TensorProduct.forward``."""
-    if not is_on(self):
+    if not is_on(self) or (torch.compiler.is_dynamo_compiling() and not COMPILES):
         return original(self, x, y, weight)
     whole = self._get_weights(weight)
     operands = {"x": x, "y": y, "weight": whole} if self.weight_numel > 0 else {"x": x, "y": y}
