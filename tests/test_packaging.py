@@ -171,8 +171,11 @@ def test_readme_says_what_happens():
     }
     exec(equivalent, {**names, **irreps, "o3": e3nn_o3}, expected := {})
     torch.testing.assert_close(out, expected["out"].detach(), rtol=0, atol=1e-5 * float(out.abs().max()))
-    for example in others:
-        exec(example, names)
+    try:
+        for example in others:
+            exec(example, names)
+    finally:
+        clebsch.e3nn.disable()  # one of them enables it, for good
 
 
 def test_readme_quotes_the_errors():
