@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clebsch.nn.activation import Activation, Function, check_floating
+from clebsch.nn.activation import Activation, Function, check_features
 from clebsch.o3.irreps import Irreps
 from clebsch.o3.tensor_product import ElementwiseTensorProduct
 from clebsch.ops.dispatch import suits_kernels
@@ -65,11 +65,7 @@ class Gate(torch.nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features (..., irreps_in.dim) to (..., irreps_out.dim)."""
-        check_floating("Gate", features)
-        if features.dim() == 0 or features.shape[-1] != self._dim_in:
-            raise ValueError(
-                f"Gate: features must have shape (..., {self._dim_in}), got {tuple(features.shape)}"
-            )
+        check_features("Gate", "features", features, self._dim_in)
         # One split: its gradient is written in one pass, where every narrowing would fill a whole row.
         pieces = features.split(self._lengths, dim=-1)
         scalars, gates, gated = (_join(features, [pieces[i] for i in places]) for places in self._pieces)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["call", "in_transform", "require_one_device", "suits_kernels"]
+__all__ = ["call", "in_transform", "require_alike", "require_one_device", "suits_kernels"]
 
 
 def call(operator: Any, *arguments: Any) -> Any:
@@ -24,6 +24,31 @@ def call(operator: Any, *arguments: Any) -> Any:
         return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)
+
+
+def _dtype_name(value: Tensor) -> str:
+    """The dtype of `value` as messages name it."""
+    return str(value.dtype).removeprefix("torch.")
+
+
+def require_alike(noun: str, **operands: Any) -> None:
+    """TypeError or ValueError unless all are tensors, float32 or float64, of the dtype and device of the
+    first.
+    """
+    for name, value in operands.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{noun}: {name} must be a tensor, got {type(value).__name__}")
+    label, first = next(iter(operands.items()))
+    if first.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{noun}: {label} must be float32 or float64, got {_dtype_name(first)}")
+    for name, value in operands.items():
+        if value.dtype != first.dtype:
+            wanted, got = _dtype_name(first), _dtype_name(value)
+            raise TypeError(f"{noun}: {name} must have the dtype of {label}, {wanted}, got {got}")
+        if value.device != first.device:
+            raise ValueError(
+                f"{noun}: {name} must be on the device of {label}, {first.device}, got {value.device}"
+            )
 
 
 def require_one_device(noun: str, **operands: Tensor | None) -> None:

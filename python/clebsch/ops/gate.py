@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from clebsch.ops.dispatch import call, require_one_device
-from clebsch.ops.tensor_product import dtype_name, refuse_tangents
+from clebsch.ops.dispatch import call, require_alike, require_one_device
+from clebsch.ops.tensor_product import refuse_tangents
 
 __all__ = ["Widths", "gate"]
 
@@ -41,11 +41,7 @@ def gate(scalars: Tensor, gates: Tensor, gated: Tensor, widths: Widths) -> Tenso
         NotImplementedError: an operand carries a forward-mode tangent.
     """
     operands = {"scalars": scalars, "gates": gates, "gated": gated}
-    for name, value in operands.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"gate: {name} must be a tensor, got {type(value).__name__}")
-    if scalars.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"gate: scalars must be float32 or float64, got {dtype_name(scalars)}")
+    require_alike("gate", **operands)
     muls, components = widths
     rows = scalars.shape[0] if scalars.dim() else 0
     columns = {
@@ -58,11 +54,6 @@ def gate(scalars: Tensor, gates: Tensor, gated: Tensor, widths: Widths) -> Tenso
             raise ValueError(
                 f"gate: {name} must have shape ({rows}, {columns[name]}), got {tuple(value.shape)}"
             )
-        if value.dtype != scalars.dtype:
-            raise TypeError(
-                f"gate: {name} must have the dtype of scalars, {dtype_name(scalars)}, got {dtype_name(value)}"
-            )
-    require_one_device("gate", **operands)
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         refuse_tangents("gate", *operands.values())
     return call(torch.ops.clebsch.gate, scalars, gates, gated, muls, components)

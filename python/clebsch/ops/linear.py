@@ -20,11 +20,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from clebsch.algebra.plan import ProductPlan
-from clebsch.ops.dispatch import call, require_one_device
+from clebsch.ops.dispatch import call, require_alike, require_one_device
 from clebsch.ops.tensor_product import (
     PlanSizes,
     constant_plan_sizes,
-    dtype_name,
     plan_sizes,
     refuse_tangents,
 )
@@ -85,19 +84,7 @@ def mix_rows(x: Tensor, weight: Tensor, bias: Tensor, sizes: PlanSizes, biased: 
 
 
 def _explain(x: Any, weight: Any, bias: Any, sizes: PlanSizes) -> None:
-    operands = {"x": x, "weight": weight, "bias": bias}
-    for name, value in operands.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"linear: {name} must be a tensor, got {type(value).__name__}")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"linear: x must be float32 or float64, got {dtype_name(x)}")
-    for name, value in operands.items():
-        if value.dtype != x.dtype:
-            raise TypeError(
-                f"linear: {name} must have the dtype of x, {dtype_name(x)}, got {dtype_name(value)}"
-            )
-        if value.device != x.device:
-            raise ValueError(f"linear: {name} must be on the device of x, {x.device}, got {value.device}")
+    require_alike("linear", x=x, weight=weight, bias=bias)
     rows = x.shape[0] if x.dim() else 0
     for name, value, expected, fits in (
         ("x", x, f"(rows, {sizes.in1})", x.dim() == 2 and x.shape[1] == sizes.in1),

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from clebsch import backend
 from clebsch.algebra.plan import ProductPlan
-from clebsch.ops.dispatch import call, require_one_device
+from clebsch.ops.dispatch import call, require_alike, require_one_device
 from clebsch.ops.multilinear import register_derivatives
 
 __all__ = ["PlanSizes", "plan_sizes", "tensor_product"]
@@ -121,19 +121,7 @@ def check_operands(
 
 
 def _explain(noun, x, y, weight, sizes, x_rows, rows, row_names) -> None:
-    operands = {"x": x, "y": y, "weight": weight}
-    for name, value in operands.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{noun}: {name} must be a tensor, got {type(value).__name__}")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{noun}: x must be float32 or float64, got {dtype_name(x)}")
-    for name, value in operands.items():
-        if value.dtype != x.dtype:
-            raise TypeError(
-                f"{noun}: {name} must have the dtype of x, {dtype_name(x)}, got {dtype_name(value)}"
-            )
-        if value.device != x.device:
-            raise ValueError(f"{noun}: {name} must be on the device of x, {x.device}, got {value.device}")
+    require_alike(noun, x=x, y=y, weight=weight)
     x_name, row_name = row_names
     for name, value, label, expected in (
         ("x", x, x_name, (x_rows, sizes.in1)),
@@ -148,11 +136,6 @@ def _explain(noun, x, y, weight, sizes, x_rows, rows, row_names) -> None:
         raise ValueError(
             f"{noun}: {name} must have shape ({label}, {expected[1]}){concrete}{shared}, got {shape}"
         )
-
-
-def dtype_name(value: Tensor) -> str:
-    """The dtype of `value` as messages name it."""
-    return str(value.dtype).removeprefix("torch.")
 
 
 def refuse_tangents(noun: str, *operands: Tensor) -> None:
