@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clebsch import algebra, backend, e3nn, models, nn, numpy, o3, ops, reference, testing
     from clebsch.check import check
+    from clebsch.convert import accelerate, restore
     from clebsch.explain import explain
     from clebsch.graph import Graph
 
 __all__ = [
     "Graph",
     "__version__",
+    "accelerate",
     "algebra",
     "backend",
     "check",
@@ -30,6 +32,7 @@ __all__ = [
     "o3",
     "ops",
     "reference",
+    "restore",
     "testing",
 ]
 
@@ -37,6 +40,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "Graph":
         value = importlib.import_module("clebsch.graph").Graph
+    elif name in ("accelerate", "restore"):
+        value = getattr(importlib.import_module("clebsch.convert"), name)
     elif name == "__version__":
         value = _version()
     elif name in __all__:

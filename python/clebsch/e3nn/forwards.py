@@ -8,10 +8,12 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["MARK", "Switch", "install", "is_on", "layer_classes", "switch", "uninstall"]
+__all__ = ["ALWAYS", "MARK", "Switch", "install", "is_on", "layer_classes", "switch", "uninstall"]
 
 # In the __dict__ of a module that is to run on our kernels though not all are: `switch.token`.
 MARK = "_clebsch_enabled"
+# The mark of a class whose modules do so whatever the switch says.
+ALWAYS = "always"
 
 # takes (what was replaced, module, *arguments)
 Route = Callable[..., Any]
@@ -35,7 +37,7 @@ _installed: list[tuple[type, str, Any, Any]] = []
 
 def is_on(module: Any) -> bool:
     """Whether this module is to run on our kernels."""
-    return switch.everywhere or getattr(module, MARK, None) == switch.token
+    return switch.everywhere or getattr(module, MARK, None) in (switch.token, ALWAYS)
 
 
 def layer_classes() -> tuple[type, type, type]:

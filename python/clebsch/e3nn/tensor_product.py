@@ -16,7 +16,7 @@ from clebsch.e3nn.operands import note, refused
 from clebsch.o3.coupling_tables import degrees, flip, relative_sign, table_name, table_triple
 from clebsch.ops.tensor_product import PlanSizes, multiply_rows, plan_sizes
 
-__all__ = ["construct", "forward", "load", "prepare"]
+__all__ = ["construct", "forward", "load", "plan_of", "prepare"]
 
 _CODE = "_compiled_main_left_right"
 
@@ -74,7 +74,7 @@ def forward(original: Any, self: Any, x: Tensor, y: Tensor, weight: Any = None) 
     operands = {"x": x, "y": y, "weight": whole} if self.weight_numel > 0 else {"x": x, "y": y}
     reason, batch, sizes = refused(operands), None, None
     if reason is None:
-        sizes, reason = _sizes(self)
+        sizes, reason = plan_of(self)
     if sizes is not None:
         batch, reason = _leading(self, sizes, x, y, whole)
     note(self, reason)
@@ -142,7 +142,7 @@ def load(original: Any, self: Any, state_dict: dict[str, Any], prefix: str, *arg
     return original(self, state_dict, prefix, *args, **kwargs)
 
 
-def _sizes(module: Any) -> tuple[PlanSizes | None, str | None]:
+def plan_of(module: Any) -> tuple[PlanSizes | None, str | None]:
     """(the plan of a module, as operators take it, None), or (None, why none serves it)."""
     if torch.compiler.is_compiling():
         _refresh(module)

@@ -1,0 +1,67 @@
+"""Models of others on our kernels: `accelerate` and `restore`."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from clebsch.convert.rules import decide
+from clebsch.convert.swap import is_accelerated, swap, unswap
+
+__all__ = ["accelerate", "restore"]
+
+
+def accelerate(model: torch.nn.Module, *, inplace: bool = False, strict: bool = False) -> torch.nn.Module:
+    """The model with the forward of every module that is known here replaced by our kernels.
+
+    Known are e3nn's products, Linear and SphericalHarmonics of any version from 0.4.4, and the blocks of
+    MACE, NequIP, Allegro and SevenNet that contain convolutions, whose weights are then never made whole.
+    Parameters, buffers and names stay, so state_dict, optimisers and training go on; energies, forces and
+    gradients agree up to rounding. `print(clebsch.explain(model))` says what was replaced, what was left as
+    it is and why; `restore` undoes it. What a kernel does not take at a call (other dtypes and devices,
+    autocast, transforms) goes to the module's own code.
+
+    Args:
+        model: a live model; not TorchScript, whose code is fixed.
+        inplace: change the model itself, rather than a copy of it.
+        strict: raise if a module is known but has to be left.
+
+    Returns:
+        The accelerated model: of the same class, with the same modules. It can be copied and pickled (to be
+        read where clebsch is installed) and compiled; restore it before torch.jit.script.
+
+    Raises:
+        TypeError: model is no `torch.nn.Module`.
+        ValueError: with strict, naming each module that was left.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
+    if not inplace:
+        model = copy.deepcopy(model)
+    decisions = list(decide(model))
+    left = [decision for decision in decisions if decision.left is not None]
+    if strict and left:
+        reasons = "; ".join(
+            f"{one.name or 'model'} ({type(one.module).__name__}): {one.left}" for one in left
+        )
+        raise ValueError(f"accelerate: model has modules that are left as they are: {reasons}")
+    for decision in decisions:
+        if decision.rule is not None:
+            swap(decision.module, decision.rule)
+        else:
+            decision.module.__dict__["_clebsch_reason"] = decision.left
+    return model
+
+
+def restore(model: torch.nn.Module) -> torch.nn.Module:
+    """Undo `accelerate`, in place: the model as its package made it, with the weights of now.
+
+    Raises:
+        TypeError: model is no `torch.nn.Module`.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"restore: model must be a torch.nn.Module, got {type(model).__name__}")
+    for module in model.modules():
+        unswap(module)
+    return model

@@ -1,0 +1,83 @@
+"""MACE's blocks. Their code stays: it asks whether a block fuses its convolution, and calls the product with
+the edges then.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clebsch.convert.e3nn import TensorProduct, convolve_edges, is_convolved
+from clebsch.convert.left import Left
+from clebsch.convert.radial import FullyConnectedNet, biased, is_plain
+from clebsch.convert.swap import Accelerated
+
+__all__ = ["RULES", "Convolution", "InteractionBlock", "RadialMLP"]
+
+
+class InteractionBlock(Accelerated):
+    """A block that hands x of all nodes and the edges to `conv_tp`, not the gathered rows."""
+
+    conv_fusion = "clebsch"
+
+
+class Convolution(TensorProduct):
+    """Gather - product - scatter; row 0 of edge_index holds the senders."""
+
+    def forward(self, x: Tensor, y: Tensor, weight: Any = None, edge_index: Tensor | None = None) -> Tensor:
+        if edge_index is None:
+            return super().forward(x, y, weight)
+        senders, receivers = edge_index[0], edge_index[1]
+        out = convolve_edges(self, x, y, weight, senders, receivers, x.shape[0])
+        if out is None:
+            messages = self._clebsch_original.forward(self, x[senders], y, torch.add(weight, 0))
+            out = messages.new_zeros(x.shape[0], messages.shape[1]).index_add(0, receivers, messages)
+        return out
+
+
+class RadialMLP(Accelerated):
+    """Linear layers with norms between them; the last is not applied: a convolution takes its matrix."""
+
+    def forward(self, inputs: Tensor) -> Any:
+        *inner, last = self.net
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not is_plain(last):
+            return super().forward(inputs)
+        for layer in inner:
+            inputs = layer(inputs)
+        return biased(inputs, last)
+
+
+def _interaction(block: Any) -> Any:
+    if not _fuses_convolution(type(block)):
+        return Left("this version of mace-torch does not let a block fuse its convolution")
+    if hasattr(block, "conv_fusion"):
+        return Left("its convolution is fused by somebody else")
+    product, net = getattr(block, "conv_tp", None), getattr(block, "conv_tp_weights", None)
+    reason = is_convolved(product)
+    if reason is not None:
+        return Left(reason)
+    found = {block: InteractionBlock, product: Convolution}
+    net_rule = {"FullyConnectedNet": FullyConnectedNet, "RadialMLP": RadialMLP}.get(type(net).__name__)
+    if net_rule is not None and "forward" not in vars(net):
+        found[net] = net_rule
+    return found
+
+
+def _fuses_convolution(cls: type) -> bool:
+    """Whether the code of a block asks for `conv_fusion`, as of mace-torch 0.3.11 and later."""
+    return "conv_fusion" in getattr(cls.forward, "__code__", _fuses_convolution.__code__).co_consts
+
+
+RULES = {
+    name: _interaction
+    for name in (
+        "RealAgnosticInteractionBlock",
+        "RealAgnosticResidualInteractionBlock",
+        "RealAgnosticDensityInteractionBlock",
+        "RealAgnosticDensityResidualInteractionBlock",
+        "RealAgnosticAttResidualInteractionBlock",
+        "RealAgnosticResidualNonLinearInteractionBlock",
+    )
+}

@@ -1,0 +1,113 @@
+"""Weights of edges that are the product of hidden features and a matrix, and are never made whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clebsch.convert.swap import Accelerated
+
+__all__ = ["FullyConnectedNet", "RadialWeights", "biased", "is_plain"]
+
+
+class RadialWeights:
+    """hidden @ matrix in the place of a tensor of weights, (num_edges, weight_numel).
+
+    A convolution takes the two factors. A factor for each edge, as of a cutoff, multiplies the hidden features.
+    Whatever else is asked of it, it becomes that tensor: code that knows nothing of it stays right.
+    """
+
+    def __init__(self, hidden: Tensor, matrix: Tensor) -> None:
+        self.hidden = hidden  # (num_edges, H)
+        self.matrix = matrix  # (H, weight_numel)
+        self._whole: Tensor | None = None
+
+    def whole(self) -> Tensor:
+        """The tensor, (num_edges, weight_numel)."""
+        if self._whole is None:
+            self._whole = self.hidden @ self.matrix
+        return self._whole
+
+    def __mul__(self, factor: Any) -> Any:
+        if isinstance(factor, (int, float)) or (
+            isinstance(factor, Tensor)
+            and (factor.dim() == 0 or tuple(factor.shape) in ((1,), (1, 1), (self.hidden.shape[0], 1)))
+        ):
+            return RadialWeights(self.hidden * factor, self.matrix)
+        return self.whole() * (factor.whole() if isinstance(factor, RadialWeights) else factor)
+
+    __rmul__ = __mul__
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.whole(), name)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is torch.mul or function is Tensor.mul:
+            ours, other = args if isinstance(args[0], RadialWeights) else args[::-1]
+            return ours * other
+        kwargs = {name: _as_tensor(value) for name, value in (kwargs or {}).items()}
+        return function(*map(_as_tensor, args), **kwargs)
+
+
+def _operator(name: str) -> Any:
+    def applied(self, *others):
+        return getattr(self.whole(), name)(*map(_as_tensor, others))
+
+    return applied
+
+
+# What Python looks up on the class, not on the object.
+for _name in ("add", "sub", "truediv", "floordiv", "mod", "pow", "matmul"):
+    for _form in (f"__{_name}__", f"__r{_name}__"):
+        setattr(RadialWeights, _form, _operator(_form))
+for _form in ("__neg__", "__abs__", "__getitem__", "__len__", "__lt__", "__le__", "__gt__", "__ge__"):
+    setattr(RadialWeights, _form, _operator(_form))
+
+
+def _as_tensor(value: Any) -> Any:
+    if isinstance(value, RadialWeights):
+        return value.whole()
+    return type(value)(map(_as_tensor, value)) if type(value) in (list, tuple) else value
+
+
+def biased(hidden: Tensor, layer: torch.nn.Linear) -> RadialWeights:
+    """The weights that a `torch.nn.Linear` makes: its bias is one more row, met by features that are 1."""
+    if layer.bias is None:
+        return RadialWeights(hidden, layer.weight.t())
+    matrix = torch.cat([layer.weight.t(), layer.bias.unsqueeze(0)])
+    return RadialWeights(torch.nn.functional.pad(hidden, (0, 1), value=1.0), matrix)
+
+
+def is_plain(layer: torch.nn.Module) -> bool:
+    """Whether a layer may be taken apart: nobody listens to its calls, nothing stands in for its parameters."""
+    return not (
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or torch.nn.utils.parametrize.is_parametrized(layer)
+    )
+
+
+class FullyConnectedNet(Accelerated):
+    """e3nn's, whose last layer is not applied: a convolution takes its matrix."""
+
+    def forward(self, x: Tensor) -> Any:
+        *inner, last = self.children()
+        if (
+            torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or last.act is not None
+            or not is_plain(last)
+        ):
+            return super().forward(x)
+        for layer in inner:
+            x = layer(x)
+        return RadialWeights(x, last.weight / (last.h_in * last.var_in / last.var_out) ** 0.5)

@@ -1,0 +1,80 @@
+"""Another forward for a live module: its class is exchanged for one of ours that inherits from it.
+
+Parameters, buffers, submodules, hooks and attributes are not touched, so the state_dict, optimisers and
+references of others stay as they are, and taking the class back is all there is to undoing it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from clebsch.e3nn.forwards import ALWAYS
+
+__all__ = ["Accelerated", "is_accelerated", "original_class", "swap", "unswap"]
+
+# What we keep on a module begins with this; it goes neither into pickles nor into copies.
+PREFIX = "_clebsch_"
+
+
+class Accelerated:
+    """The first base of a class that `swap` makes; the module's own class is the second.
+
+    `super().forward` of a subclass is then what the module did before.
+    """
+
+    _clebsch_enabled = ALWAYS  # for the routes of clebsch.e3nn
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Copies and pickles are accelerated too; the class that `swap` made has no name to be found by."""
+        make, (_, *args), state, *rest = super().__reduce_ex__(protocol)
+        if isinstance(state, dict):
+            state = {name: value for name, value in state.items() if not name.startswith(PREFIX)}
+        cls = type(self)
+        return _remake, (make, cls._clebsch_rule, cls._clebsch_original, *args), state, *rest
+
+
+def _remake(make: Any, rule: type[Accelerated], original: type, *args: Any) -> Any:
+    return make(_joined(rule, original), *args)
+
+
+@lru_cache(maxsize=None)
+def _joined(rule: type[Accelerated], original: type) -> type:
+    names = {
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+    }
+    own = {"_clebsch_rule": rule, "_clebsch_original": original}
+    return type(original.__name__, (rule, original), {**names, **own})
+
+
+def swap(module: torch.nn.Module, rule: type[Accelerated]) -> None:
+    """Give a module the forward of `rule`, in place. Its class must not be one of ours already."""
+    if is_accelerated(module):
+        raise ValueError(f"swap: module is accelerated already, by {type(module)._clebsch_rule.__name__}")
+    _set_class(module, _joined(rule, type(module)))
+
+
+def unswap(module: torch.nn.Module) -> None:
+    """Give a module the class back that `swap` took, and forget what was found out about it."""
+    if is_accelerated(module):
+        _set_class(module, original_class(module))
+    for name in [name for name in vars(module) if name.startswith(PREFIX)]:
+        del vars(module)[name]
+
+
+def is_accelerated(module: torch.nn.Module) -> bool:
+    """Whether its forward is ours."""
+    return isinstance(module, Accelerated)
+
+
+def original_class(module: torch.nn.Module) -> type:
+    """The class of a module, apart from what `swap` did."""
+    return type(module)._clebsch_original if is_accelerated(module) else type(module)
+
+
+def _set_class(module: torch.nn.Module, cls: type) -> None:
+    object.__setattr__(module, "__class__", cls)
