@@ -5,6 +5,7 @@ import torch
 from torch.autograd import grad, gradcheck, gradgradcheck
 
 from clebsch import Graph, o3, ops
+from clebsch.ops import multilinear
 
 PLAN = o3.TensorProduct(
     "2x0e+1x1o",
@@ -137,6 +138,26 @@ def test_only_what_is_needed_is_made(noun, needs):
             torch.testing.assert_close(some, all_of_it, rtol=1e-13, atol=1e-13)
         else:
             assert some.shape == (0,)
+
+
+@pytest.mark.parametrize("noun", ["tensor_product", "convolution"])
+def test_gradients_nobody_asks_for_are_not_made(noun, monkeypatch):
+    function, operands = case(noun, CHANNELWISE, False)
+    before = [operand.requires_grad_() * 1 for operand in operands]
+    made = []
+    backward = multilinear._Operators.backward
+    monkeypatch.setattr(
+        multilinear._Operators,
+        "backward",
+        lambda self, operands, fixed, needs: made.append(needs) or backward(self, operands, fixed, needs),
+    )
+    out = function(*before).square().sum()
+    for wanted in (before[0], operands[1], operands[2]):
+        grad(out, wanted, retain_graph=True)
+    (first,) = grad(out, operands[0], create_graph=True)
+    first.sum().backward()
+    assert made[:4] == [1, 2, 4, 1]
+    assert all(operand.grad is not None for operand in operands)
 
 
 def test_forward_mode_is_refused_and_not_silently_zero():

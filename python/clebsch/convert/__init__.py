@@ -7,7 +7,7 @@ import copy
 import torch
 
 from clebsch.convert.rules import decide
-from clebsch.convert.swap import is_accelerated, swap, unswap
+from clebsch.convert.swap import swap, unswap
 
 __all__ = ["accelerate", "restore"]
 

@@ -15,8 +15,8 @@ __all__ = ["FullyConnectedNet", "RadialWeights", "biased", "is_plain"]
 class RadialWeights:
     """hidden @ matrix in the place of a tensor of weights, (num_edges, weight_numel).
 
-    A convolution takes the two factors. A factor for each edge, as of a cutoff, multiplies the hidden features.
-    Whatever else is asked of it, it becomes that tensor: code that knows nothing of it stays right.
+    A convolution takes the two factors. A factor for each edge, as of a cutoff, multiplies the hidden
+    features. Whatever else is asked of it, it becomes that tensor: code that knows nothing of it stays right.
     """
 
     def __init__(self, hidden: Tensor, matrix: Tensor) -> None:
@@ -86,7 +86,7 @@ def biased(hidden: Tensor, layer: torch.nn.Linear) -> RadialWeights:
 
 
 def is_plain(layer: torch.nn.Module) -> bool:
-    """Whether a layer may be taken apart: nobody listens to its calls, nothing stands in for its parameters."""
+    """Whether a layer may be taken apart: nobody listens to its calls or stands in for its parameters."""
     return not (
         layer._forward_hooks
         or layer._forward_pre_hooks

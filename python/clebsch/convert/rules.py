@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 
 from clebsch.convert import allegro, e3nn, mace, nequip, sevennet
-from clebsch.convert.swap import Accelerated, is_accelerated, original_class
 from clebsch.convert.left import Left
+from clebsch.convert.swap import Accelerated, is_accelerated, original_class
 
 __all__ = ["Decision", "decide"]
 

@@ -6,7 +6,7 @@ references of others stay as they are, and taking the class back is all there is
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def _remake(make: Any, rule: type[Accelerated], original: type, *args: Any) -> A
     return make(_joined(rule, original), *args)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _joined(rule: type[Accelerated], original: type) -> type:
     names = {
         "__module__": original.__module__,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["call", "in_transform", "require_alike", "require_one_device", "suits_kernels"]
+__all__ = ["asked_for", "call", "in_transform", "require_alike", "require_one_device", "suits_kernels"]
 
 
 def call(operator: Any, *arguments: Any) -> Any:
@@ -24,6 +25,34 @@ def call(operator: Any, *arguments: Any) -> Any:
         return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)
+
+
+def asked_for(ctx: Any, count: int, operands: Sequence[Tensor | None] | None = None) -> tuple[bool, ...]:
+    """Of which of the first `count` arguments of an operator the backward pass at work takes gradients.
+
+    operands: the arguments, if one of them may be None.
+
+    `ctx.needs_input_grad` says which arguments require gradients. Where forces are asked for, by
+    torch.autograd.grad of positions, weights do too, and theirs would be thrown away: torch knows which nodes
+    of its graph will run.
+    """
+    wanted = tuple(ctx.needs_input_grad[:count])
+    nodes = getattr(ctx, "next_functions", None)  # one for each argument that is a tensor
+    if nodes is None or torch.compiler.is_dynamo_compiling():
+        return wanted
+    following = iter(nodes)
+    present = [True] * count if operands is None else [operand is not None for operand in operands]
+    return tuple(
+        is_present and _will_run(next(following)[0]) and is_wanted
+        for is_present, is_wanted in zip(present, wanted, strict=True)
+    )
+
+
+def _will_run(node: Any) -> bool:
+    try:
+        return node is not None and torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf that torch.autograd.grad was asked for; or no backward pass of the engine
+        return True
 
 
 def _dtype_name(value: Tensor) -> str:

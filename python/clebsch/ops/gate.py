@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from clebsch.ops.dispatch import call, require_alike, require_one_device
+from clebsch.ops.dispatch import asked_for, call, require_alike, require_one_device
 from clebsch.ops.tensor_product import refuse_tangents
 
 __all__ = ["Widths", "gate"]
@@ -86,7 +86,7 @@ def _differentiate_gate(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 5
     gates, gated = ctx.saved_tensors
-    wants_scalars, wants_gates, wants_gated = ctx.needs_input_grad[:3]
+    wants_scalars, wants_gates, wants_gated = asked_for(ctx, 3)
     grad_gates = grad_gated = None
     if wants_gates or wants_gated:
         grad_gates, grad_gated = _backward(grad, gates, gated, ctx.widths)
@@ -104,7 +104,7 @@ def _differentiate_backward(ctx: Any, to_gates: Tensor | None, to_gated: Tensor 
     <grad, to_gates * gated + gates * to_gated>.
     """
     grad, gates, gated = ctx.saved_tensors
-    wants_grad, wants_gates, wants_gated = ctx.needs_input_grad[:3]
+    wants_grad, wants_gates, wants_gated = asked_for(ctx, 3)
     grad_grad = grad_gates = grad_gated = None
     if wants_grad and (to_gates is not None or to_gated is not None):
         none = grad.new_zeros((grad.shape[0], ctx.scalars))

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from clebsch.algebra.plan import ProductPlan
-from clebsch.ops.dispatch import call
+from clebsch.ops.dispatch import asked_for, call
 
 __all__ = ["register_derivatives"]
 
@@ -116,13 +116,13 @@ class _Operators:
 
     def differentiate_forward(self, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         operands, fixed = _saved(ctx, 3)
-        needs = _bits(ctx.needs_input_grad[:3])
+        needs = _bits(asked_for(ctx, 3))
         return (*self.backward((grad, *operands), fixed, needs), *[None] * len(fixed))
 
     def differentiate_backward(self, ctx: Any, *tangents: Tensor | None) -> tuple[Any, ...]:
         operands, fixed = _saved(ctx, 4)
         tangents = _chosen(tangents, ctx.needs)
-        needs = _bits(ctx.needs_input_grad[:4])
+        needs = _bits(asked_for(ctx, 4))
         grads = [None] * 4
         if any(tangent is not None for tangent in tangents):
             grads = self.double_backward(tangents, operands, fixed, needs)
@@ -138,7 +138,7 @@ class _Operators:
         saved, fixed = _saved(ctx, 7)
         substitutes, grad, operands = saved[:3], saved[3], saved[4:]
         cotangent, *directions = _chosen(cotangents, ctx.needs)
-        wanted = ctx.needs_input_grad
+        wanted = asked_for(ctx, 7, saved)
         grads: list[Tensor | None] = [None] * 7
         for i, substitute in enumerate(substitutes):
             if substitute is None:
