@@ -160,18 +160,20 @@ def _entry(layer: Layer, dtype: torch.dtype, edges_per_node: float) -> Entry:
     on_kernels = layer.is_on_kernels
     reasons, advice = [], None
     if layer.reason is not None:
-        reasons.append(f"left to e3nn: {layer.reason}")
+        reasons.append(f"left to {layer.origin}: {layer.reason}")
     if layer.is_waiting:
         reasons.append("clebsch.e3nn is enabled: what runs this layer shows when it has run")
     if layer.overrides_forward:
         reasons.append(f"its class overrides the forward of {layer.kind}: what that does is not seen here")
-    if not on_kernels:
+    if layer.accelerated is not None:
+        advice = f"accelerated: {layer.accelerated}"
+    elif layer.origin == "e3nn" and not on_kernels:
         advice = _advice(layer)
     entry = Entry(
         layer.name,
         layer.class_name,
         layer.origin,
-        "cpu" if on_kernels else "e3nn",
+        "cpu" if on_kernels else layer.origin,
         backend.instruction_set() if on_kernels else None,
         str(dtype).removeprefix("torch."),
         advice=advice,
@@ -187,7 +189,9 @@ def _entry(layer: Layer, dtype: torch.dtype, edges_per_node: float) -> Entry:
         reasons += slow_paths.of_machine(dtype, layer.device)
     elif not on_kernels:
         entry = replace(
-            entry, reasons=(), passes=tuple(replace(one, kernel="e3nn's code") for one in entry.passes)
+            entry,
+            reasons=(),
+            passes=tuple(replace(one, kernel=f"{layer.origin}'s code") for one in entry.passes),
         )
     return replace(entry, reasons=(*reasons, *entry.reasons))
 
@@ -425,7 +429,8 @@ def _aligned(line: Sequence[str], columns: Sequence[str], widths: Sequence[int])
 
 
 def _title(entry: Entry) -> str:
-    layer = f"{entry.name}: " * bool(entry.name) + "e3nn " * (entry.package == "e3nn") + entry.layer
+    package = f"{entry.package} " * (entry.package != "clebsch")
+    layer = f"{entry.name}: " * bool(entry.name) + package + entry.layer
     runs = entry.backend if entry.instruction_set is None else f"{entry.backend} {entry.instruction_set}"
     return f"{layer} ({entry.dtype}, {runs})"
 

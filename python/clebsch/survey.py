@@ -12,6 +12,8 @@ import torch
 
 from clebsch.algebra.plan import Path, ProductPlan
 from clebsch.algebra.so3 import coupling
+from clebsch.convert.left import LEFT
+from clebsch.convert.swap import is_accelerated, original_class
 from clebsch.o3.coupling_tables import Triple, flip, table_triple
 from clebsch.o3.irreps import Irreps
 
@@ -74,14 +76,23 @@ class Layer:
         return False
 
     @property
+    def accelerated(self) -> str | None:
+        """What `clebsch.accelerate` made of it, in a sentence; None for a module with its own forward."""
+        return type(self.module).does if is_accelerated(self.module) else None
+
+    @property
     def is_on_kernels(self) -> bool:
-        """Whether our kernels run it: a layer of ours, or one of e3nn's that `clebsch.e3nn` put there."""
-        return self.origin == "clebsch" or (_is_routed(self.module) and self.reason is None)
+        """Whether our kernels run it: a layer of ours, or one of another package that was put there."""
+        if self.origin == "clebsch":
+            return True
+        return (self.accelerated is not None or _is_routed(self.module)) and self.reason is None
 
     @property
     def reason(self) -> str | None:
-        """Why a layer of e3nn is not on our kernels though `clebsch.e3nn` was asked to put it there."""
-        return vars(self.module).get("_clebsch_reason") if _is_routed(self.module) else None
+        """Why a layer is not on our kernels though `clebsch.e3nn` or `accelerate` was to put it there."""
+        own = vars(self.module)
+        left = own.get(LEFT)
+        return own.get("_clebsch_reason") if left is None and _is_routed(self.module) else left
 
     @property
     def is_waiting(self) -> bool:
@@ -129,6 +140,10 @@ def _visit(name: str, module: torch.nn.Module, seen: set[int]) -> Iterator[Layer
         if origin == "e3nn":
             yield from (part for part in _parts(name, module, seen) if _is_routed(part.module))
         return
+    if layer.accelerated is not None or LEFT in vars(module):
+        yield layer
+        yield from _parts(name, module, seen)
+        return
     parts = list(_parts(name, module, seen))
     if origin and not parts:
         yield layer
@@ -148,11 +163,13 @@ def _is_routed(module: torch.nn.Module) -> bool:
 
 
 def _identify(module: torch.nn.Module) -> tuple[str, str]:
-    """("clebsch" or "e3nn" or "", the known name or "")."""
+    """("clebsch" or "e3nn" or "", the known name or ""); the package of any module that `accelerate` met."""
     classes = [cls for cls in type(module).__mro__ if _package(cls) in ("clebsch", "e3nn")]
     known = next((cls for cls in classes if cls.__name__ in KNOWN), None)
     if known is not None:
         return _package(known), known.__name__
+    if is_accelerated(module) or LEFT in vars(module):
+        return _package(original_class(module)), ""
     return (_package(classes[0]), "") if classes else ("", "")
 
 

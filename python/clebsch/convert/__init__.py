@@ -6,6 +6,7 @@ import copy
 
 import torch
 
+from clebsch.convert.left import LEFT
 from clebsch.convert.rules import decide
 from clebsch.convert.swap import swap, unswap
 
@@ -50,7 +51,7 @@ def accelerate(model: torch.nn.Module, *, inplace: bool = False, strict: bool = 
         if decision.rule is not None:
             swap(decision.module, decision.rule)
         else:
-            decision.module.__dict__["_clebsch_reason"] = decision.left
+            decision.module.__dict__[LEFT] = decision.left
     return model
 
 

@@ -21,6 +21,8 @@ __all__ = ["RULES", "Linear", "SphericalHarmonics", "TensorProduct", "convolve_e
 class TensorProduct(Accelerated):
     """The family of e3nn's products."""
 
+    does = "runs on our kernel"
+
     def forward(self, x: Tensor, y: Tensor, weight: Any = None) -> Tensor:
         return tensor_product.forward(self._clebsch_original.forward, self, x, y, weight)
 
@@ -32,12 +34,16 @@ class TensorProduct(Accelerated):
 class Linear(Accelerated):
     """e3nn's Linear."""
 
+    does = "runs on our kernel"
+
     def forward(self, features: Tensor, weight: Any = None, bias: Any = None) -> Tensor:
         return linear.forward(self._clebsch_original.forward, self, features, weight, bias)
 
 
 class SphericalHarmonics(Accelerated):
     """e3nn's SphericalHarmonics."""
+
+    does = "runs on our kernel"
 
     def forward(self, x: Tensor) -> Tensor:
         return spherical_harmonics.forward(self._clebsch_original.forward, self, x)

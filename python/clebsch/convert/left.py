@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Left"]
+__all__ = ["LEFT", "Left"]
+
+# Where the reason is kept on the module, for `explain`.
+LEFT = "_clebsch_left"
 
 
 class Left(NamedTuple):

@@ -20,11 +20,15 @@ __all__ = ["RULES", "Convolution", "InteractionBlock", "RadialMLP"]
 class InteractionBlock(Accelerated):
     """A block that hands x of all nodes and the edges to `conv_tp`, not the gathered rows."""
 
+    does = "hands features of nodes and edges to its convolution: rows are not gathered"
+
     conv_fusion = "clebsch"
 
 
 class Convolution(TensorProduct):
     """Gather - product - scatter; row 0 of edge_index holds the senders."""
+
+    does = "gathers, multiplies and sums at receivers in one kernel"
 
     def forward(self, x: Tensor, y: Tensor, weight: Any = None, edge_index: Tensor | None = None) -> Tensor:
         if edge_index is None:
@@ -39,6 +43,8 @@ class Convolution(TensorProduct):
 
 class RadialMLP(Accelerated):
     """Linear layers with norms between them; the last is not applied: a convolution takes its matrix."""
+
+    does = "its last layer is applied by the convolution, a few edges at a time"
 
     def forward(self, inputs: Tensor) -> Any:
         *inner, last = self.net

@@ -99,6 +99,8 @@ def is_plain(layer: torch.nn.Module) -> bool:
 class FullyConnectedNet(Accelerated):
     """e3nn's, whose last layer is not applied: a convolution takes its matrix."""
 
+    does = "its last layer is applied by the convolution, a few edges at a time"
+
     def forward(self, x: Tensor) -> Any:
         *inner, last = self.children()
         if (

@@ -25,6 +25,8 @@ class Accelerated:
     `super().forward` of a subclass is then what the module did before.
     """
 
+    does = "its forward is ours"  # what `explain` says of it
+
     _clebsch_enabled = ALWAYS  # for the routes of clebsch.e3nn
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
