@@ -24,6 +24,7 @@ class TensorProduct(Accelerated):
     does = "runs on our kernel"
 
     def forward(self, x: Tensor, y: Tensor, weight: Any = None) -> Tensor:
+        """As e3nn's."""
         return tensor_product.forward(self._clebsch_original.forward, self, x, y, weight)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -37,6 +38,7 @@ class Linear(Accelerated):
     does = "runs on our kernel"
 
     def forward(self, features: Tensor, weight: Any = None, bias: Any = None) -> Tensor:
+        """As e3nn's."""
         return linear.forward(self._clebsch_original.forward, self, features, weight, bias)
 
 
@@ -46,6 +48,7 @@ class SphericalHarmonics(Accelerated):
     does = "runs on our kernel"
 
     def forward(self, x: Tensor) -> Tensor:
+        """As e3nn's."""
         return spherical_harmonics.forward(self._clebsch_original.forward, self, x)
 
 

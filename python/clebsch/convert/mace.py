@@ -31,6 +31,7 @@ class Convolution(TensorProduct):
     does = "gathers, multiplies and sums at receivers in one kernel"
 
     def forward(self, x: Tensor, y: Tensor, weight: Any = None, edge_index: Tensor | None = None) -> Tensor:
+        """With edge_index, x (num_nodes, ...) to sums at receivers (num_nodes, ...); without, as e3nn's."""
         if edge_index is None:
             return super().forward(x, y, weight)
         senders, receivers = edge_index[0], edge_index[1]
@@ -47,6 +48,7 @@ class RadialMLP(Accelerated):
     does = "its last layer is applied by the convolution, a few edges at a time"
 
     def forward(self, inputs: Tensor) -> Any:
+        """(num_edges, inputs) to the `RadialWeights` of the edges."""
         *inner, last = self.net
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or not is_plain(last):
             return super().forward(inputs)

@@ -102,6 +102,7 @@ class FullyConnectedNet(Accelerated):
     does = "its last layer is applied by the convolution, a few edges at a time"
 
     def forward(self, x: Tensor) -> Any:
+        """(num_edges, inputs) to the `RadialWeights` of the edges."""
         *inner, last = self.children()
         if (
             torch.compiler.is_compiling()
