@@ -10,4 +10,5 @@ NAMES = (
     "drop_in",
     "scaling",
     "memory",
+    "accelerate",
 )

@@ -21,7 +21,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu"])
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: does it run at all?")
     parser.add_argument("--only", default="", metavar="PATTERN", help="cases named like this (* and ?)")
-    parser.add_argument("--compile", action="store_true", help="also e3nn under torch.compile (slow)")
+    parser.add_argument(
+        "--client",
+        default="",
+        choices=["", "mace", "nequip", "allegro", "sevennet"],
+        help="(accelerate) the package whose models are measured",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="also e3nn, or the model, under torch.compile (slow)"
+    )
     parser.add_argument("--memory", type=float, default=12.0, metavar="GIB", help="of the largest problems")
     parser.add_argument("--plot", action="store_true", help="also a picture (matplotlib)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for JSON and picture")
@@ -38,7 +46,7 @@ def prepare(options: argparse.Namespace) -> None:
 
 def stem(name: str, options: argparse.Namespace) -> str:
     """Runs with other settings than the default do not overwrite its results."""
-    parts = [name, options.isa, f"threads{options.threads}" if options.threads != 1 else ""]
+    parts = [name, options.client, options.isa, f"threads{options.threads}" if options.threads != 1 else ""]
     parts += ["quick" if options.quick else "", "part" if options.only else ""]
     return "-".join(filter(None, parts))
 
@@ -53,7 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     torch.set_num_threads(options.threads)
     session = Session(
-        **{k: getattr(options, k) for k in ("quick", "only", "threads", "isa", "device", "compile", "memory")}
+        **{
+            k: getattr(options, k)
+            for k in ("quick", "only", "threads", "isa", "device", "compile", "memory", "client")
+        }
     )
     command = "python -m benchmarks " + " ".join(sys.argv[1:] if arguments is None else arguments)
     notes, every = report.caveats(options.quick, machine.load()), []

@@ -24,6 +24,7 @@ class Session:
     device: str = "cpu"
     compile: bool = False
     memory: float = 12.0
+    client: str = ""
     quiet: bool = False
 
     @property

@@ -1,0 +1,92 @@
+"""`clebsch.accelerate`: models of other packages against themselves, unmodified, in one process.
+
+One package at a time, by the Python of an environment that has it:
+    PYTHONPATH=.:python PYTHON -m benchmarks accelerate --client mace --threads 2
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+
+from .harness import Effort, Row, Spread, at_least, interleave
+from .machine import fresh_python
+from .memory import CLEAR, status
+from .session import Session
+
+CLIENTS = ("mace", "nequip", "allegro", "sevennet")
+
+
+def rows(session: Session) -> Iterator[Row]:
+    clients = [session.client] if session.client else []
+    for client in clients:
+        for name, case in import_module(f".clients.{client}", __package__).CASES.items():
+            for dtype in ("float32", "float64"):
+                if session.wants(f"{name}, {dtype}"):
+                    yield from _case(session, client, name, case, dtype)
+    if not clients:
+        session.say("accelerate: say --client mace, nequip, allegro or sevennet")
+
+
+def _case(session: Session, client: str, name: str, case, dtype: str) -> Iterator[Row]:
+    import torch
+
+    import clebsch
+
+    problem = import_module(f".clients.{client}", __package__).build(name, getattr(torch, dtype))
+    models = {"stock": problem.model, "clebsch": clebsch.accelerate(problem.model, strict=True)}
+    if session.compile:
+        models["torch.compile"] = torch.compile(problem.model)
+    part = 1 if dtype == "float32" else 0.5
+    detail = {"edges": problem.edges, "atoms": case.atoms}
+    for quantity, function, floor in (
+        ("energy and forces", problem.evaluate, case.energy_and_forces),
+        ("training step", problem.step, case.training_step),
+    ):
+        samples = interleave(
+            {who: (lambda model=model, function=function: function(model)) for who, model in models.items()},
+            Effort(budget=0.2, rounds=(2, 3)) if session.quick else Effort(budget=25, rounds=(5, 40)),
+        )
+        medians = samples.medians()
+        title = f"{name}, {dtype}: {quantity}"
+        session.say(f"{title}: " + ", ".join(f"{who} {1e3 * s:.4g} ms" for who, s in medians.items()))
+        for who in models:
+            if who != "clebsch":
+                asked = at_least(floor * part) if floor and who == "stock" else None
+                ratio = samples.ratio(who, "clebsch")
+                yield Row(title, f"{who} / clebsch", ratio, "x", asked, medians, detail)
+    if case.memory and dtype == "float32" and CLEAR.exists():
+        command = ("-m", "benchmarks.accelerate", client, name, dtype)
+        peaks = {
+            who: [fresh_python(*command, who) for _ in range(session.pick(3, 1))]
+            for who in ("stock", "clebsch")
+        }
+        ratio = Spread.of(a / b for a, b in zip(peaks["stock"], peaks["clebsch"], strict=True))
+        megabytes = {f"{who}, MB": max(peak) for who, peak in peaks.items()}
+        session.say(f"{name}: extra memory {megabytes}")
+        yield Row(
+            f"{name}: extra memory", "stock / clebsch", ratio, "x", at_least(case.memory), {}, megabytes
+        )
+
+
+def _peak(client: str, name: str, dtype: str, who: str) -> float:
+    """Megabytes of a process beyond what it has before one evaluation."""
+    import torch
+
+    import clebsch
+
+    problem = import_module(f"benchmarks.clients.{client}").build(name, getattr(torch, dtype))
+    model = problem.model if who == "stock" else clebsch.accelerate(problem.model, inplace=True)
+    problem.small(model)
+    ctypes.CDLL(None).malloc_trim(0)
+    CLEAR.write_text("5")
+    before = status("VmRSS")
+    problem.evaluate(model)
+    return (status("VmHWM") - before) / 1e6
+
+
+if __name__ == "__main__":
+    print(json.dumps(_peak(*sys.argv[1:])))

@@ -1,0 +1,81 @@
+"""MACE with random weights."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # e3nn 0.4.4 loads its constants
+
+import numpy as np
+import torch
+
+from . import Case, Problem, copper
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from e3nn import o3
+    from mace import data, modules, tools
+    from mace.tools import torch_geometric
+
+CASES = {
+    "MACE 128x0e+128x1o": Case(12, 7, 5),
+    "MACE 128x0e+128x1o+128x2e": Case(12, 7, 5),
+    "MACE 128x0e+128x1o, ethanol": Case(5, 3, atoms=9),
+}
+
+
+def build(name: str, dtype: torch.dtype) -> Problem:
+    torch.set_default_dtype(dtype)
+    torch.manual_seed(0)
+    irreps = name.split(",")[0].removeprefix("MACE ")
+    is_ethanol = name.endswith("ethanol")
+    numbers = [1, 6, 8] if is_ethanol else [29]
+    block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
+    model = modules.ScaleShiftMACE(
+        r_max=5.0,
+        num_bessel=8,
+        num_polynomial_cutoff=5,
+        max_ell=3,
+        interaction_cls=block,
+        interaction_cls_first=block,
+        num_interactions=2,
+        num_elements=len(numbers),
+        hidden_irreps=o3.Irreps(irreps),
+        MLP_irreps=o3.Irreps("16x0e"),
+        atomic_energies=np.zeros(len(numbers)),
+        avg_num_neighbors=44.0,
+        atomic_numbers=numbers,
+        correlation=3,
+        gate=torch.nn.functional.silu,
+        atomic_inter_scale=1.0,
+        atomic_inter_shift=0.0,
+    )
+    if is_ethanol:
+        from ase.build import molecule
+
+        atoms = small = molecule("CH3CH2OH")
+    else:
+        atoms, small = copper(), copper(1)
+    batch, few = _batch(atoms, numbers), _batch(small, numbers)
+    target = torch.randn(len(atoms), 3)
+
+    def step(model):
+        out = model(dict(batch), training=True)
+        loss = out["energy"].square().sum() + (out["forces"] - target).square().sum()
+        model.zero_grad()
+        loss.backward()
+
+    return Problem(
+        model,
+        lambda model: model(dict(batch)),
+        step,
+        lambda model: model(dict(few)),
+        batch["edge_index"].shape[1],
+    )
+
+
+def _batch(atoms, numbers):
+    configuration = data.config_from_atoms(atoms, key_specification=data.KeySpecification())
+    one = data.AtomicData.from_config(configuration, z_table=tools.AtomicNumberTable(numbers), cutoff=5.0)
+    return next(iter(torch_geometric.dataloader.DataLoader([one], batch_size=1))).to_dict()
