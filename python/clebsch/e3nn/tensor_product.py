@@ -110,7 +110,8 @@ def _multiply(x: Tensor, y: Tensor, weight: Tensor, sizes: PlanSizes, batch: tup
         operands = [value.expand(*batch, value.shape[-1]) for value in (x, y)]
         if weight.dim() > 1:
             weight = weight.expand(*batch, sizes.weight)
-        return choose_or_multiply(*operands, weight, sizes)
+        multiply = choose_or_multiply if sizes.elements else multiply_rows
+        return multiply(*operands, weight, sizes)
     rows = math.prod(batch)
     x, y = (value.expand(*batch, value.shape[-1]).reshape(rows, value.shape[-1]) for value in (x, y))
     if weight.dim() > 1:

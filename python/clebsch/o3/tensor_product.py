@@ -188,7 +188,8 @@ class TensorProduct(torch.nn.Module):
             and x.shape[0] == y.shape[0]
             and (weight.dim() == 1 or (weight.dim() == 2 and weight.shape[0] == x.shape[0]))
         ):
-            return choose_or_multiply(x, y, weight, self._sizes)
+            multiply = choose_or_multiply if self._sizes.elements else multiply_rows
+            return multiply(x, y, weight, self._sizes)
         return self._broadcast(x, y, weight)
 
     def right(self, y: Tensor, weight: Tensor | list[Tensor] | None = None) -> Tensor:

@@ -22,12 +22,12 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def choose_or_multiply(x: Tensor, y: Tensor, weight: Tensor, sizes: PlanSizes) -> Tensor:
-    """`multiply_rows`, by the linear layer with an index where the plan allows it and rows of y are one-hot.
+    """`multiply_rows`, by the linear layer with an index where rows of y are one-hot; for a plan of `elements`.
 
     A y that requires gradients is multiplied with: it has a gradient in all columns. So it is where something
     records the operations of a call, to repeat them with other numbers.
     """
-    if sizes.elements > 0 and _may_look(x, y, weight, sizes):
+    if _may_look(x, y, weight, sizes):
         index = call(torch.ops.clebsch.one_hot_index, y)
         if index.shape[0] == y.shape[0]:
             return mix_rows(x, weight, x.new_empty(0), sizes, (), index)
