@@ -22,7 +22,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def choose_or_multiply(x: Tensor, y: Tensor, weight: Tensor, sizes: PlanSizes) -> Tensor:
-    """`multiply_rows`, by the linear layer with an index where rows of y are one-hot; for a plan of `elements`.
+    """`multiply_rows` for a plan with `elements`, by the linear layer with an index if rows of y are one-hot.
 
     A y that requires gradients is multiplied with: it has a gradient in all columns. So it is where something
     records the operations of a call, to repeat them with other numbers.
