@@ -1,5 +1,6 @@
 """Mixing the copies of each irrep, weights shared by all rows: o3.Linear of clebsch and of e3nn, and the rate
-at which the machine multiplies matrices.
+at which the machine multiplies matrices; and with weights of each species: the fully connected product with
+one-hot rows of clebsch, that of e3nn, and clebsch's kernels of products for rows that are anything.
 """
 
 from __future__ import annotations
@@ -43,6 +44,16 @@ def cases() -> list[Case]:
     ]
 
 
+SPECIES, OF_SPECIES = 10, "128x0e+128x1o"
+
+
+def cases_of_species() -> list[Case]:
+    return [
+        Case(f"{SPECIES} species, 128x l<=1, {count:,} rows", OF_SPECIES, OF_SPECIES, count)
+        for count in (108, 2_000)
+    ]
+
+
 def implementations(case: Case, with_compile: bool = False) -> dict[str, Function]:
     """(x, weight) -> out."""
     from e3nn import o3 as e3nn_o3
@@ -64,6 +75,11 @@ def rows(session: Session) -> Iterator[Row]:
             name = f"{case.name}, {step}"
             if session.wants(name):
                 yield from _compare(session, name, case, step)
+    for case in cases_of_species():
+        for step in STEPS:
+            name = f"{case.name}, {step}"
+            if session.wants(name):
+                yield from _compare_species(session, name, case, step)
     name = "128x l<=3, rate"
     if session.wants(name):
         yield from _share(session, name, cases()[0])
@@ -111,6 +127,36 @@ def _compare(session: Session, name: str, case: Case, step: str) -> Iterator[Row
             floor = held(at_least(E3NN)) if case.is_held and (step, peer) == (FORWARD, "e3nn") else None
             ratio = samples.ratio(peer, "clebsch")
             yield Row(name, f"{peer} / clebsch", ratio, "x", floor, samples.medians(), detail)
+
+
+def _compare_species(session: Session, name: str, case: Case, step: str) -> Iterator[Row]:
+    """(x, weight) -> out with y one-hot; "product" is what runs a y that is not."""
+    from e3nn import o3 as e3nn_o3
+
+    from clebsch import o3, ops
+
+    generator = torch.Generator().manual_seed(0)
+    count = session.pick(case.rows, min(case.rows, 100))
+    irreps = case.irreps_in, f"{SPECIES}x0e", case.irreps_out
+    ours, theirs = (
+        package.FullyConnectedTensorProduct(*irreps, internal_weights=False) for package in (o3, e3nn_o3)
+    )
+    y = torch.eye(SPECIES)[torch.randint(0, SPECIES, (count,), generator=generator)]
+    x = torch.randn(count, dimension(case.irreps_in), generator=generator)
+    weight = torch.randn(ours.weight_numel, generator=generator)
+    plan = str(ours.plan)
+    functions: dict[str, Function] = {
+        "clebsch": lambda x, weight: ours(x, y, weight),
+        "e3nn": lambda x, weight: theirs(x, y, weight),
+        "product": lambda x, weight: ops.tensor_product(x, y, weight, plan),
+    }
+    require_same(name, functions["clebsch"](x, weight), functions["e3nn"](x, weight))
+    samples = session.time(
+        name, {key: STEPS[step](function, (x, weight)) for key, function in functions.items()}
+    )
+    for peer in ("e3nn", "product"):
+        ratio = samples.ratio(peer, "clebsch")
+        yield Row(name, f"{peer} / clebsch", ratio, "x", None, samples.medians(), {"rows": count})
 
 
 def _share(session: Session, name: str, case: Case) -> Iterator[Row]:

@@ -9,11 +9,11 @@
 
 namespace clebsch {
 
-// target[w] += scale * sum over u of W[u, w] source[u], for each component; W[u, w] is element
-// weight + u * step_u + w * step_w of the weights.
+// target[w] += scale * sum over u of W[u, v, w] source[u], for each component; W[u, v, w] is element
+// weight + u * step_u + v * step_v + w * step_w of the weights. All rows of a call to a kernel have one v.
 struct LinearTerm {
   Block source;
-  std::int64_t weight, step_u, step_w;
+  std::int64_t weight, step_u, step_v, step_w;
   double scale;
 };
 
@@ -35,17 +35,23 @@ struct LinearProgram {
 // Rows with components innermost are turned by code that knows their number up to this degree (panel.inl.h).
 constexpr int kPanelDegree = 6;
 
+// The rows at positions [begin, end) of an order; null: every row is in its place.
+struct RowRange {
+  const std::int64_t* order;
+  std::int64_t begin, end;
+};
+
 template <class T>
 struct LinearKernels {
-  // Elements of the weights as `apply` reads them, and bringing them into that order.
+  // Elements of the weights of one v as `apply` reads them, and bringing them into that order.
   std::int64_t (*packed_size)(const LinearProgram&);
-  void (*pack)(const LinearProgram&, const T* weight, T* packed);
-  // Rows [begin, end) of target. A bias is added where a target has one.
+  void (*pack)(const LinearProgram&, const T* weight, std::int64_t v, T* packed);
+  // These rows of target. A bias is added where a target has one.
   void (*apply)(const LinearProgram&, Rows<const T> source, const T* packed, Rows<const T> bias,
-                Rows<T> target, std::int64_t begin, std::int64_t end, T* scratch);
-  // grad_weight += the gradient of the weights that rows [begin, end) give; g is the cotangent of target.
+                Rows<T> target, RowRange rows, T* scratch);
+  // grad_weight += the gradient of the weights of one v that these rows give; g is the cotangent of target.
   void (*grad_weight)(const LinearProgram&, Rows<const T> source, Rows<const T> g, T* grad_weight,
-                      std::int64_t begin, std::int64_t end, T* scratch);
+                      std::int64_t v, RowRange rows, T* scratch);
   std::int64_t (*scratch_size)(const LinearProgram&);  // elements that either needs
 };
 

@@ -306,11 +306,25 @@ struct Linear {
   static constexpr const char* noun = "linear";
   const clebsch::Plan& plan;
   First first;
+  const std::optional<Tensor>& index;
 
-  Linear(const char* name, const Tensor& tensor, const std::string& text)
-      : plan(clebsch::parse_plan(text)), first{name, tensor} {
+  Linear(const char* name, const Tensor& tensor, const std::string& text, const std::optional<Tensor>& index_,
+         const std::vector<int64_t>& biased = {})
+      : plan(clebsch::parse_plan(text)), first{name, tensor}, index(index_) {
     require_float(noun, name, tensor);
-    clebsch::check_linear(plan, {});
+    clebsch::check_linear(plan, biased, index.has_value());
+  }
+  clebsch::RowGroups groups(int64_t rows) const {
+    if (!index) return clebsch::RowGroups(rows);
+    require(index->scalar_type() == ScalarType::Long && index->dim() == 1 && index->numel() == rows, noun,
+            "index must be a vector of ", rows, " int64, one for each row");
+    const Tensor numbers = torch::stable::contiguous(*index);
+    try {
+      return clebsch::RowGroups(static_cast<const int64_t*>(numbers.const_data_ptr()), rows,
+                                plan.program.dim2);
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument(std::string(noun) + ": " + error.what());
+    }
   }
   Matrix rows(const char* name, const Tensor& t, int64_t columns) const {
     return matrix(noun, name, t, first, columns);
@@ -339,9 +353,8 @@ const T* read(const Tensor& t) {
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, std::string plan,
-              std::vector<int64_t> biased) {
-  const Linear l("x", x, plan);
-  clebsch::check_linear(l.plan, biased);
+              std::vector<int64_t> biased, std::optional<Tensor> index) {
+  const Linear l("x", x, plan, index, biased);
   const clebsch::Program& program = l.plan.program;
   int64_t biases = 0;
   for (const int64_t block : biased) biases += program.out[block].mul;
@@ -350,37 +363,71 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, std::st
   require(bias.dim() == 1 || shifts.rows == features.rows, l.noun, "bias must have ", features.rows,
           " rows, got ", shifts.rows);
   const Tensor w = l.flat(weight);
+  const clebsch::RowGroups groups = l.groups(features.rows);
   Tensor out = l.result({features.rows, program.dim_out});
   l.dispatch([&]<class T>(T) {
-    clebsch::run_linear(l.plan, biased, features.rows, features.read<T>(), read<T>(w), shifts.read<T>(),
+    clebsch::run_linear(l.plan, biased, groups, features.read<T>(), read<T>(w), shifts.read<T>(),
                         writable<T>(out, true), &run_in_torch_threads);
   });
   return out;
 }
 
-Tensor linear_grad_x(const Tensor& grad, const Tensor& weight, std::string plan) {
-  const Linear l("grad", grad, plan);
+Tensor linear_grad_x(const Tensor& grad, const Tensor& weight, std::string plan,
+                     std::optional<Tensor> index) {
+  const Linear l("grad", grad, plan, index);
   const Matrix g = l.rows("grad", grad, l.plan.program.dim_out);
   const Tensor w = l.flat(weight);
+  const clebsch::RowGroups groups = l.groups(g.rows);
   Tensor gx = l.result({g.rows, l.plan.program.dim1});
   l.dispatch([&]<class T>(T) {
-    clebsch::run_linear_grad_x(l.plan, g.rows, g.read<T>(), read<T>(w), writable<T>(gx, true),
+    clebsch::run_linear_grad_x(l.plan, groups, g.read<T>(), read<T>(w), writable<T>(gx, true),
                                &run_in_torch_threads);
   });
   return gx;
 }
 
-Tensor linear_grad_weight(const Tensor& x, const Tensor& grad, std::string plan) {
-  const Linear l("x", x, plan);
+Tensor linear_grad_weight(const Tensor& x, const Tensor& grad, std::string plan,
+                          std::optional<Tensor> index) {
+  const Linear l("x", x, plan, index);
   const Matrix features = l.rows("x", x, l.plan.program.dim1),
                g = l.rows("grad", grad, l.plan.program.dim_out);
   require(g.rows == features.rows, l.noun, "grad must have ", features.rows, " rows, got ", g.rows);
+  const clebsch::RowGroups groups = l.groups(features.rows);
   Tensor gw = l.result({l.plan.program.weight_numel});
   l.dispatch([&]<class T>(T) {
-    clebsch::run_linear_grad_weight(l.plan, features.rows, features.read<T>(), g.read<T>(),
+    clebsch::run_linear_grad_weight(l.plan, groups, features.read<T>(), g.read<T>(),
                                     static_cast<T*>(gw.mutable_data_ptr()), &run_in_torch_threads);
   });
   return gw;
+}
+
+// The column of the 1 of every row, or nothing unless each row has one 1 and else zeros. -0 is 0.
+template <class T>
+bool find_ones(const Matrix& y, int64_t columns, int64_t* index) {
+  const clebsch::Rows<const T> rows = y.read<T>();
+  for (int64_t r = 0; r < y.rows; ++r) {
+    const T* row = rows[r];
+    int64_t one = -1, others = 0;
+    for (int64_t c = 0; c < columns; ++c) {
+      others += row[c] != T{0};
+      if (row[c] == T{1}) one = c;
+    }
+    if (one < 0 || others != 1) return false;
+    index[r] = one;
+  }
+  return true;
+}
+
+Tensor one_hot_index(const Tensor& y) {
+  const char* noun = "one_hot_index";
+  require_float(noun, "y", y);
+  require(y.dim() == 2, noun, "y must have 2 dimensions, got ", y.dim());
+  const Matrix rows = matrix(noun, "y", y, {"y", y}, y.size(1));
+  Tensor index = torch::stable::new_empty(y, {rows.rows}, ScalarType::Long);
+  int64_t* at = static_cast<int64_t*>(index.mutable_data_ptr());
+  const bool found = y.scalar_type() == ScalarType::Float ? find_ones<float>(rows, y.size(1), at)
+                                                          : find_ones<double>(rows, y.size(1), at);
+  return found ? index : torch::stable::new_empty(index, {0});
 }
 
 // The operands of gates, checked: blocks of `muls` copies of `widths` components.
@@ -605,9 +652,10 @@ STABLE_TORCH_LIBRARY(clebsch, m) {
   m.def("gate(Tensor scalars, Tensor gates, Tensor gated, int[] muls, int[] widths) -> Tensor");
   m.def(
       "gate_backward(Tensor grad, Tensor gates, Tensor gated, int[] muls, int[] widths) -> (Tensor, Tensor)");
-  m.def("linear(Tensor x, Tensor weight, Tensor bias, str plan, int[] biased) -> Tensor");
-  m.def("linear_grad_x(Tensor grad, Tensor weight, str plan) -> Tensor");
-  m.def("linear_grad_weight(Tensor x, Tensor grad, str plan) -> Tensor");
+  m.def("linear(Tensor x, Tensor weight, Tensor bias, str plan, int[] biased, Tensor? index=None) -> Tensor");
+  m.def("linear_grad_x(Tensor grad, Tensor weight, str plan, Tensor? index=None) -> Tensor");
+  m.def("linear_grad_weight(Tensor x, Tensor grad, str plan, Tensor? index=None) -> Tensor");
+  m.def("one_hot_index(Tensor y) -> Tensor");
   m.def("convolution(Tensor x, Tensor y, Tensor weight, Tensor order, str plan) -> Tensor");
   m.def(
       "convolution_backward(Tensor grad, Tensor x, Tensor y, Tensor weight, Tensor order, str plan, int "
@@ -631,6 +679,7 @@ STABLE_TORCH_LIBRARY_IMPL(clebsch, CPU, m) {
   m.impl("linear", TORCH_BOX(&linear));
   m.impl("linear_grad_x", TORCH_BOX(&linear_grad_x));
   m.impl("linear_grad_weight", TORCH_BOX(&linear_grad_weight));
+  m.impl("one_hot_index", TORCH_BOX(&one_hot_index));
   m.impl("convolution", TORCH_BOX(&convolution));
   m.impl("convolution_backward", TORCH_BOX(&convolution_backward));
   m.impl("convolution_double_backward", TORCH_BOX(&convolution_double_backward));

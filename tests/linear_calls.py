@@ -16,7 +16,7 @@ from clebsch.algebra.irreps import Irreps
 from clebsch.algebra.plan import ProductPlan
 from product_calls import PROMISED, assert_result, instruction_sets, poisoned_memory
 
-__all__ = ["LINEAR_RESULTS", "LinearProblem", "mixing_plan"]
+__all__ = ["LINEAR_RESULTS", "LinearProblem", "mixing_plan", "with_elements"]
 
 LINEAR_RESULTS = ("out", "grad_x", "grad_weight")
 
@@ -29,9 +29,16 @@ def mixing_plan(irreps_in: str, irreps_out: str, layout: str = "mul_ir") -> Prod
     return ProductPlan(in1, "1x0e", out, tuple(paths), layout)
 
 
+def with_elements(plan: ProductPlan, elements: int) -> ProductPlan:
+    """The plan with so many scalars in the one block of y: a matrix of each path for each of them."""
+    return ProductPlan(plan.irreps_in1, f"{elements}x0e", plan.irreps_out, plan.paths, plan.layout)
+
+
 @dataclass(frozen=True)
 class LinearProblem:
-    """A plan with operands and the cotangent of the output; bias: for all rows, or for each."""
+    """A plan with operands and the cotangent of the output; bias: for all rows, or for each. index: the
+    element of y that each row names, or None.
+    """
 
     plan: ProductPlan
     biased: tuple[int, ...]
@@ -39,6 +46,7 @@ class LinearProblem:
     weight: Tensor
     bias: Tensor
     grad: Tensor
+    index: Tensor | None = None
 
     @classmethod
     def random(
@@ -48,10 +56,13 @@ class LinearProblem:
         biased: tuple[int, ...] = (),
         *,
         bias_per_row: bool = False,
+        present: int | None = None,
         dtype: torch.dtype = torch.float64,
         seed: int = 0,
     ) -> LinearProblem:
-        """Numbers that both dtypes hold, so that one reference serves both."""
+        """Numbers that both dtypes hold, so that one reference serves both. present: with an index, which
+        names so many of the elements of y.
+        """
         rng = np.random.default_rng(seed)
         biases = sum(plan.irreps_out[block].mul for block in biased)
         shapes = (
@@ -61,7 +72,12 @@ class LinearProblem:
             (rows, plan.irreps_out.dim),
         )
         drawn = (rng.standard_normal(shape, np.float32) for shape in shapes)
-        return cls(plan, tuple(biased), *(torch.from_numpy(array).to(dtype) for array in drawn))
+        tensors = [torch.from_numpy(array).to(dtype) for array in drawn]
+        if present is None:
+            return cls(plan, tuple(biased), *tensors)
+        named = rng.permutation(plan.irreps_in2.dim)[:present]
+        index = named[rng.integers(0, len(named), rows)] if rows else np.zeros(0, np.int64)
+        return cls(plan, tuple(biased), *tensors, torch.from_numpy(index))
 
     @property
     def operands(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -81,9 +97,9 @@ class LinearProblem:
         backend.register_couplings(self.plan)
         call, plan = torch.ops.clebsch, str(self.plan)
         return (
-            call.linear(self.x, self.weight, self.bias, plan, self.biased),
-            call.linear_grad_x(self.grad, self.weight, plan),
-            call.linear_grad_weight(self.x, self.grad, plan),
+            call.linear(self.x, self.weight, self.bias, plan, self.biased, self.index),
+            call.linear_grad_x(self.grad, self.weight, plan, self.index),
+            call.linear_grad_weight(self.x, self.grad, plan, self.index),
         )
 
     @cached_property
@@ -91,6 +107,7 @@ class LinearProblem:
         """For each of `LINEAR_RESULTS` what the reference says, its magnitude, and the number of its
         terms."""
         x, weight, bias, grad = (operand.double().numpy() for operand in self.operands)
+        index = None if self.index is None else self.index.numpy()
 
         def judged(function: Callable[..., NDArray], *operands: object) -> tuple[NDArray, NDArray, NDArray]:
             arguments = (self.plan, *operands)
@@ -101,9 +118,9 @@ class LinearProblem:
             )
 
         return [
-            judged(reference.linear, x, weight, bias, self.biased),
-            judged(reference.linear_grad_x, grad, weight),
-            judged(reference.linear_grad_weight, x, grad),
+            judged(reference.linear, x, weight, bias, self.biased, index),
+            judged(reference.linear_grad_x, grad, weight, index),
+            judged(reference.linear_grad_weight, x, grad, index),
         ]
 
     def check(self) -> None:

@@ -518,6 +518,19 @@ refuse(call.linear, x, mw, nb, mix, None)
 refuse(call.linear, x, mw, None, mix, [])
 refuse(call.linear_grad_weight, x, None, mix)
 refuse(call.linear_grad_weight, wide, wide, mix)
+# rows of many elements, of none, or whose numbers are something else
+species, sw = mix.replace("*1x0e", "*3x0e"), torch.ones(24)
+refuse(call.linear, x, sw, nb, species, [], None)
+refuse(call.linear, x, sw, nb, species, [], index)
+refuse(call.linear, x, sw, nb, species, [], index[:3] + 2**62)
+refuse(call.linear, x, sw, nb, species, [], torch.zeros(3))
+refuse(call.linear, x, sw, nb, species, [], index[:3].to_sparse())
+refuse(call.linear, one_x.expand(2**50, 16), sw, nb, species, [], index[:1].expand(2**50))
+refuse(call.linear_grad_x, g, sw[:0], mix.replace("*1x0e", "*0x0e"), index[:3])
+refuse(call.linear_grad_weight, x, g, "4x0e+4x1o*->4x0e;mul_ir;", index[:3])
+refuse(call.one_hot_index, None)
+refuse(call.one_hot_index, index)
+refuse(call.one_hot_index, x.to_sparse())
 # not tensors, not strings
 refuse(call.convolution, x, y, w, None, plan)
 refuse(call.convolution, x, y, w, order, None)
@@ -538,7 +551,7 @@ assert call.linear(x, mw, nb, mix, []).tolist() == [[4.0, 4.0]] * 3
 def test_nothing_crashes():
     result = python(NASTY)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert int(result.stdout) == 25
+    assert int(result.stdout) == 36
 
 
 CONCURRENT = """

@@ -170,6 +170,11 @@ def test_flops_of_a_linear_layer_are_those_of_its_matrices():
     assert mixed.irreps_in == problems.model("mace-medium").irreps_out and len(linear._matrices(mixed)) == 10
 
 
+def test_layers_of_species_are_compared_with_e3nn_and_the_product():
+    rows = list(linear.rows(Session(quick=True, quiet=True, only="species, 128x l<=1, 108 rows, forward")))
+    assert [row.quantity for row in rows] == ["e3nn / clebsch", "product / clebsch"]
+
+
 def test_rates_of_a_linear_layer_are_shares_of_a_matrix_product():
     rows = list(linear.rows(Session(quick=True, quiet=True, only="128x l<=3, rate")))
     assert [row.name.rpartition(", ")[2] for row in rows] == ["forward", "grad_x", "grad_weight"]

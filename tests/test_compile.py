@@ -5,7 +5,7 @@ import torch
 
 from clebsch import Graph, nn, o3, ops
 from clebsch.algebra.plan import ProductPlan
-from linear_calls import LinearProblem, mixing_plan
+from linear_calls import LinearProblem, mixing_plan, with_elements
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -179,6 +179,22 @@ def test_compile_functions():
     torch.testing.assert_close(compiled(*operands), function(*operands))
 
 
+def test_compile_with_an_index():
+    plan = str(with_elements(mixing_plan("4x0e+3x1o", "2x0e+3x1o"), 3))
+
+    def function(x, weight, index):
+        return ops.linear(x, weight, x.new_empty(0), plan, index=index)
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (5, 8):
+        operands = [torch.randn(rows, 13, requires_grad=True), torch.randn(51, requires_grad=True)]
+        index = torch.arange(rows) % 3
+        eager, traced = (
+            torch.autograd.grad(f(*operands, index).square().sum(), operands) for f in (function, compiled)
+        )
+        torch.testing.assert_close(traced, eager)
+
+
 def test_compiled_layers_call_the_kernels():
     """Forward and backward of the layer as one operator each, nothing gathered around it."""
     from functorch.compile import make_boxed_func
@@ -307,6 +323,19 @@ class TestOpcheck:
         operands = (problem.grad, problem.weight) if name == "linear_grad_x" else (problem.x, problem.grad)
         operands = [operand.requires_grad_() for operand in operands]
         torch.library.opcheck(getattr(torch.ops.clebsch, name).default, (*operands, str(MIXING)))
+
+    def test_linear_with_an_index(self):
+        plan = with_elements(MIXING, 3)
+        problem = LinearProblem.random(plan, 9, (2, 0), present=2)
+        operands = [operand.requires_grad_() for operand in problem.operands]
+        x, weight, bias, grad = operands
+        call, fixed = torch.ops.clebsch, (str(plan), problem.index)
+        torch.library.opcheck(call.linear.default, (x, weight, bias, str(plan), (2, 0), problem.index))
+        torch.library.opcheck(call.linear_grad_x.default, (grad, weight, *fixed))
+        torch.library.opcheck(call.linear_grad_weight.default, (x, grad, *fixed))
+
+    def test_one_hot_index(self):
+        torch.library.opcheck(torch.ops.clebsch.one_hot_index.default, (torch.eye(4),))
 
     @pytest.mark.parametrize("needs", [7, 2])
     @pytest.mark.parametrize("noun", ["tensor_product", "convolution"])

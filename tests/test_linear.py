@@ -2,6 +2,7 @@
 test_linear_layer.py."""
 
 import concurrent.futures
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ from hypothesis import strategies as st
 from clebsch import o3, ops
 from clebsch.algebra.plan import LAYOUTS, ProductPlan
 from clebsch.testing import random_linear_plans, relative_error
-from linear_calls import LINEAR_RESULTS, LinearProblem, mixing_plan
+from linear_calls import LINEAR_RESULTS, LinearProblem, mixing_plan, with_elements
 from product_calls import broadcast, instruction_sets, poisoned_memory, same_bits, views
 
 # Around the 6 or 8 rows of a block of sums, the 48 of a tile or a piece, the 256 of a chunk of gradients.
 ROWS = (0, 1, 5, 7, 48, 49, 300, 600)
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
+
+SMALL = mixing_plan("2x0e+3x1o+2x1o", "3x0e+2x1o+1x0e")
 
 
 # Against the reference
@@ -145,6 +148,202 @@ def test_equals_the_product_with_one(plan_and_biased, seed):
         assert ours.shape == theirs.shape and relative_error(ours, theirs) < 1e-13, name
 
 
+# Rows that name an element of y
+
+ELEMENTS = (1, 2, 5, 89)
+
+
+@settings(max_examples=80, derandomize=True)
+@given(
+    random_linear_plans(multiplicities=(0, 1, 5, 17, 65), l_max=5),
+    st.sampled_from(ELEMENTS),
+    st.sampled_from((1, 3, 89)),
+    st.sampled_from(ROWS),
+    st.booleans(),
+    st.integers(0, 2**20),
+)
+@example((ProductPlan("", "1x0e", "3x0e+2x1o", (), "ir_mul"), (0,)), 5, 1, 7, True, 0)
+def test_random_plans_with_an_index(plan_and_biased, elements, present, rows, bias_per_row, seed):
+    plan, biased = with_elements(plan_and_biased[0], elements), plan_and_biased[1]
+    LinearProblem.random(
+        plan, rows, biased, bias_per_row=bias_per_row, present=min(present, elements), seed=seed
+    ).check_everywhere()
+
+
+@layouts
+@pytest.mark.parametrize("mul", WIDTHS)
+def test_widths_with_an_index(mul, layout):
+    """Weights are packed along their rows, and for the gradient of x across them."""
+    for l in (0, 1):
+        plan = with_elements(mixing_plan(f"{mul}x{l}e", f"3x{l}e+{mul}x{l}e", layout), 3)
+        LinearProblem.random(plan, 19, (1,) if l == 0 else (), present=2, seed=mul).check_everywhere()
+
+
+@layouts
+def test_many_rows_with_an_index(layout):
+    """One to the largest number of chunks of gradients of an element, and of pieces."""
+    plan = with_elements(mixing_plan("3x0e+5x1o", "2x0e+4x1o", layout), 3)
+    for rows, present in ((600, 1), (600, 3), (64 * 256 + 1, 1), (20_000, 2)):
+        LinearProblem.random(plan, rows, (0,), present=present, seed=rows).check_everywhere()
+
+
+@settings(max_examples=30, derandomize=True)
+@given(random_linear_plans(), st.sampled_from(ELEMENTS), st.integers(0, 2**20))
+def test_an_index_is_the_product_with_one_hot_rows(plan_and_biased, elements, seed):
+    plan = with_elements(plan_and_biased[0], elements)
+    problem = LinearProblem.random(plan, 7, present=min(3, elements), seed=seed)
+    x, weight, _, grad = problem.operands
+    y = torch.nn.functional.one_hot(problem.index, elements).double()
+    backward = torch.ops.clebsch.tensor_product_backward(grad, x, y, weight, str(plan), 5)
+    product = (ops.tensor_product(x, y, weight, plan), backward[0], backward[2])
+    for name, ours, theirs in zip(LINEAR_RESULTS, problem.results(), product, strict=True):
+        assert ours.shape == theirs.shape and relative_error(ours, theirs) < 1e-13, name
+
+
+def test_weights_of_elements_that_no_row_names():
+    """They are not read, and their gradient is zero."""
+    plan = with_elements(mixing_plan("17x0e+5x1o", "9x0e+17x1o"), 4)
+    problem = LinearProblem.random(plan, 30, dtype=torch.float32)
+    index = torch.tensor([2, 1] * 15)
+    problem = replace(problem, index=index)
+    expected = problem.results()
+    views = [
+        torch.zeros_like(problem.weight)[start : start + u * v * w].view(u, v, w)
+        for start, (u, v, w) in plan.weight_slices
+    ]
+    for view in views:
+        view[:, [0, 3]] = float("nan")
+    poisoned = problem.weight + torch.cat([view.flatten() for view in views])
+    assert poisoned.isnan().any()
+    with poisoned_memory():
+        out, grad_x, grad_weight = replace(problem, weight=poisoned).results()
+    assert same_bits((out, grad_x, grad_weight), expected)
+    for start, (u, v, w) in plan.weight_slices:
+        gradient = grad_weight[start : start + u * v * w].view(u, v, w)
+        assert (gradient[:, [0, 3]] == 0).all() and (gradient[:, [1, 2]] != 0).all()
+
+
+def test_no_rows_and_no_elements():
+    plan = with_elements(mixing_plan("3x0e+2x1o", "4x0e+5x1o"), 3)
+    with poisoned_memory():
+        out, grad_x, grad_weight = LinearProblem.random(plan, 0, present=3).results()
+        assert out.shape == (0, 19) and grad_x.shape == (0, 9)
+        assert grad_weight.shape == (66,) and (grad_weight == 0).all()
+        none = with_elements(plan, 0)
+        out, grad_x, grad_weight = LinearProblem.random(none, 0, present=0).results()
+        assert out.shape == (0, 19) and grad_x.shape == (0, 9) and grad_weight.shape == (0,)
+        # of the last bias, all there is
+        rows = LinearProblem.random(with_elements(ProductPlan("", "1x0e", "2x0e", ()), 3), 4, (0,), present=2)
+        assert torch.equal(rows.results()[0], rows.bias.expand(4, 2))
+
+
+@layouts
+def test_operands_and_an_index_that_are_not_contiguous(layout):
+    plan = with_elements(mixing_plan("17x0e+5x1o+3x5o", "9x0e+4x0e+6x1o+2x5o", layout), 3)
+    problem = LinearProblem.random(plan, 13, (0, 1), present=2, bias_per_row=True, dtype=torch.float32)
+    for _ in instruction_sets():
+        expected = problem.results()
+        for i, operand in enumerate(problem.operands):
+            for name, view in views(operand):
+                moved = [*problem.operands[:i], view, *problem.operands[i + 1 :]]
+                assert same_bits(problem.with_operands(*moved).results(), expected), (i, name)
+        index = problem.index.repeat_interleave(2)[::2]
+        assert not index.is_contiguous()
+        assert same_bits(replace(problem, index=index).results(), expected)
+
+
+def test_same_bits_for_any_number_of_threads_with_an_index():
+    plan = with_elements(mixing_plan("32x0e+17x1o+4x5o", "17x0e+32x1o+3x5o"), 5)
+    problems = [LinearProblem.random(plan, 1500, (0,), present=n, dtype=torch.float32) for n in (1, 2, 5)]
+    for _ in instruction_sets():
+        for problem in problems:
+            torch.set_num_threads(1)
+            expected = problem.results()
+            for threads in (2, 4):
+                torch.set_num_threads(threads)
+                assert same_bits(problem.results(), expected), threads
+
+
+def test_a_row_does_not_depend_on_the_others():
+    """The bits of a row are those of the layer of its element, whichever rows are beside it."""
+    plan = with_elements(mixing_plan("33x0e+17x1o", "17x0e+33x1o"), 4)
+    problem = LinearProblem.random(plan, 101, present=4, dtype=torch.float32)
+    one = mixing_plan("33x0e+17x1o", "17x0e+33x1o")
+    out, grad_x, _ = problem.results()
+    for element in range(4):
+        rows = problem.index == element
+        weight = torch.cat(
+            [
+                problem.weight[start : start + u * v * w].view(u, v, w)[:, element].flatten()
+                for start, (u, v, w) in plan.weight_slices
+            ]
+        )
+        alone = LinearProblem(one, (), problem.x[rows], weight, problem.bias, problem.grad[rows])
+        assert same_bits(alone.results()[:2], (out[rows], grad_x[rows]))
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, 2**62, -(2**63)])
+def test_an_index_out_of_range(wrong):
+    plan = with_elements(SMALL, 3)
+    problem = LinearProblem.random(plan, 5, present=3)
+    problem.index[3] = wrong
+    call = torch.ops.clebsch
+    for function, arguments in (
+        (call.linear, (problem.x, problem.weight, problem.bias, str(plan), ())),
+        (call.linear_grad_x, (problem.grad, problem.weight, str(plan))),
+        (call.linear_grad_weight, (problem.x, problem.grad, str(plan))),
+    ):
+        with pytest.raises(ValueError) as caught:
+            function(*arguments, problem.index)
+        assert str(caught.value) == f"linear: index must lie in [0, 3), got {wrong} in row 3"
+
+
+def test_an_index_that_is_refused():
+    plan = with_elements(SMALL, 3)
+    problem = LinearProblem.random(plan, 5, present=3)
+    good = problem.index
+    for index, kind, message in (
+        ([0] * 5, TypeError, "index must be a tensor, got list"),
+        (good.int(), TypeError, "index must be int64, got int32"),
+        (good[:4], ValueError, "index must have shape (rows,) = (5,), got (4,)"),
+        (good[:, None], ValueError, "index must have shape (rows,) = (5,), got (5, 1)"),
+        (good.to("meta"), ValueError, "index must be on the device of x, cpu, got meta"),
+    ):
+        with pytest.raises(kind) as caught:
+            ops.linear(problem.x, problem.weight, problem.bias, plan, index=index)
+        assert str(caught.value) == f"linear: {message}"
+        if not isinstance(index, torch.Tensor) or index.device.type == "meta":
+            continue
+        with pytest.raises(ValueError) as caught:
+            torch.ops.clebsch.linear_grad_x(problem.grad, problem.weight, str(plan), index)
+        assert str(caught.value) == "linear: index must be a vector of 5 int64, one for each row"
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "4x0e*3x0e->4x0e;mul_ir;0 0 0 uvu w 1.0",
+        "4x0e*1x0e+2x0e->4x0e;mul_ir;0 0 0 uvw w 1.0,0 1 0 uvw w 1.0",
+        "4x1o*1x1o->1x0e;mul_ir;0 0 0 uvw w 1.0",
+    ],
+)
+def test_plans_that_an_index_does_not_suit(plan):
+    sizes = ProductPlan.parse(plan)
+    x, weight = torch.ones(2, sizes.irreps_in1.dim), torch.ones(sizes.weight_numel)
+    with pytest.raises(ValueError) as caught:
+        ops.linear(x, weight, weight[:0], plan, index=torch.zeros(2, dtype=torch.int64))
+    wanted = "linear: plan must have paths uvw with weights and one block of scalars as y"
+    assert str(caught.value) == wanted
+
+
+def test_elements_without_an_index_are_refused():
+    problem = LinearProblem.random(with_elements(SMALL, 3), 5)
+    with pytest.raises(
+        ValueError, match=r"^linear: plan must have paths uvw with weights and one scalar as y$"
+    ):
+        problem.results()
+
+
 # How operands lie in memory
 
 MIXED = "17x0e+5x1o+3x5o", "9x0e+4x0e+6x1o+2x5o"
@@ -222,7 +421,6 @@ def test_equivariance(plan_and_biased, seed):
 
 # Derivatives
 
-SMALL = mixing_plan("2x0e+3x1o+2x1o", "3x0e+2x1o+1x0e")
 biases = pytest.mark.parametrize(
     "biased, bias_per_row", [((), False), ((2, 0), False), ((2, 0), True)], ids=["none", "shared", "per row"]
 )
@@ -272,6 +470,24 @@ def test_derivatives_of_each_operand_alone(biased, bias_per_row):
         assert by_cotangent.shape == out.shape
 
 
+@biases
+def test_derivatives_with_an_index(biased, bias_per_row):
+    problem = LinearProblem.random(with_elements(SMALL, 4), 5, biased, bias_per_row=bias_per_row, present=3)
+    operands = [problem.x, problem.weight, *([problem.bias] if biased else [])]
+    operands = [operand.requires_grad_() for operand in operands]
+
+    def function(x, weight, bias=problem.bias):
+        return ops.linear(x, weight, bias, problem.plan, biased, problem.index)
+
+    def twice(*operands):
+        first = torch.autograd.grad(function(*operands).pow(3).sum(), operands, create_graph=True)
+        return torch.autograd.grad(sum(g.pow(2).sum() for g in first), operands, create_graph=True)
+
+    assert torch.autograd.gradcheck(function, operands)
+    assert torch.autograd.gradgradcheck(function, operands)
+    assert torch.autograd.gradcheck(twice, operands, fast_mode=True)
+
+
 @pytest.mark.parametrize("name", ["linear_grad_x", "linear_grad_weight"])
 def test_derivatives_of_the_derivatives(name):
     problem = LinearProblem.random(SMALL, 3)
@@ -280,6 +496,19 @@ def test_derivatives_of_the_derivatives(name):
 
     def function(*operands):
         return getattr(torch.ops.clebsch, name)(*operands, str(SMALL))
+
+    assert torch.autograd.gradcheck(function, operands)
+    assert torch.autograd.gradgradcheck(function, operands)
+
+
+@pytest.mark.parametrize("name", ["linear_grad_x", "linear_grad_weight"])
+def test_derivatives_of_the_derivatives_with_an_index(name):
+    problem = LinearProblem.random(with_elements(SMALL, 3), 4, present=2)
+    operands = (problem.grad, problem.weight) if name == "linear_grad_x" else (problem.x, problem.grad)
+    operands = [operand.requires_grad_() for operand in operands]
+
+    def function(*operands):
+        return getattr(torch.ops.clebsch, name)(*operands, str(problem.plan), problem.index)
 
     assert torch.autograd.gradcheck(function, operands)
     assert torch.autograd.gradgradcheck(function, operands)

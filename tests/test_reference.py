@@ -579,6 +579,26 @@ def test_a_linear_layer_is_the_product_with_one(plan_and_biased, seed):
 
 
 @settings(max_examples=40)
+@given(random_linear_plans(), st.sampled_from((1, 2, 5)), st.integers(0, 10**6))
+def test_a_linear_layer_with_an_index_is_the_product_with_one_hot_rows(plan_and_biased, elements, seed):
+    plan, biased = plan_and_biased
+    plan = ProductPlan(plan.irreps_in1, f"{elements}x0e", plan.irreps_out, plan.paths, plan.layout)
+    rng = np.random.default_rng(seed)
+    a, w, b, g = linear_operands(plan, biased, False, rng)
+    index = rng.integers(0, elements, 3)
+    y = np.eye(elements)[index]
+    grad_x, _, grad_weight = reference.tensor_product_backward(plan, g, a, y, w)
+    bias = reference.linear(plan, a, np.zeros_like(w), b, biased, index)
+    for found, wanted in (
+        (reference.linear(plan, a, w, index=index), reference.tensor_product(plan, a, y, w)),
+        (reference.linear(plan, a, w, b, biased, index) - bias, reference.tensor_product(plan, a, y, w)),
+        (reference.linear_grad_x(plan, g, w, index), grad_x),
+        (reference.linear_grad_weight(plan, a, g, index), grad_weight),
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@settings(max_examples=40)
 @given(random_linear_plans(), st.booleans(), st.integers(0, 10**6))
 def test_derivatives_of_a_linear_layer_are_differences(plan_and_biased, bias_per_row, seed):
     plan, biased = plan_and_biased

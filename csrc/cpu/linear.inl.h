@@ -9,6 +9,9 @@
 //
 // The gradient of the weights sums over rows and components: there both operands are turned, a tile of rows
 // at a time.
+//
+// Rows that are a list of numbers (those of one species) are read and written where they lie, too: x is
+// needed one element at a time, so that a pointer for each row of a block is all it takes.
 #pragma once
 
 #include "linear.h"
@@ -42,9 +45,39 @@ std::int64_t linear_packed_size(const LinearProgram& program) {
   return size;
 }
 
+// For every u a line of `width` columns of the weights from `from` on, scaled; zeros beyond `columns`.
+template <class T, int width>
+void pack_lines(const LinearTerm& term, const T* from, int columns, T* packed) {
+  const T scale = static_cast<T>(term.scale);
+  for (int u = 0; u < term.source.mul; ++u, from += term.step_u, packed += width) {
+    for (int w = 0; w < columns; ++w) packed[w] = scale * from[w * term.step_w];
+    for (int w = columns; w < width; ++w) packed[w] = T{};
+  }
+}
+
+// The same where the weights of neighbouring u lie side by side and those of neighbouring columns far apart:
+// squares are turned in registers.
+template <class T, int width>
+void pack_columns(const LinearTerm& term, const T* from, int columns, T* packed) {
+  constexpr int W = lanes<T>;
+  const Vec<T> scale = broadcast(static_cast<T>(term.scale));
+  const int lines = term.source.mul;
+  for (int w = 0; w < width; w += W) {
+    for (int u = 0; u < lines; u += W) {
+      Vec<T> square[W];
+      CLEBSCH_UNROLL
+      for (int i = 0; i < W; ++i)
+        square[i] = w + i < columns ? load(from + (w + i) * term.step_w + u, Mask<T>(lines - u)) : Vec<T>{};
+      transpose<T>(square);
+      T* to = packed + std::int64_t{u} * width + w;
+      for (int i = 0; i < W && u + i < lines; ++i) store(to + i * width, scale * square[i]);
+    }
+  }
+}
+
 // Panel by panel, in each the terms, in each a line of the panel's columns for every u.
 template <class T>
-void linear_pack(const LinearProgram& program, const T* weight, T* packed) {
+void linear_pack(const LinearProgram& program, const T* weight, std::int64_t v, T* packed) {
   for (int i = 0; i < program.target_count; ++i) {
     const LinearTarget& target = program.targets[i];
     each_panel<T>(target.block.mul, [&]<int Vectors>(int first) {
@@ -52,22 +85,31 @@ void linear_pack(const LinearProgram& program, const T* weight, T* packed) {
       const int columns = target.block.mul - first < width ? target.block.mul - first : width;
       for (int j = 0; j < target.term_count; ++j) {
         const LinearTerm& term = target.terms[j];
-        const T scale = static_cast<T>(term.scale);
-        for (int u = 0; u < term.source.mul; ++u, packed += width) {
-          const T* line = weight + term.weight + u * term.step_u + first * term.step_w;
-          for (int w = 0; w < columns; ++w) packed[w] = scale * line[w * term.step_w];
-          for (int w = columns; w < width; ++w) packed[w] = T{};
-        }
+        const T* from = weight + term.weight + v * term.step_v + first * term.step_w;
+        const bool turns = term.step_u == 1 && term.step_w > 1;
+        (turns ? pack_columns<T, width> : pack_lines<T, width>)(term, from, columns, packed);
+        packed += std::int64_t{term.source.mul} * width;
       }
     });
   }
 }
 
-// Results of Rows rows for the columns [first, first + width) of a target, from the panel of weights at
-// packed.
-template <class T, int Rows, int Vectors>
+// The number of a row from its position: the position itself, or what is listed there.
+template <bool Listed>
+struct RowNumbers {
+  const std::int64_t* order;
+  CLEBSCH_INLINE std::int64_t operator[](std::int64_t position) const {
+    if constexpr (Listed) return order[position];
+    return position;
+  }
+};
+
+// Results of the Rows rows from position `row` on, for the columns [first, first + width) of a target, from
+// the panel of weights at packed.
+template <class T, int Rows, int Vectors, bool Listed>
 void apply_block(const LinearTarget& target, bool mul_ir, clebsch::Rows<const T> source, const T* packed,
-                 clebsch::Rows<const T> bias, clebsch::Rows<T> to, std::int64_t row, int first, T* scratch) {
+                 clebsch::Rows<const T> bias, clebsch::Rows<T> to, RowNumbers<Listed> number,
+                 std::int64_t row, int first, T* scratch) {
   constexpr int width = Vectors * lanes<T>;
   const int d = components(target.block);
   const BlockSteps steps(target.block, mul_ir);
@@ -77,7 +119,7 @@ void apply_block(const LinearTarget& target, bool mul_ir, clebsch::Rows<const T>
     Sums<T, Rows, Vectors> sums{};
     if (target.bias >= 0) {
       for (int i = 0; i < Rows; ++i) {
-        const T* from = bias[row + i] + target.bias + first;
+        const T* from = bias[number[row + i]] + target.bias + first;
         CLEBSCH_UNROLL
         for (int v = 0; v < Vectors; ++v)
           sums.at[i][v] = load(from + v * lanes<T>, Mask<T>(columns - v * lanes<T>));
@@ -87,12 +129,18 @@ void apply_block(const LinearTarget& target, bool mul_ir, clebsch::Rows<const T>
     for (int j = 0; j < target.term_count; ++j) {
       const Block& x = target.terms[j].source;
       const BlockSteps x_steps(x, mul_ir);
-      multiply_add(source[row] + x.offset + m * x_steps.component, source.stride, x_steps.channel, b, width,
-                   x.mul, sums);
+      const std::int64_t at = x.offset + m * x_steps.component;
+      if constexpr (Listed) {
+        const T* rows[Rows];
+        for (int i = 0; i < Rows; ++i) rows[i] = source[number[row + i]] + at;
+        multiply_add(rows, x_steps.channel, b, width, x.mul, sums);
+      } else {
+        multiply_add(source[row] + at, source.stride, x_steps.channel, b, width, x.mul, sums);
+      }
       b += std::int64_t{x.mul} * width;
     }
     for (int i = 0; i < Rows; ++i) {
-      T* line = in_place ? to[row + i] + target.block.offset + m * steps.component + first
+      T* line = in_place ? to[number[row + i]] + target.block.offset + m * steps.component + first
                          : scratch + (i * d + m) * width;
       CLEBSCH_UNROLL
       for (int v = 0; v < Vectors; ++v) {
@@ -108,13 +156,13 @@ void apply_block(const LinearTarget& target, bool mul_ir, clebsch::Rows<const T>
   const Block part{columns, target.block.l, 0, 0, width, true};
   for (int i = 0; i < Rows; ++i) {
     block_from_panel(part, true, scratch + std::int64_t{i} * d * width,
-                     to[row + i] + target.block.offset + first * steps.channel);
+                     to[number[row + i]] + target.block.offset + first * steps.channel);
   }
 }
 
-template <class T>
-void linear_apply(const LinearProgram& program, Rows<const T> source, const T* packed, Rows<const T> bias,
-                  Rows<T> to, std::int64_t begin, std::int64_t end, T* scratch) {
+template <class T, bool Listed>
+void apply_rows(const LinearProgram& program, Rows<const T> source, const T* packed, Rows<const T> bias,
+                Rows<T> to, RowNumbers<Listed> number, std::int64_t begin, std::int64_t end, T* scratch) {
   for (; begin < end; begin += kTileRows) {
     const std::int64_t count = end - begin < kTileRows ? end - begin : kTileRows;
     const T* weights = packed;
@@ -124,8 +172,8 @@ void linear_apply(const LinearProgram& program, Rows<const T> source, const T* p
       for (int j = 0; j < target.term_count; ++j) lines += target.terms[j].source.mul;
       each_panel<T>(target.block.mul, [&]<int Vectors>(int first) {
         each_block<block_rows(Vectors)>(count, [&]<int Rows>(std::int64_t i) {
-          apply_block<T, Rows, Vectors>(target, program.mul_ir, source, weights, bias, to, begin + i, first,
-                                        scratch);
+          apply_block<T, Rows, Vectors>(target, program.mul_ir, source, weights, bias, to, number, begin + i,
+                                        first, scratch);
         });
         weights += lines * Vectors * lanes<T>;
       });
@@ -133,12 +181,25 @@ void linear_apply(const LinearProgram& program, Rows<const T> source, const T* p
   }
 }
 
+template <class T>
+void linear_apply(const LinearProgram& program, Rows<const T> source, const T* packed, Rows<const T> bias,
+                  Rows<T> to, RowRange rows, T* scratch) {
+  const auto [order, begin, end] = rows;
+  if (order) {
+    apply_rows(program, source, packed, bias, to, RowNumbers<true>{order}, begin, end, scratch);
+  } else {
+    apply_rows(program, source, packed, bias, to, RowNumbers<false>{}, begin, end, scratch);
+  }
+}
+
 // Lines of a tile of rows, one for each row and component, with channels side by side.
 template <class T>
-void turn_rows(const Block& b, bool mul_ir, Rows<const T> rows, std::int64_t begin, std::int64_t count,
-               T* lines) {
-  for (std::int64_t i = 0; i < count; ++i)
-    block_to_panel(b, mul_ir, rows[begin + i] + b.offset, lines + i * components(b) * b.stride);
+void turn_rows(const Block& b, bool mul_ir, Rows<const T> rows, const std::int64_t* order, std::int64_t begin,
+               std::int64_t count, T* lines) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t row = order ? order[begin + i] : begin + i;
+    block_to_panel(b, mul_ir, rows[row] + b.offset, lines + i * components(b) * b.stride);
+  }
 }
 
 // Rows of x and g that are turned at a time for a target, and the elements that they take.
@@ -159,7 +220,7 @@ struct GradientTile {
   }
 };
 
-// grad_weight[u, w] += scale * sum over the lines of x[u] * g[w]
+// grad_weight[u, w] += scale * sum over the lines of x[u] * g[w]; grad_weight is where those of one v begin
 template <class T>
 void add_products(const LinearTerm& term, const Block& target, const T* x, const T* g, std::int64_t lines,
                   T* grad_weight) {
@@ -169,7 +230,7 @@ void add_products(const LinearTerm& term, const Block& target, const T* x, const
       Sums<T, Rows, Vectors> sums{};
       multiply_add(x + u, 1, term.source.stride, g + first, target.stride, lines, sums);
       for (int i = 0; i < Rows; ++i) {
-        T* to = grad_weight + term.weight + (u + i) * term.step_u + first;
+        T* to = grad_weight + (u + i) * term.step_u + first;
         CLEBSCH_UNROLL
         for (int v = 0; v < Vectors; ++v) {
           const Mask<T> mask(target.mul - first - v * lanes<T>);
@@ -183,20 +244,21 @@ void add_products(const LinearTerm& term, const Block& target, const T* x, const
 // For the program from x to the result: weights of a term lie in rows of output channels.
 template <class T>
 void linear_grad_weight(const LinearProgram& program, Rows<const T> source, Rows<const T> g, T* grad_weight,
-                        std::int64_t begin, std::int64_t end, T* scratch) {
+                        std::int64_t v, RowRange rows, T* scratch) {
   for (int t = 0; t < program.target_count; ++t) {
     const LinearTarget& target = program.targets[t];
     const GradientTile tile(target);
     const std::int64_t d = components(target.block);
     T* g_lines = scratch;
     T* x_lines = scratch + tile.g_size;
-    for (std::int64_t row = begin; row < end && target.term_count; row += tile.rows) {
-      const std::int64_t count = end - row < tile.rows ? end - row : tile.rows;
-      turn_rows(target.block, program.mul_ir, g, row, count, g_lines);
+    for (std::int64_t row = rows.begin; row < rows.end && target.term_count; row += tile.rows) {
+      const std::int64_t count = rows.end - row < tile.rows ? rows.end - row : tile.rows;
+      turn_rows(target.block, program.mul_ir, g, rows.order, row, count, g_lines);
       for (int j = 0; j < target.term_count; ++j) {
         const LinearTerm& term = target.terms[j];
-        turn_rows(term.source, program.mul_ir, source, row, count, x_lines);
-        add_products(term, target.block, x_lines, g_lines, count * d, grad_weight);
+        turn_rows(term.source, program.mul_ir, source, rows.order, row, count, x_lines);
+        add_products(term, target.block, x_lines, g_lines, count * d,
+                     grad_weight + term.weight + v * term.step_v);
       }
     }
   }

@@ -35,6 +35,23 @@ CLEBSCH_INLINE void multiply_add(const T* a, std::int64_t a_row, std::int64_t a_
   }
 }
 
+// sums[i][v] += sum over k < count of a[i][k * a_k] * b[k * b_k + v], for rows that lie anywhere
+template <class T, int Rows, int Vectors>
+CLEBSCH_INLINE void multiply_add(const T* const (&a)[Rows], std::int64_t a_k, const T* b, std::int64_t b_k,
+                                 std::int64_t count, Sums<T, Rows, Vectors>& sums) {
+  for (std::int64_t k = 0, at = 0; k < count; ++k, at += a_k, b += b_k) {
+    Vec<T> column[Vectors];
+    CLEBSCH_UNROLL
+    for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * lanes<T>);
+    CLEBSCH_UNROLL
+    for (int i = 0; i < Rows; ++i) {
+      const Vec<T> element = broadcast(a[i][at]);
+      CLEBSCH_UNROLL
+      for (int v = 0; v < Vectors; ++v) sums.at[i][v] += element * column[v];
+    }
+  }
+}
+
 // f<Rows>(first) for pieces of [0, count): whole blocks, then halves, then one by one.
 template <int Rows, class F>
 CLEBSCH_INLINE void each_block(std::int64_t count, F f, std::int64_t first = 0) {

@@ -1,6 +1,8 @@
 #include "cpu/run_linear.h"
 
 #include <algorithm>
+#include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 
@@ -12,10 +14,14 @@ namespace {
 
 enum class Direction { to_out, to_x };
 
+// Whether weights lie as (u, v, w), or those of one v alone, as (u, w).
+enum class Weights { of_all, of_one };
+
 // The matrix products of a plan, by the block that they add up to.
 class Arrangement {
  public:
-  Arrangement(const Plan& plan, Direction direction, const std::vector<std::int64_t>& biased = {}) {
+  Arrangement(const Plan& plan, Direction direction, const std::vector<std::int64_t>& biased = {},
+              Weights weights = Weights::of_all) {
     const Program& from = plan.program;
     const bool to_out = direction == Direction::to_out;
     const Block* blocks = to_out ? from.out : from.in1;
@@ -24,10 +30,12 @@ class Arrangement {
     for (int i = 0; i < from.path_count; ++i) {
       const Path& p = from.paths[i];
       const double scale = p.values[0];  // the coupling of l with a scalar is a multiple of the identity
-      const std::int64_t next = p.out.mul;
+      const bool one = weights == Weights::of_one;
+      const std::int64_t line = p.out.mul, next = one ? line : p.in2.mul * line;
+      const std::int64_t weight = one ? p.weight / p.in2.mul : p.weight;
       const Block& target = to_out ? p.out : p.in1;
-      const LinearTerm term =
-          to_out ? LinearTerm{p.in1, p.weight, next, 1, scale} : LinearTerm{p.out, p.weight, 1, next, scale};
+      const LinearTerm term = to_out ? LinearTerm{p.in1, weight, next, line, 1, scale}
+                                     : LinearTerm{p.out, weight, 1, line, next, scale};
       const Block* found = std::find_if(blocks, blocks + count, [&](const Block& b) {
         return b.offset == target.offset && b.mul > 0;  // blocks without a channel share an offset
       });
@@ -68,31 +76,118 @@ std::int64_t wave_chunks(std::int64_t numel) {
   return std::min(kChunks, std::max((std::int64_t{1} << 20) / numel, cores()));
 }
 
+// Rows [begin, end) of the order, of the group with this number.
+struct Piece {
+  std::size_t group;
+  std::int64_t begin, end;
+};
+
+// Each group of rows in even pieces of kPieceRows rows or more, 64 of them at most.
+std::vector<Piece> pieces_of(std::span<const RowGroup> groups) {
+  std::vector<Piece> pieces;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    const auto [element, begin, end] = groups[i];
+    const std::int64_t rows = end - begin, count = std::clamp<std::int64_t>(rows / kPieceRows, 1, 64);
+    for (std::int64_t n = 0; n < count; ++n)
+      pieces.push_back({i, begin + rows * n / count, begin + rows * (n + 1) / count});
+  }
+  return pieces;
+}
+
 template <class T>
-void apply(const LinearProgram& program, std::int64_t rows, Rows<const T> source, const T* weight,
+void apply(const LinearProgram& program, const RowGroups& rows, Rows<const T> source, const T* weight,
            Rows<const T> bias, Rows<T> target, Parallel parallel) {
   const LinearKernels<T>& table = kernels<T>().linear;
+  const std::int64_t scratch = table.scratch_size(program), size = table.packed_size(program);
+  const std::int64_t* order = rows.order();
   Buffer<T> packed;
-  table.pack(program, weight, packed.reserve(table.packed_size(program)));
-  const std::int64_t scratch = table.scratch_size(program);
-  for_each_piece(rows, kPieceRows, parallel, [&](std::int64_t begin, std::int64_t end) {
-    table.apply(program, source, packed.data(), bias, target, begin, end, thread_scratch<T>(scratch));
+  const auto run = [&](std::int64_t group, std::int64_t begin, std::int64_t end) {
+    table.apply(program, source, packed.data() + group * size, bias, target, {order, begin, end},
+                thread_scratch<T>(scratch));
+  };
+  if (!order) {
+    table.pack(program, weight, 0, packed.reserve(size));
+    return for_each_piece(rows.rows(), kPieceRows, parallel,
+                          [&](std::int64_t begin, std::int64_t end) { run(0, begin, end); });
+  }
+  const std::span<const RowGroup> groups = rows.groups();
+  packed.reserve(size * static_cast<std::int64_t>(groups.size()));
+  for_each_chunk(static_cast<std::int64_t>(groups.size()), parallel, [&](std::int64_t i) {
+    table.pack(program, weight, groups[i].element, packed.data() + i * size);
   });
+  const std::vector<Piece> pieces = pieces_of(groups);
+  for_each_chunk(static_cast<std::int64_t>(pieces.size()), parallel, [&](std::int64_t i) {
+    run(static_cast<std::int64_t>(pieces[i].group), pieces[i].begin, pieces[i].end);
+  });
+}
+
+// Rows whose gradient of the weights of element v is summed at once. The first of an element adds to the
+// result, the others to private sums, one of which is its own.
+struct Chunk {
+  std::int64_t v, begin, end;
+  bool is_first;
+  std::int64_t own;
+};
+
+// By element; each has one for kChunkRows rows, kChunks of them at most.
+std::vector<Chunk> chunks_of(std::span<const RowGroup> groups) {
+  std::vector<Chunk> chunks;
+  for (const auto& [element, begin, end] : groups) {
+    const std::int64_t rows = end - begin;
+    const std::int64_t count = std::clamp<std::int64_t>((rows + kChunkRows - 1) / kChunkRows, 1, kChunks);
+    for (std::int64_t i = 0; i < count; ++i)
+      chunks.push_back({element, begin + rows * i / count, begin + rows * (i + 1) / count, i == 0, 0});
+  }
+  return chunks;
+}
+
+// Numbers the private sums of chunks from `first` on, and returns the end of those that have one of `limit`.
+std::size_t end_of_wave(std::vector<Chunk>& chunks, std::size_t first, std::int64_t limit) {
+  std::int64_t count = 0;
+  for (; first < chunks.size(); ++first) {
+    if (chunks[first].is_first) continue;
+    if (count == limit) break;
+    chunks[first].own = count++;
+  }
+  return first;
+}
+
+// Adds [begin, end) of the sums of one element, which lie as (u, w), to its place in weights that lie as
+// (u, v, w).
+template <class T>
+void add_sums(const Program& program, std::int64_t v, const T* sums, std::int64_t begin, std::int64_t end,
+              T* weights) {
+  for (int i = 0; i < program.path_count; ++i) {
+    const Path& p = program.paths[i];
+    const std::int64_t elements = p.in2.mul, first = p.weight / elements;
+    const std::int64_t stop = std::min(end, first + p.weight_numel / elements);
+    // with one element alone, all lines follow each other
+    const std::int64_t width = elements == 1 ? p.weight_numel : p.out.mul;
+    for (std::int64_t at = std::max(begin, first); at < stop;) {
+      const std::int64_t u = (at - first) / width, line = first + u * width;
+      T* to = weights + p.weight + (u * elements + v) * width - line;
+      const std::int64_t line_end = std::min(stop, line + width);
+      for (; at < line_end; ++at) to[at] += sums[at];
+    }
+  }
 }
 
 }  // namespace
 
-void check_linear(const Plan& plan, const std::vector<std::int64_t>& biased) {
+void check_linear(const Plan& plan, const std::vector<std::int64_t>& biased, bool indexed) {
   const Program& p = plan.program;
   const auto require = [](bool ok, const std::string& what) {
     if (!ok) throw std::invalid_argument("linear: " + what);
   };
-  bool dense = p.dim2 == 1;
+  bool dense = indexed || p.dim2 == 1;
+  for (int i = 0; i < p.in2_count && indexed; ++i)
+    dense = dense && (p.in2[i].mul == 0 || (p.in2[i].l == 0 && p.in2[i].mul == p.dim2));
   for (int i = 0; i < p.path_count; ++i) {
     const Path& path = p.paths[i];
-    dense = dense && path.mode == Mode::uvw && path.weighted && path.in2.l == 0 && path.in2.mul == 1;
+    dense = dense && path.mode == Mode::uvw && path.weighted && path.in2.l == 0 && path.in2.mul == p.dim2;
   }
-  require(dense, "plan must have paths uvw with weights and one scalar as y");
+  require(dense, indexed ? "plan must have paths uvw with weights and one block of scalars as y"
+                         : "plan must have paths uvw with weights and one scalar as y");
   for (const std::int64_t block : biased) {
     require(block >= 0 && block < p.out_count && p.out[block].l == 0,
             "biased must name blocks of the output that hold scalars, got " + std::to_string(block));
@@ -107,55 +202,68 @@ void check_linear(const Plan& plan, const std::vector<std::int64_t>& biased) {
 }
 
 template <class T>
-void run_linear(const Plan& plan, const std::vector<std::int64_t>& biased, std::int64_t rows, Rows<const T> x,
-                const T* weight, Rows<const T> bias, Rows<T> out, Parallel parallel) {
+void run_linear(const Plan& plan, const std::vector<std::int64_t>& biased, const RowGroups& rows,
+                Rows<const T> x, const T* weight, Rows<const T> bias, Rows<T> out, Parallel parallel) {
   apply(Arrangement(plan, Direction::to_out, biased).program(), rows, x, weight, bias, out, parallel);
 }
 
 template <class T>
-void run_linear_grad_x(const Plan& plan, std::int64_t rows, Rows<const T> g, const T* weight, Rows<T> grad_x,
-                       Parallel parallel) {
+void run_linear_grad_x(const Plan& plan, const RowGroups& rows, Rows<const T> g, const T* weight,
+                       Rows<T> grad_x, Parallel parallel) {
   apply(Arrangement(plan, Direction::to_x).program(), rows, g, weight, Rows<const T>{}, grad_x, parallel);
 }
 
 // Sums of chunks of rows, which depend on the call alone, added in their order: the same for any number of
 // threads.
 template <class T>
-void run_linear_grad_weight(const Plan& plan, std::int64_t rows, Rows<const T> x, Rows<const T> g,
+void run_linear_grad_weight(const Plan& plan, const RowGroups& rows, Rows<const T> x, Rows<const T> g,
                             T* grad_weight, Parallel parallel) {
-  const Arrangement arrangement(plan, Direction::to_out);
-  const LinearProgram& program = arrangement.program();
+  const Arrangement all(plan, Direction::to_out);
+  const Program& program = plan.program;
   const LinearKernels<T>& table = kernels<T>().linear;
-  const std::int64_t numel = plan.program.weight_numel, scratch = table.scratch_size(program);
-  const std::int64_t chunks = std::clamp<std::int64_t>((rows + kChunkRows - 1) / kChunkRows, 1, kChunks);
-  std::fill_n(grad_weight, numel, T{});
+  const std::int64_t numel = program.weight_numel / std::max<std::int64_t>(program.dim2, 1);
+  const std::int64_t scratch = table.scratch_size(all.program());
+  const std::int64_t limit = wave_chunks<T>(std::max<std::int64_t>(numel, 1));
+  std::fill_n(grad_weight, program.weight_numel, T{});
+  std::vector<Chunk> chunks = chunks_of(rows.groups());
+  std::optional<Arrangement> one;  // that of private sums
+  if (chunks.size() > rows.groups().size())
+    one.emplace(plan, Direction::to_out, std::vector<std::int64_t>{}, Weights::of_one);
   Buffer<T> sums;
-  const std::int64_t at_once = wave_chunks<T>(std::max<std::int64_t>(numel, 1));
-  for (std::int64_t first = 0; first < chunks; first += at_once) {
-    const std::int64_t wave = std::min(at_once, chunks - first);
-    if (chunks > 1) std::fill_n(sums.reserve(wave * numel), wave * numel, T{});
-    for_each_chunk(wave, parallel, [&](std::int64_t i) {
-      table.grad_weight(program, x, g, chunks > 1 ? sums.data() + i * numel : grad_weight,
-                        rows * (first + i) / chunks, rows * (first + i + 1) / chunks,
-                        thread_scratch<T>(scratch));
+  for (std::size_t first = 0; first < chunks.size();) {
+    const std::size_t end = end_of_wave(chunks, first, limit);
+    const Chunk* wave = chunks.data() + first;
+    const std::int64_t count = static_cast<std::int64_t>(end - first);
+    const std::int64_t owned = std::count_if(wave, wave + count, [](const Chunk& c) { return !c.is_first; });
+    if (owned) std::fill_n(sums.reserve(owned * numel), owned * numel, T{});
+    for_each_chunk(count, parallel, [&](std::int64_t i) {
+      const Chunk& chunk = wave[i];
+      const RowRange range{rows.order(), chunk.begin, chunk.end};
+      T* own = thread_scratch<T>(scratch);
+      if (chunk.is_first) {
+        table.grad_weight(all.program(), x, g, grad_weight, chunk.v, range, own);
+      } else {
+        table.grad_weight(one->program(), x, g, sums.data() + chunk.own * numel, 0, range, own);
+      }
     });
-    if (chunks == 1) return;
-    for_each_piece(numel, 1024, parallel, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t chunk = 0; chunk < wave; ++chunk) {
-        const T* part = sums.data() + chunk * numel;
-        for (std::int64_t i = begin; i < end; ++i) grad_weight[i] += part[i];
+    first = end;
+    if (!owned) continue;
+    for_each_piece(numel, 1024, parallel, [&](std::int64_t begin, std::int64_t stop) {
+      for (std::int64_t i = 0; i < count; ++i) {
+        if (wave[i].is_first) continue;
+        add_sums(program, wave[i].v, sums.data() + wave[i].own * numel, begin, stop, grad_weight);
       }
     });
   }
 }
 
-#define CLEBSCH_INSTANTIATE(T)                                                                              \
-  template CLEBSCH_API void run_linear(const Plan&, const std::vector<std::int64_t>&, std::int64_t,         \
-                                       Rows<const T>, const T*, Rows<const T>, Rows<T>, Parallel);          \
-  template CLEBSCH_API void run_linear_grad_x(const Plan&, std::int64_t, Rows<const T>, const T*, Rows<T>,  \
-                                              Parallel);                                                    \
-  template CLEBSCH_API void run_linear_grad_weight(const Plan&, std::int64_t, Rows<const T>, Rows<const T>, \
-                                                   T*, Parallel);
+#define CLEBSCH_INSTANTIATE(T)                                                                          \
+  template CLEBSCH_API void run_linear(const Plan&, const std::vector<std::int64_t>&, const RowGroups&, \
+                                       Rows<const T>, const T*, Rows<const T>, Rows<T>, Parallel);      \
+  template CLEBSCH_API void run_linear_grad_x(const Plan&, const RowGroups&, Rows<const T>, const T*,   \
+                                              Rows<T>, Parallel);                                       \
+  template CLEBSCH_API void run_linear_grad_weight(const Plan&, const RowGroups&, Rows<const T>,        \
+                                                   Rows<const T>, T*, Parallel);
 CLEBSCH_INSTANTIATE(float)
 CLEBSCH_INSTANTIATE(double)
 

@@ -1,5 +1,6 @@
-// Linear layers against the form written out naively with y = 1: the kernels and `run_linear` under every
-// instruction set that runs here, on arrays of exactly the size they need.
+// Linear layers against the form written out naively with y = 1, or with one element of y that is 1: the
+// kernels and `run_linear` under every instruction set that runs here, on arrays of exactly the size they
+// need.
 #include <algorithm>
 #include <array>
 #include <limits>
@@ -24,8 +25,9 @@ enum Operand { G, X, Y, W, B };  // the first four as in form.h; biases
 const char* const results[] = {"out", "grad_x", "grad_weight"};
 
 // A path between any two blocks of the same irrep.
-Description mixing(const std::vector<Irrep>& in, const std::vector<Irrep>& out, bool mul_ir) {
-  Description d{in, {{1, 0, 'e'}}, out, {}, mul_ir};
+Description mixing(const std::vector<Irrep>& in, const std::vector<Irrep>& out, bool mul_ir,
+                   int elements = 1) {
+  Description d{in, {{elements, 0, 'e'}}, out, {}, mul_ir};
   for (int i = 0; i < static_cast<int>(in.size()); ++i) {
     for (int k = 0; k < static_cast<int>(out.size()); ++k) {
       if (in[i].l == out[k].l && in[i].parity == out[k].parity)
@@ -40,28 +42,43 @@ struct Problem {
   Description description;
   std::vector<int64_t> biased;
   Form form;
+  std::vector<Form> form_of;  // of each element of y alone
   int64_t rows, biases = 0;
   bool bias_per_row;
+  std::vector<int64_t> index;  // empty: without one
   std::array<std::vector<double>, 5> operand;
   std::array<Sums, 3> expected;
 
   Problem(const Description& d, int64_t row_count, const std::vector<int64_t>& biased_blocks = {},
-          bool per_row = false)
-      : description(d), biased(biased_blocks), form(d), rows(row_count), bias_per_row(per_row) {
+          bool per_row = false, const std::vector<int64_t>& elements = {})
+      : description(d),
+        biased(biased_blocks),
+        form(d),
+        form_of(d.in2[0].mul, form),
+        rows(row_count),
+        bias_per_row(per_row),
+        index(elements) {
+    for (int64_t v = 0; v < d.in2[0].mul; ++v)
+      std::erase_if(form_of[v].terms, [&](const Form::Term& t) { return t.index[Y] != v; });
     for (const int64_t block : biased) biases += d.out[block].mul;
     std::mt19937 generator(static_cast<unsigned>(7 * rows + form.terms.size()));
     for (const int i : {G, X, W, B}) operand[i] = random_numbers(count(i) * width(i), generator);
-    operand[Y] = {1.0};
+    operand[Y].assign(d.in2[0].mul, 1.0);
     const std::array<int, 3> targets{G, X, W};
     for (int i = 0; i < 3; ++i) expected[i].resize(count(targets[i]) * width(targets[i]));
     for (int64_t r = 0; r < rows; ++r) {
       const double* pointers[] = {row(G, r), row(X, r), row(Y, r), row(W, r)};
       for (int i = 0; i < 3; ++i)
-        contract(form, targets[i], pointers, 1, targets[i] == W ? 0 : r * width(targets[i]), expected[i]);
+        contract(form_of[index.empty() ? 0 : index[r]], targets[i], pointers, 1,
+                 targets[i] == W ? 0 : r * width(targets[i]), expected[i]);
       add_bias(r);
     }
   }
 
+  clebsch::RowGroups groups() const {
+    if (index.empty()) return clebsch::RowGroups(rows);
+    return clebsch::RowGroups(index.data(), rows, description.in2[0].mul);
+  }
   int64_t width(int i) const { return i == B ? biases : form.dim[i]; }
   int64_t count(int i) const { return i == Y || i == W || (i == B && !bias_per_row) ? 1 : rows; }
   const double* row(int i, int64_t r) const { return operand[i].data() + (count(i) == 1 ? 0 : r) * width(i); }
@@ -117,10 +134,11 @@ struct Arrays {
   void run(clebsch::Parallel parallel) const {
     const clebsch::Plan& plan = clebsch::parse_plan(problem.description.text());
     const T* weight = operands[W]->data();
-    clebsch::check_linear(plan, problem.biased);
-    clebsch::run_linear(plan, problem.biased, problem.rows, in(X), weight, in(B), out(0), parallel);
-    clebsch::run_linear_grad_x(plan, problem.rows, in(G), weight, out(1), parallel);
-    clebsch::run_linear_grad_weight(plan, problem.rows, in(X), in(G), outputs[2]->data(), parallel);
+    const clebsch::RowGroups rows = problem.groups();
+    clebsch::check_linear(plan, problem.biased, !problem.index.empty());
+    clebsch::run_linear(plan, problem.biased, rows, in(X), weight, in(B), out(0), parallel);
+    clebsch::run_linear_grad_x(plan, rows, in(G), weight, out(1), parallel);
+    clebsch::run_linear_grad_weight(plan, rows, in(X), in(G), outputs[2]->data(), parallel);
   }
 
   void check(const std::string& label) const {
@@ -170,8 +188,9 @@ struct Arrangement {
       for (int i = 0; i < program.path_count; ++i) {
         const clebsch::Path& p = program.paths[i];
         if ((to_out ? p.out : p.in1).offset != blocks[k].offset || blocks[k].mul == 0) continue;
+        const int64_t line = p.out.mul, next = p.in2.mul * line;
         terms[k].push_back(
-            {to_out ? p.in1 : p.out, p.weight, to_out ? p.out.mul : 1, to_out ? 1 : p.out.mul, p.values[0]});
+            {to_out ? p.in1 : p.out, p.weight, to_out ? next : 1, line, to_out ? 1 : next, p.values[0]});
       }
       int64_t bias = -1, at = 0;
       for (const int64_t block : biased) {
@@ -188,29 +207,33 @@ struct Arrangement {
 };
 
 // The kernels themselves, with packed weights and scratch space of the size that they ask for and not one
-// element more; rows in two parts.
+// element more; rows of an element in two parts.
 template <class T>
 void check_kernels(const Problem& problem, const std::string& label) {
   const auto& kernels = clebsch::kernels<T>().linear;
   const clebsch::Program& plan = clebsch::parse_plan(problem.description.text()).program;
   const Arrays<T> arrays(problem, Place::page_end);
-  const int64_t half = problem.rows / 2;
+  const clebsch::RowGroups groups = problem.groups();
   for (const bool to_out : {true, false}) {
     const Arrangement arrangement(plan, to_out, problem.biased);
     const clebsch::LinearProgram program = arrangement.program(plan.mul_ir);
     Buffer<T> packed(kernels.packed_size(program), Place::page_end);
     Buffer<T> scratch(kernels.scratch_size(program), Place::page_end);
-    packed.poison();
-    kernels.pack(program, arrays.operands[W]->data(), packed.data());
     if (to_out) std::fill_n(arrays.outputs[2]->data(), plan.weight_numel, T{});
-    for (const auto& [begin, end] : {std::pair(int64_t{0}, half), std::pair(half, problem.rows)}) {
-      scratch.poison();
-      kernels.apply(program, arrays.in(to_out ? X : G), packed.data(), arrays.in(B),
-                    arrays.out(to_out ? 0 : 1), begin, end, scratch.data());
-      scratch.poison();
-      if (!to_out) continue;
-      kernels.grad_weight(program, arrays.in(X), arrays.in(G), arrays.outputs[2]->data(), begin, end,
-                          scratch.data());
+    for (const auto& [v, first, last] : groups.groups()) {
+      packed.poison();
+      kernels.pack(program, arrays.operands[W]->data(), v, packed.data());
+      const int64_t middle = (first + last) / 2;
+      for (const auto& [begin, end] : {std::pair(first, middle), std::pair(middle, last)}) {
+        const clebsch::RowRange range{groups.order(), begin, end};
+        scratch.poison();
+        kernels.apply(program, arrays.in(to_out ? X : G), packed.data(), arrays.in(B),
+                      arrays.out(to_out ? 0 : 1), range, scratch.data());
+        scratch.poison();
+        if (!to_out) continue;
+        kernels.grad_weight(program, arrays.in(X), arrays.in(G), arrays.outputs[2]->data(), v, range,
+                            scratch.data());
+      }
     }
   }
   arrays.check(label);
@@ -247,6 +270,19 @@ std::vector<Layer> layers() {
   return all;
 }
 
+// Rows of `present` of `elements` elements, in turn, the last first.
+std::vector<int64_t> in_turn(int64_t rows, int64_t elements, int64_t present) {
+  std::vector<int64_t> index(rows);
+  for (int64_t r = 0; r < rows; ++r) index[r] = elements - 1 - r * r % present;
+  return index;
+}
+
+// A layer with several scalars as y.
+Description with_elements(Description d, int elements) {
+  d.in2[0].mul = elements;
+  return d;
+}
+
 }  // namespace
 
 TEST(linear_rows) {
@@ -267,6 +303,45 @@ TEST(linear_rows_in_several_pieces_and_chunks) {
   }
 }
 
+TEST(linear_rows_of_several_elements) {
+  for (const Layer& layer : layers()) {
+    for (const int elements : {2, 7}) {
+      const Description d = with_elements(layer.description, elements);
+      for (const int64_t rows : {2, 13, 100}) {
+        for (const int64_t present : {1, elements})
+          check_everywhere(Problem(d, rows, layer.biased, rows == 13, in_turn(rows, elements, present)));
+      }
+    }
+  }
+}
+
+TEST(linear_elements_in_several_pieces_and_chunks) {
+  for (const bool mul_ir : {true, false}) {
+    const Description d =
+        mixing({{3, 0, 'e'}, {5, 1, 'o'}, {2, 5, 'o'}}, {{2, 0, 'e'}, {4, 1, 'o'}, {1, 5, 'o'}}, mul_ir, 3);
+    for (const int64_t rows : {600, 3000})
+      check_everywhere(Problem(d, rows, {0}, false, in_turn(rows, 3, 2)));
+  }
+}
+
+TEST(linear_groups_of_rows) {
+  const int64_t index[] = {2, 0, 2, 4, 0, 2};
+  const clebsch::RowGroups groups(index, 6, 6);
+  const std::vector<int64_t> order(groups.order(), groups.order() + 6);
+  CHECK((order == std::vector<int64_t>{1, 4, 0, 2, 5, 3}));
+  std::vector<int64_t> found;
+  for (const auto& [element, begin, end] : groups.groups()) found.insert(found.end(), {element, begin, end});
+  CHECK((found == std::vector<int64_t>{0, 0, 2, 2, 2, 5, 4, 5, 6}));
+  CHECK(clebsch::RowGroups(index, 0, 0).groups().empty());
+  CHECK(clebsch::RowGroups(0).groups().empty());
+  for (const int64_t wrong :
+       {int64_t{-1}, int64_t{3}, std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max()}) {
+    const int64_t given[] = {0, 2, wrong};
+    CHECK(check::refusal([&] { clebsch::RowGroups(given, 3, 3); }) ==
+          "index must lie in [0, 3), got " + std::to_string(wrong) + " in row 2");
+  }
+}
+
 // Panels times vectors exceed 32 bits; 256 rows of such a block would take a gigabyte.
 TEST(linear_blocks_that_are_very_wide) {
   for (const bool mul_ir : {true, false}) {
@@ -279,17 +354,25 @@ TEST(linear_kernels_stay_in_their_scratch) {
   for (const Layer& layer : layers()) {
     for (const int64_t rows : {23, 290}) {  // 290: gradients fill their tile of 256 rows
       const Problem problem(layer.description, rows, layer.biased, rows == 23);
+      const Problem of_elements(with_elements(layer.description, 3), rows, layer.biased, rows == 23,
+                                in_turn(rows, 3, 2));
       for_each_instruction_set([&](const std::string& isa) {
-        check_kernels<float>(problem, isa + " float");
-        check_kernels<double>(problem, isa + " double");
+        for (const Problem* each : {&problem, &of_elements}) {
+          check_kernels<float>(*each, isa + " float");
+          check_kernels<double>(*each, isa + " double");
+        }
       });
     }
   }
 }
 
 TEST(linear_threads_do_not_change_a_bit) {
-  for (const bool mul_ir : {true, false}) {
-    const Problem problem(mixing({{16, 0, 'e'}, {5, 1, 'o'}}, {{17, 0, 'e'}, {6, 1, 'o'}}, mul_ir), 700, {0});
+  for (const int elements : {0, 2}) {  // 0: without an index
+    const bool mul_ir = elements == 0;
+    const Description d =
+        mixing({{16, 0, 'e'}, {5, 1, 'o'}}, {{17, 0, 'e'}, {6, 1, 'o'}}, mul_ir, std::max(elements, 1));
+    const Problem problem(d, 700, {0}, false,
+                          elements ? in_turn(700, elements, elements) : std::vector<int64_t>{});
     for_each_instruction_set([&](const std::string& isa) {
       const Arrays<float> here(problem, Place::heap), backwards(problem, Place::heap),
           threads(problem, Place::page_end);
@@ -304,9 +387,12 @@ TEST(linear_threads_do_not_change_a_bit) {
 }
 
 TEST(linear_waves_do_not_change_a_bit) {
-  for (const bool mul_ir : {true, false}) {
-    const Problem problem(mixing({{16, 0, 'e'}, {5, 1, 'o'}}, {{17, 0, 'e'}, {6, 1, 'o'}}, mul_ir), 1500,
-                          {0});
+  for (const int elements : {0, 2}) {
+    const bool mul_ir = elements == 0;
+    const Description d =
+        mixing({{16, 0, 'e'}, {5, 1, 'o'}}, {{17, 0, 'e'}, {6, 1, 'o'}}, mul_ir, std::max(elements, 1));
+    const Problem problem(d, 1500, {0}, false,
+                          elements ? in_turn(1500, elements, elements) : std::vector<int64_t>{});
     for_each_instruction_set([&](const std::string& isa) {
       const Arrays<double> one_wave(problem, Place::heap);
       clebsch::set_private_bytes(int64_t{1} << 40);
@@ -325,7 +411,10 @@ TEST(linear_waves_do_not_change_a_bit) {
 
 TEST(linear_plans_and_biases_that_are_refused) {
   const auto refusal = [](const std::string& text, const std::vector<int64_t>& biased = {}) {
-    return check::refusal([&] { clebsch::check_linear(clebsch::parse_plan(text), biased); });
+    return check::refusal([&] { clebsch::check_linear(clebsch::parse_plan(text), biased, false); });
+  };
+  const auto refusal_of_index = [](const std::string& text) {
+    return check::refusal([&] { clebsch::check_linear(clebsch::parse_plan(text), {}, true); });
   };
   const std::string plan = "linear: plan must have paths uvw with weights and one scalar as y";
   CHECK(refusal("4x0e*1x0e->4x0e;mul_ir;0 0 0 uvu w 1.0") == plan);
@@ -338,10 +427,20 @@ TEST(linear_plans_and_biases_that_are_refused) {
   const std::string good = "4x0e*1x0e->2x0e+3x1o+5x0o;mul_ir;0 0 0 uvw w 1.0";
   CHECK(refusal(good).empty());
   CHECK(refusal(good, {2, 0}).empty());
-  for (const int64_t block : {int64_t{1}, int64_t{3}, int64_t{-1}, std::numeric_limits<int64_t>::max(),
+  for (const int64_t wrong : {int64_t{1}, int64_t{3}, int64_t{-1}, std::numeric_limits<int64_t>::max(),
                               std::numeric_limits<int64_t>::min()}) {
-    CHECK(refusal(good, {0, block}) ==
-          "linear: biased must name blocks of the output that hold scalars, got " + std::to_string(block));
+    CHECK(refusal(good, {0, wrong}) ==
+          "linear: biased must name blocks of the output that hold scalars, got " + std::to_string(wrong));
   }
+  const std::string block = "linear: plan must have paths uvw with weights and one block of scalars as y";
+  CHECK(refusal_of_index("4x0e*3x0e->4x0e;mul_ir;0 0 0 uvw w 1.0").empty());
+  CHECK(refusal_of_index("4x1e*0x1o+3x0o->4x1o;mul_ir;0 1 0 uvw w 1.0").empty());
+  CHECK(refusal_of_index("4x0e*->2x0e;mul_ir;").empty());
+  CHECK(refusal_of_index("4x0e*0x0e->2x0e;mul_ir;0 0 0 uvw w 1.0").empty());
+  CHECK(refusal_of_index("4x0e*3x0e->4x0e;mul_ir;0 0 0 uvu w 1.0") == block);
+  CHECK(refusal_of_index("4x0e*1x0e+2x0e->4x0e;mul_ir;0 0 0 uvw w 1.0,0 1 0 uvw w 1.0") == block);
+  CHECK(refusal_of_index("4x0e*1x0e+2x0e->4x0e;mul_ir;0 1 0 uvw w 1.0") == block);
+  CHECK(refusal_of_index("4x1o*1x1o->1x0e;mul_ir;0 0 0 uvw w 1.0") == block);
+  CHECK(refusal_of_index("4x0e*1x1o->1x0e;mul_ir;") == block);
   CHECK(refusal(good, {2, 0, 2}) == "linear: biased must name a block once, got 2 twice");
 }

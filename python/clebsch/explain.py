@@ -218,7 +218,9 @@ def _describe_product(entry: Entry, layer: Layer, dtype: torch.dtype, edges_per_
     graph = edges_per_node if layer.kind == "TensorProductConv" else None
     square = layer.kind == "TensorSquare"
     work = product_work(plan, dtype.itemsize, shared=shared, edges_per_node=graph, is_square=square)
-    reasons = slow_paths.of_plan(plan, dtype, shared=shared)
+    reasons = list(slow_paths.of_plan(plan, dtype, shared=shared))
+    if shared and graph is None and entry.backend == "cpu":
+        reasons += slow_paths.of_one_hot(plan)
     passes = _passes(slow_paths.kernels(plan), work)
     return replace(entry, passes=passes, plan=str(plan), reasons=tuple(reasons))
 

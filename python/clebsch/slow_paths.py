@@ -10,9 +10,10 @@ import torch
 from clebsch import backend
 from clebsch.algebra.irreps import Irreps
 from clebsch.algebra.plan import Path, ProductPlan
+from clebsch.ops.tensor_product import plan_sizes
 from clebsch.work import DENSE
 
-__all__ = ["DTYPES", "kernels", "of_harmonics", "of_linear", "of_machine", "of_plan"]
+__all__ = ["DTYPES", "kernels", "of_harmonics", "of_linear", "of_machine", "of_one_hot", "of_plan"]
 
 DTYPES = (torch.float32, torch.float64)
 LINE = 16  # channels of a panel are padded to a cache line of floats: kPadding in csrc/plan.cpp
@@ -90,6 +91,16 @@ def of_plan(plan: ProductPlan, dtype: torch.dtype, *, shared: bool) -> Iterator[
     yield from _why_not_unrolled(plan, paths, found, dtype, shared)
     if not shared:
         yield from _why_transposed(plan, paths, found)
+
+
+def of_one_hot(plan: ProductPlan) -> Iterator[str]:
+    """What runs a plan whose y is one block of scalars, where rows of y are one-hot."""
+    elements = plan_sizes(plan).elements
+    if elements > 0:
+        yield (
+            "species-indexed linear when y is one-hot: the kernels and costs shown are those of any other y, "
+            f"through the matrices of all {elements}"
+        )
 
 
 def _why_transposed(plan: ProductPlan, paths: Sequence[Path], found: dict) -> Iterator[str]:

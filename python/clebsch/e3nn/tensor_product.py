@@ -14,6 +14,7 @@ from clebsch.algebra.plan import ProductPlan
 from clebsch.e3nn.forwards import is_on
 from clebsch.e3nn.operands import note, refused
 from clebsch.o3.coupling_tables import degrees, flip, relative_sign, table_name, table_triple
+from clebsch.ops.one_hot import choose_or_multiply
 from clebsch.ops.tensor_product import PlanSizes, multiply_rows, plan_sizes
 
 __all__ = ["construct", "forward", "load", "plan_of", "prepare"]
@@ -109,7 +110,8 @@ def _multiply(x: Tensor, y: Tensor, weight: Tensor, sizes: PlanSizes, batch: tup
         operands = [value.expand(*batch, value.shape[-1]) for value in (x, y)]
         if weight.dim() > 1:
             weight = weight.expand(*batch, sizes.weight)
-        return multiply_rows(*operands, weight, sizes)
+        multiply = choose_or_multiply if sizes.elements else multiply_rows
+        return multiply(*operands, weight, sizes)
     rows = math.prod(batch)
     x, y = (value.expand(*batch, value.shape[-1]).reshape(rows, value.shape[-1]) for value in (x, y))
     if weight.dim() > 1:

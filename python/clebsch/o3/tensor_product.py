@@ -25,6 +25,7 @@ from clebsch.o3.coupling_tables import (
 from clebsch.o3.irreps import Irreps, allowed_irreps
 from clebsch.o3.tensor_product_right import check_right, right_matrices
 from clebsch.o3.wigner import wigner_3j
+from clebsch.ops.one_hot import choose_or_multiply
 from clebsch.ops.tensor_product import multiply_rows, plan_sizes
 
 __all__ = [
@@ -187,7 +188,8 @@ class TensorProduct(torch.nn.Module):
             and x.shape[0] == y.shape[0]
             and (weight.dim() == 1 or (weight.dim() == 2 and weight.shape[0] == x.shape[0]))
         ):
-            return multiply_rows(x, y, weight, self._sizes)
+            multiply = choose_or_multiply if self._sizes.elements else multiply_rows
+            return multiply(x, y, weight, self._sizes)
         return self._broadcast(x, y, weight)
 
     def right(self, y: Tensor, weight: Tensor | list[Tensor] | None = None) -> Tensor:

@@ -6,7 +6,8 @@ from clebsch import backend
 
 backend.load()
 
-from clebsch.ops.convolution import convolution  # noqa: E402  the library must be loaded first
+from clebsch.ops import one_hot  # noqa: E402, F401  the library must be loaded first
+from clebsch.ops.convolution import convolution  # noqa: E402
 from clebsch.ops.gate import gate  # noqa: E402
 from clebsch.ops.linear import linear  # noqa: E402
 from clebsch.ops.spherical_harmonics import spherical_harmonics  # noqa: E402

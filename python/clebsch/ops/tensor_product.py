@@ -18,13 +18,18 @@ __all__ = ["PlanSizes", "plan_sizes", "tensor_product"]
 
 
 class PlanSizes(NamedTuple):
-    """A plan as operators see it: its canonical string, and the length of a row of each operand."""
+    """A plan as operators see it: its canonical string, and the length of a row of each operand.
+
+    elements: of y, where y is one block of scalars and every path takes x through a matrix for each of them
+    (the plan of a linear layer with an index); else 0.
+    """
 
     plan: str
     in1: int
     in2: int
     out: int
     weight: int
+    elements: int
 
     def __reduce__(self):
         # The kernels of another process must learn the couplings of this plan, too.
@@ -41,9 +46,15 @@ def plan_sizes(plan: ProductPlan | str) -> PlanSizes:
     if not isinstance(plan, ProductPlan):
         plan = ProductPlan.parse(plan)
     backend.register_couplings(plan)
-    return PlanSizes(
-        str(plan), plan.irreps_in1.dim, plan.irreps_in2.dim, plan.irreps_out.dim, plan.weight_numel
-    )
+    sizes = plan.irreps_in1.dim, plan.irreps_in2.dim, plan.irreps_out.dim, plan.weight_numel
+    return PlanSizes(str(plan), *sizes, _elements(plan))
+
+
+def _elements(plan: ProductPlan) -> int:
+    blocks = [(mul, ir.l) for mul, ir in plan.irreps_in2 if mul > 0]
+    if len(blocks) != 1 or blocks[0][1] > 0 or not plan.paths:
+        return 0
+    return blocks[0][0] if all(path.mode == "uvw" and path.has_weight for path in plan.paths) else 0
 
 
 def constant_plan_sizes(plan: ProductPlan | str) -> PlanSizes:

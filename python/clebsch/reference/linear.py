@@ -5,7 +5,9 @@ the identity over sqrt(2l+1), so that path p, from block i to block k with coeff
 
     out_k[w, m] += c_p / sqrt(2l+1) sum_u W_p[u, w] x_i[u, m]
 
-and out_k[w] += b_k[w] for the scalar blocks k that have a bias. Without the bias, <grad, out> is linear in
+and out_k[w] += b_k[w] for the scalar blocks k that have a bias. With an index, y of the plan is one block of
+several scalars, and row r takes the product with a y that is 1 at index[r] and else 0: it goes through
+W_p[:, index[r], :]. Without the bias, <grad, out> is linear in
 each of grad, x and weight: `linear`, `linear_grad_x` and `linear_grad_weight` are its derivatives with
 respect to the operand that they are not given, and the derivatives of each of them are the other two.
 """
@@ -43,18 +45,20 @@ def linear(
     weight: ArrayLike,
     bias: ArrayLike = (),
     biased: Sequence[int] = (),
+    index: ArrayLike | None = None,
 ) -> Array:
     """x (rows, in1) through the matrices in weight (weight_numel,): shape (rows, out).
 
     bias: (bias_numel,), or (rows, bias_numel), added to the blocks `biased` of the output, one after the
-    other.
+    other. index: (rows,) integers, the element of y that is 1 in each row; 0 if None.
     """
     form = _form(plan)
     x, weight, bias = (np.asarray(operand, np.float64) for operand in (x, weight, bias))
     out = np.zeros((len(x), form.plan.irreps_out.dim))
-    for path, where, value in _paths(form):
+    for path, where, rows, value in _paths(form, len(x), index):
         block = _block(out, form.plan.irreps_out, path.i_out, form.plan.layout)
-        block += value * (_block(x, form.plan.irreps_in1, path.i_in1, form.plan.layout) @ weight[where])
+        source = _block(x, form.plan.irreps_in1, path.i_in1, form.plan.layout)
+        block[rows] += value * (source[rows] @ weight[where])
     start = 0
     for columns in _columns(form, biased):
         end = start + columns.stop - columns.start
@@ -63,26 +67,31 @@ def linear(
     return out
 
 
-def linear_grad_x(plan: ProductPlan | Matrices, grad: ArrayLike, weight: ArrayLike) -> Array:
+def linear_grad_x(
+    plan: ProductPlan | Matrices, grad: ArrayLike, weight: ArrayLike, index: ArrayLike | None = None
+) -> Array:
     """Gradient of <grad, linear(x, weight)> with respect to x: shape (rows, in1)."""
     form = _form(plan)
     grad, weight = np.asarray(grad, np.float64), np.asarray(weight, np.float64)
     grad_x = np.zeros((len(grad), form.plan.irreps_in1.dim))
-    for path, where, value in _paths(form):
+    for path, where, rows, value in _paths(form, len(grad), index):
         block = _block(grad_x, form.plan.irreps_in1, path.i_in1, form.plan.layout)
-        block += value * (_block(grad, form.plan.irreps_out, path.i_out, form.plan.layout) @ weight[where].T)
+        target = _block(grad, form.plan.irreps_out, path.i_out, form.plan.layout)
+        block[rows] += value * (target[rows] @ weight[where].T)
     return grad_x
 
 
-def linear_grad_weight(plan: ProductPlan | Matrices, x: ArrayLike, grad: ArrayLike) -> Array:
+def linear_grad_weight(
+    plan: ProductPlan | Matrices, x: ArrayLike, grad: ArrayLike, index: ArrayLike | None = None
+) -> Array:
     """Gradient of <grad, linear(x, weight)> with respect to weight: shape (weight_numel,)."""
     form = _form(plan)
     x, grad = np.asarray(x, np.float64), np.asarray(grad, np.float64)
     grad_weight = np.zeros(form.plan.weight_numel)
-    for path, where, value in _paths(form):
+    for path, where, rows, value in _paths(form, len(x), index):
         source = _block(x, form.plan.irreps_in1, path.i_in1, form.plan.layout)
         target = _block(grad, form.plan.irreps_out, path.i_out, form.plan.layout)
-        grad_weight[where] = value * np.tensordot(source, target, axes=((0, 1), (0, 1)))
+        grad_weight[where] = value * np.tensordot(source[rows], target[rows], axes=((0, 1), (0, 1)))
     return grad_weight
 
 
@@ -100,12 +109,18 @@ def _form(plan: ProductPlan | Matrices) -> Matrices:
     return plan if isinstance(plan, Matrices) else matrices(plan)
 
 
-def _paths(form: Matrices) -> Iterator[tuple[Path, NDArray[np.int64], float]]:
-    """Every path with where its weights W[u, w] lie, and its factor."""
-    for path, (start, (mul_in, _, mul_out)), value in zip(
+def _paths(
+    form: Matrices, count: int, index: ArrayLike | None
+) -> Iterator[tuple[Path, NDArray[np.int64], NDArray[np.int64], float]]:
+    """Every path and element of y with where its weights W[u, w] lie, the rows of the element, and the factor
+    of the path."""
+    index = np.zeros(count, np.int64) if index is None else np.asarray(index)
+    for path, (start, (mul_in, elements, mul_out)), value in zip(
         form.plan.paths, form.plan.weight_slices, form.value, strict=True
     ):
-        yield path, start + np.arange(mul_in * mul_out).reshape(mul_in, mul_out), value
+        where = start + np.arange(mul_in * elements * mul_out).reshape(mul_in, elements, mul_out)
+        for element in range(elements):
+            yield path, where[:, element], np.flatnonzero(index == element), value
 
 
 def _block(rows: Array, irreps: Irreps, block: int, layout: str) -> Array:
