@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from clebsch.algebra.plan import ProductPlan
-from clebsch.ops.dispatch import call, require_alike, require_one_device
+from clebsch.ops.dispatch import asked_for, call, require_alike, require_one_device
 from clebsch.ops.tensor_product import (
     PlanSizes,
     constant_plan_sizes,
@@ -178,7 +178,7 @@ def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _differentiate_linear(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight, index = ctx.saved_tensors
-    wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+    wants_x, wants_weight, wants_bias = asked_for(ctx, 3)
     return (
         _grad_x(grad, weight, ctx.plan, index) if wants_x else None,
         _grad_weight(x, grad, ctx.plan, index) if wants_weight else None,
@@ -196,7 +196,7 @@ def _save_pair(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _differentiate_grad_x(ctx: Any, tangent: Tensor) -> tuple[Any, ...]:
     grad, weight, index = ctx.saved_tensors
-    wants_grad, wants_weight = ctx.needs_input_grad[:2]
+    wants_grad, wants_weight = asked_for(ctx, 2)
     return (
         _product(tangent, weight, ctx.plan, index) if wants_grad else None,
         _grad_weight(tangent, grad, ctx.plan, index) if wants_weight else None,
@@ -207,7 +207,7 @@ def _differentiate_grad_x(ctx: Any, tangent: Tensor) -> tuple[Any, ...]:
 
 def _differentiate_grad_weight(ctx: Any, tangent: Tensor) -> tuple[Any, ...]:
     x, grad, index = ctx.saved_tensors
-    wants_x, wants_grad = ctx.needs_input_grad[:2]
+    wants_x, wants_grad = asked_for(ctx, 2)
     return (
         _grad_x(grad, tangent, ctx.plan, index) if wants_x else None,
         _product(x, tangent, ctx.plan, index) if wants_grad else None,
