@@ -14,7 +14,7 @@ from .session import Session
 
 MEGABYTES = 10
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-NOUNS = ("spherical_harmonics", "tensor_product", "convolution")
+NOUNS = ("spherical_harmonics", "tensor_product", "convolution", "radial_convolution")
 OPERATORS = (
     *(noun + step for noun in NOUNS for step in ("", "_backward", "_double_backward")),
     *("linear", "linear_grad_x", "linear_grad_weight"),
@@ -68,7 +68,7 @@ def _operator(operator: str, num_edges: int) -> Callable[[], object]:
     function = getattr(torch.ops.clebsch, operator)
     if "backward" not in operator:
         return lambda: function(*inputs, *fixed)
-    needs = () if harmonics else (0b1111,)
+    needs = () if harmonics else (0b11111,)
     grad = torch.ones(len(inputs[0]), columns)
     tangents = [torch.ones_like(tensor) for tensor in inputs] if "double" in operator else []
     return lambda: function(*tangents, grad, *inputs, *fixed, *needs)
@@ -82,10 +82,12 @@ def _harmonics(num_points: int) -> tuple[Sequence, int, tuple]:
 
 
 def _product(operator: str, num_edges: int) -> tuple[Sequence, int, tuple]:
+    import torch
+
     from clebsch import Graph
     from clebsch.algebra.plan import ProductPlan
 
-    from .problems import DEGREE, local_edges, model, operands
+    from .problems import DEGREE, HIDDEN, local_edges, model, operands
 
     problem = model("mace-medium")
     plan = ProductPlan.from_instructions(*problem.arguments)
@@ -93,6 +95,10 @@ def _product(operator: str, num_edges: int) -> tuple[Sequence, int, tuple]:
         return operands(problem, num_edges, num_edges), plan.irreps_out.dim, (str(plan),)
     edges = local_edges(num_edges // DEGREE)
     order = Graph(edges.senders, edges.receivers, edges.num_nodes).order
+    if operator.startswith("radial"):
+        x, y, _ = operands(problem, edges.num_nodes, num_edges, shared_weights=True)
+        factors = torch.randn(num_edges, HIDDEN), torch.randn(HIDDEN, plan.weight_numel)
+        return (x, y, *factors), plan.irreps_out.dim, (order, str(plan))
     return operands(problem, edges.num_nodes, num_edges), plan.irreps_out.dim, (order, str(plan))
 
 

@@ -8,6 +8,7 @@ from itertools import product
 import torch
 
 DEGREE = 40  # edges per node
+HIDDEN = 64  # columns of what the last layer of a radial network multiplies
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,9 @@ class RadialBlocks {
     gw_ = moved && (grad_hidden || grad_matrix);
     gw1_ = (ahidden && grad_matrix) || (amatrix && grad_hidden);
     runs_ = results || gw_;
-    const std::int64_t rows = w_ + aw_ + gw_ + gw1_;
-    const std::int64_t row_bytes = std::max<std::int64_t>(rows, 1) * stride_ * std::int64_t{sizeof(T)};
+    // w, aw, gw and gw1, wanted or not: what is asked for makes no difference to a bit.
+    const std::int64_t most = derivative == Derivative::none ? 1 : derivative == Derivative::first ? 2 : 4;
+    const std::int64_t row_bytes = most * stride_ * static_cast<std::int64_t>(sizeof(T));
     block_ = std::clamp(kBlockBytes / row_bytes, kFewestEdges, kMostEdges);
     if (w_ || (aw_ && ahidden)) pack(radial_.matrix, packed_);
     if (aw_ && amatrix) pack(radial_.amatrix, apacked_);
@@ -92,7 +93,7 @@ class RadialBlocks {
   }
 
  private:
-  // Of all weights of a block together: half of the second cache of a small core, as much as a matrix takes.
+  // Of all weights of a block together: half of a second cache of 1 MiB, the rest for the packed matrix.
   static constexpr std::int64_t kBlockBytes = 512 << 10;
   static constexpr std::int64_t kFewestEdges = 16, kMostEdges = 96;
 
