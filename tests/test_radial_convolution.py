@@ -1,11 +1,7 @@
 """Convolutions whose weights are hidden @ matrix, with their derivatives, against the reference."""
 
 import concurrent.futures
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -282,21 +278,6 @@ def test_not_finite_values_stay_with_their_edges(plan, bad):
         spoilt = ((out, receiver), (grad_x, sender), (grad_y, edge))
         for result, row in (*spoilt, (grad_hidden, -1)):
             assert result[torch.arange(len(result)) != row].isfinite().all()
-
-
-# Memory
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory cannot be reset")
-@pytest.mark.parametrize("suffix", ["", "_backward", "_double_backward"])
-def test_memory_does_not_hold_the_weights(suffix):
-    """8,000 edges of MACE-medium: 41 MB of weights, and in derivatives as much again of their gradients."""
-    command = (sys.executable, "-m", "benchmarks.memory", f"radial_convolution{suffix}", "8000")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1], env=environment
-    )
-    assert float(found.stdout) < 16
 
 
 # Bad input

@@ -105,16 +105,16 @@ class ProductRun {
   std::int64_t first_slot(std::int64_t chunk) const { return call_.graph->chunk_slot[chunk]; }
 
   // Chunks run in waves whose private sums fit private_bytes(). Waves follow each other, and sums are added
-  // in the order of the chunks, so memory is bounded for any number of edges. (Many shared weights: a chunk
-  // for each core all the same.)
+  // in the order of the chunks, so memory is bounded for any number of edges. (Many shared weights, or a
+  // large matrix: a chunk for each core all the same.)
   std::int64_t wave_end(std::int64_t begin, std::int64_t chunks, bool sum_senders, bool sum_weights) const {
     const std::int64_t most = private_bytes() / static_cast<std::int64_t>(sizeof(T));
+    const auto fits = [&](std::int64_t last) {
+      const std::int64_t senders = sum_senders ? (first_slot(last) - first_slot(begin)) * gx_length() : 0;
+      return senders + (sum_weights ? (last - begin) * sums_numel() : 0) <= most;
+    };
     std::int64_t end = begin + 1;
-    while (end < chunks &&
-           (!sum_weights || end - begin < cores() || (end + 1 - begin) * sums_numel() <= most) &&
-           (!sum_senders || (first_slot(end + 1) - first_slot(begin)) * gx_length() <= most)) {
-      ++end;
-    }
+    while (end < chunks && (fits(end + 1) || (sum_weights && end - begin < cores()))) ++end;
     return end;
   }
 

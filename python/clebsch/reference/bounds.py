@@ -3,8 +3,9 @@
 For a sum of products, |computed - exact| <= gamma_n * (the same sum over absolute values), n being the number
 of terms, whatever the order of summation (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
 sections 3.1 and 3.5). So the magnitude of a product or a linear layer is its own form with every number
-replaced by its absolute value, and the number of its terms is the form with every number replaced by 1. Of a sum of numbers that are themselves sums, gamma counts the
-terms of both, not their product: gamma_m + gamma_n + gamma_m gamma_n <= gamma_(m + n) (section 3.1).
+replaced by its absolute value, and the number of its terms is the form with every number replaced by 1. Where
+a sum is over numbers that are sums themselves, the terms of both count, added and not multiplied, since
+(1 + gamma_m)(1 + gamma_n) <= 1 + gamma_(m + n).
 
 A harmonic is one polynomial that can be computed in many ways, and the absolute values of one way say nothing
 of the others. Its magnitude is the norm of its degree: |Y^l| for values, the Frobenius norms of the first and
