@@ -67,7 +67,7 @@ class RadialBlocks {
   // Receivers [begin, end). args: results that nobody wants point to `sink`, weights are left to this.
   void run(ProductArgs<T> args, std::int64_t begin, std::int64_t end, const ProductKernels<T>& kernels,
            T* scratch, T* own, T* sink, const T* zeros, T* grad_matrix) const {
-    Block b{args, kernels, scratch, sink, zeros, grad_matrix};
+    Space b{args, kernels, scratch, sink, zeros, grad_matrix};
     if (grad_matrix) std::fill_n(grad_matrix, radial_.size * numel_, T{});
     b.args.weights_by_position = true;
     const auto take = [&own](std::int64_t count) { return (own += count) - count; };
@@ -97,8 +97,9 @@ class RadialBlocks {
   static constexpr std::int64_t kBlockBytes = 512 << 10;
   static constexpr std::int64_t kFewestEdges = 16, kMostEdges = 96;
 
-  // What a block works with; the rows of w, aw and their gradients, stride_ apart.
-  struct Block {
+  // What a block is computed with and in; rows of w, aw, gw and gw1 are stride_ apart, of hidden
+  // hidden_stride_.
+  struct Space {
     ProductArgs<T> args;
     const ProductKernels<T>& kernels;
     T *scratch, *sink;
@@ -123,7 +124,7 @@ class RadialBlocks {
   }
 
   // A receiver whose edges are more than a block, as a graph of one receiver.
-  void run_in_parts(Block b, std::int64_t r, T* part) const {
+  void run_in_parts(Space b, std::int64_t r, T* part) const {
     Graph alone = *call_.graph;
     std::int64_t ends[2];
     alone.receiver_begin = ends;
@@ -143,7 +144,7 @@ class RadialBlocks {
   }
 
   // Receivers [begin, end) of b.args.graph, whose edges lie at [first, last).
-  void run_block(Block& b, std::int64_t begin, std::int64_t end, std::int64_t first,
+  void run_block(Space& b, std::int64_t begin, std::int64_t end, std::int64_t first,
                  std::int64_t last) const {
     const std::int64_t count = last - first;
     const bool amatrix = radial_.amatrix.data, ahidden = radial_.ahidden.data;
@@ -173,7 +174,7 @@ class RadialBlocks {
     }
   }
 
-  void run_kernel(const Block& b, std::int64_t begin, std::int64_t end) const {
+  void run_kernel(const Space& b, std::int64_t begin, std::int64_t end) const {
     switch (derivative_) {
       case Derivative::none:
         return b.kernels.forward(b.args, begin, end, b.scratch);
@@ -188,7 +189,7 @@ class RadialBlocks {
     for (std::int64_t e = 0; e < count; ++e)
       std::copy_n(rows[call_.graph->edge[first + e]], radial_.size, to + e * hidden_stride_);
   }
-  void give_hidden(const Block& b, std::int64_t first, std::int64_t count) const {
+  void give_hidden(const Space& b, std::int64_t first, std::int64_t count) const {
     const Rows<T> to{b.grad_hidden, hidden_stride_};
     const bool second = gw1_ && radial_.amatrix.data;
     const auto multiply = [&](const T* gw, const Buffer<T>& turned, bool add) {
