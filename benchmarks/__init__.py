@@ -5,6 +5,7 @@ NAMES = (
     "spherical_harmonics",
     "tensor_product",
     "convolution",
+    "radial_convolution",
     "linear",
     "layers",
     "drop_in",

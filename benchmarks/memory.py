@@ -13,8 +13,9 @@ from .machine import fresh_python
 from .session import Session
 
 MEGABYTES = 10
+RADIAL_MEGABYTES = 16  # the matrix, packed for each of its products, and private sums of its gradient
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-NOUNS = ("spherical_harmonics", "tensor_product", "convolution")
+NOUNS = ("spherical_harmonics", "tensor_product", "convolution", "radial_convolution")
 OPERATORS = (
     *(noun + step for noun in NOUNS for step in ("", "_backward", "_double_backward")),
     *("linear", "linear_grad_x", "linear_grad_weight"),
@@ -36,7 +37,8 @@ def rows(session: Session) -> Iterator[Row]:
                 command = ("-m", "benchmarks.memory", operator, str(edges))
                 peaks = [fresh_python(*command) for _ in range(session.pick(3, 1))]
                 session.say(f"{name}: {max(peaks):.1f} MB")
-                yield Row(name, "beyond inputs and outputs", Spread.of(peaks), "MB", at_most(MEGABYTES))
+                most = at_most(RADIAL_MEGABYTES if operator.startswith("radial") else MEGABYTES)
+                yield Row(name, "beyond inputs and outputs", Spread.of(peaks), "MB", most)
 
 
 def peak_beyond_outputs(operator: str, num_edges: int) -> float:
@@ -68,7 +70,7 @@ def _operator(operator: str, num_edges: int) -> Callable[[], object]:
     function = getattr(torch.ops.clebsch, operator)
     if "backward" not in operator:
         return lambda: function(*inputs, *fixed)
-    needs = () if harmonics else (0b1111,)
+    needs = () if harmonics else (0b11111,)
     grad = torch.ones(len(inputs[0]), columns)
     tangents = [torch.ones_like(tensor) for tensor in inputs] if "double" in operator else []
     return lambda: function(*tangents, grad, *inputs, *fixed, *needs)
@@ -82,10 +84,12 @@ def _harmonics(num_points: int) -> tuple[Sequence, int, tuple]:
 
 
 def _product(operator: str, num_edges: int) -> tuple[Sequence, int, tuple]:
+    import torch
+
     from clebsch import Graph
     from clebsch.algebra.plan import ProductPlan
 
-    from .problems import DEGREE, local_edges, model, operands
+    from .problems import DEGREE, HIDDEN, local_edges, model, operands
 
     problem = model("mace-medium")
     plan = ProductPlan.from_instructions(*problem.arguments)
@@ -93,6 +97,10 @@ def _product(operator: str, num_edges: int) -> tuple[Sequence, int, tuple]:
         return operands(problem, num_edges, num_edges), plan.irreps_out.dim, (str(plan),)
     edges = local_edges(num_edges // DEGREE)
     order = Graph(edges.senders, edges.receivers, edges.num_nodes).order
+    if operator.startswith("radial"):
+        x, y, _ = operands(problem, edges.num_nodes, num_edges, shared_weights=True)
+        factors = torch.randn(num_edges, HIDDEN), torch.randn(HIDDEN, plan.weight_numel)
+        return (x, y, *factors), plan.irreps_out.dim, (order, str(plan))
     return operands(problem, edges.num_nodes, num_edges), plan.irreps_out.dim, (order, str(plan))
 
 

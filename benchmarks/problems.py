@@ -8,6 +8,7 @@ from itertools import product
 import torch
 
 DEGREE = 40  # edges per node
+HIDDEN = 64  # columns of what the last layer of a radial network multiplies
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ MODELS = {
     "mace-large": ("MACE", "128x0e+128x1o+128x2e", EDGE3, EDGE3),
     "nequip-64": ("NequIP", "64x0e+64x1o+64x2e+64x3o", EDGE3, EDGE3),
     "nequip-32-both": ("NequIP", BOTH, EDGE2, BOTH),
+    "nequip-M": ("NequIP", "128x0e+64x1o+32x2e", EDGE2, EDGE2),
     "nequip-L": ("NequIP", "128x0e+64x1o+32x2e+32x3o", EDGE3, EDGE3),
 }
 

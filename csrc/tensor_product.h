@@ -28,6 +28,9 @@ struct Rows {
 // panel for every node or, if x_by_slot, for every slot from first_slot on. (Where lanes are rows, what is
 // said to be a panel is a row.) Results that nobody wants are still computed: their rows point to a scratch
 // row with stride 0.
+//
+// Where weights_by_position, rows of w, aw and gw are not those of edges but those of positions in the sorted
+// order, from first_position on: so weights that exist for a few edges at a time are met.
 template <class T>
 struct ProductArgs {
   const Program* program;
@@ -37,6 +40,12 @@ struct ProductArgs {
   bool shared_weights;  // one row of w (and aw) for all; gw is one row, added to
   bool x_by_slot;
   std::int64_t first_slot;  // of the chunk
+  bool weights_by_position;
+  std::int64_t first_position;
+  // The row of the weights of the edge at this position.
+  std::int64_t weight_row(std::int64_t position) const {
+    return weights_by_position ? position - first_position : graph->edge[position];
+  }
 };
 
 // Tasks [begin, end) are rows, or the receivers of a graph.

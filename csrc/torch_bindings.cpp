@@ -128,27 +128,27 @@ clebsch::Rows<T> writable(const Tensor& t, bool wanted) {
   return {static_cast<T*>(t.mutable_data_ptr()), t.dim() == 2 ? t.size(1) : 0};
 }
 
-// The operands that all derivatives share, checked.
+// The operands that all derivatives share but for the weights, checked.
 struct Product {
   const char* noun;
   const clebsch::Plan& plan;
-  Matrix x, y, weight;
+  Matrix x, y;
   std::optional<clebsch::Graph> graph;
   Tensor order;
-  int64_t out_rows;
-  bool shared_weights;
+  int64_t out_rows = 0;
 
-  Product(const char* noun_, const Tensor& x_, const Tensor& y_, const Tensor& weight_,
-          const std::optional<Tensor>& order_, const std::string& text)
+  Product(const char* noun_, const Tensor& x_, const Tensor& y_, const std::string& text)
       : noun(noun_), plan(clebsch::parse_plan(text)) {
-    const clebsch::Program& program = plan.program;
     require_float(noun, "x", x_);
-    x = matrix(noun, "x", x_, {"x", x_}, program.dim1);
-    y = matrix(noun, "y", y_, {"x", x_}, program.dim2);
-    weight = matrix(noun, "weight", weight_, {"x", x_}, program.weight_numel, true);
-    shared_weights = weight_.dim() == 1;
-    require(shared_weights || weight.rows == y.rows, noun, "weight must have ", y.rows, " rows, got ",
-            weight.rows);
+    x = matrix(noun, "x", x_, {"x", x_}, plan.program.dim1);
+    y = operand("y", y_, plan.program.dim2);
+  }
+
+  Matrix operand(const char* name, const Tensor& t, int64_t columns, bool may_be_vector = false) const {
+    return matrix(noun, name, t, {"x", x.tensor}, columns, may_be_vector);
+  }
+  // To be called once, when all operands are checked.
+  void follow(const std::optional<Tensor>& order_) {
     if (order_) {
       const int64_t nodes = x.rows;
       require(order_->scalar_type() == ScalarType::Long && order_->dim() == 1 &&
@@ -164,24 +164,23 @@ struct Product {
   }
 
   Matrix grad_of_out(const Tensor& grad) const {
-    Matrix g = matrix(noun, "grad", grad, {"x", x.tensor}, plan.program.dim_out);
+    Matrix g = operand("grad", grad, plan.program.dim_out);
     require(g.rows == out_rows, noun, "grad must have ", out_rows, " rows, got ", g.rows);
     return g;
   }
   Matrix tangent(const char* name, const Tensor& t, const Matrix& of, int64_t columns) const {
-    Matrix m = matrix(noun, name, t, {"x", x.tensor}, columns, true);
+    Matrix m = operand(name, t, columns, true);
     require(t.dim() == of.tensor.dim() && m.rows == of.rows, noun, name,
             " must have the shape of its operand");
     return m;
   }
 
-  Tensor new_out(bool wanted) const { return fresh(x.tensor, shape(wanted, out_rows, plan.program.dim_out)); }
-  Tensor new_gx(bool wanted) const { return fresh(x.tensor, shape(wanted, x.rows, plan.program.dim1)); }
-  Tensor new_gy(bool wanted) const { return fresh(x.tensor, shape(wanted, y.rows, plan.program.dim2)); }
-  Tensor new_gw(bool wanted) const {
-    if (wanted && shared_weights) return fresh(x.tensor, {plan.program.weight_numel});
-    return fresh(x.tensor, shape(wanted, y.rows, plan.program.weight_numel));
+  Tensor result(bool wanted, int64_t rows, int64_t columns) const {
+    return fresh(x.tensor, wanted ? std::vector<int64_t>{rows, columns} : std::vector<int64_t>{0});
   }
+  Tensor new_out(bool wanted) const { return result(wanted, out_rows, plan.program.dim_out); }
+  Tensor new_gx(bool wanted) const { return result(wanted, x.rows, plan.program.dim1); }
+  Tensor new_gy(bool wanted) const { return result(wanted, y.rows, plan.program.dim2); }
 
   template <class T>
   clebsch::ProductCall<T> call() const {
@@ -191,11 +190,9 @@ struct Product {
     c.rows = y.rows;
     c.x = x.read<T>();
     c.y = y.read<T>();
-    c.w = weight.read<T>();
-    c.shared_weights = shared_weights;
     return c;
   }
-
+  // f(call) in the type of x.
   template <class F>
   void dispatch(F f) const {
     if (x.tensor.scalar_type() == ScalarType::Float) {
@@ -204,10 +201,34 @@ struct Product {
       f(call<double>());
     }
   }
+};
 
- private:
-  static std::vector<int64_t> shape(bool wanted, int64_t rows, int64_t columns) {
-    return wanted ? std::vector<int64_t>{rows, columns} : std::vector<int64_t>{0};
+// With a row of weights for each row, or one for all.
+struct WeightedProduct : Product {
+  Matrix weight;
+  bool shared_weights;
+
+  WeightedProduct(const char* noun_, const Tensor& x_, const Tensor& y_, const Tensor& weight_,
+                  const std::optional<Tensor>& order_, const std::string& text)
+      : Product(noun_, x_, y_, text), shared_weights(weight_.dim() == 1) {
+    weight = operand("weight", weight_, plan.program.weight_numel, true);
+    require(shared_weights || weight.rows == y.rows, noun, "weight must have ", y.rows, " rows, got ",
+            weight.rows);
+    follow(order_);
+  }
+
+  Tensor new_gw(bool wanted) const {
+    if (wanted && shared_weights) return fresh(x.tensor, {plan.program.weight_numel});
+    return result(wanted, y.rows, plan.program.weight_numel);
+  }
+
+  template <class F>
+  void dispatch(F f) const {
+    Product::dispatch([&]<class T>(clebsch::ProductCall<T> c) {
+      c.w = weight.read<T>();
+      c.shared_weights = shared_weights;
+      f(c);
+    });
   }
 };
 
@@ -216,7 +237,7 @@ void run(const clebsch::ProductCall<T>& call, clebsch::Derivative derivative) {
   clebsch::run_product(call, derivative, &run_in_torch_threads);
 }
 
-Tensor product(const Product& p) {
+Tensor product(const WeightedProduct& p) {
   Tensor out = p.new_out(true);
   p.dispatch([&]<class T>(clebsch::ProductCall<T> call) {
     call.out = writable<T>(out, true);
@@ -225,7 +246,8 @@ Tensor product(const Product& p) {
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> product_backward(const Product& p, const Tensor& grad, int64_t needs) {
+std::tuple<Tensor, Tensor, Tensor> product_backward(const WeightedProduct& p, const Tensor& grad,
+                                                    int64_t needs) {
   const Matrix g = p.grad_of_out(grad);
   const bool x = needs & 1, y = needs & 2, w = needs & 4;
   Tensor gx = p.new_gx(x), gy = p.new_gy(y), gw = p.new_gw(w);
@@ -239,7 +261,7 @@ std::tuple<Tensor, Tensor, Tensor> product_backward(const Product& p, const Tens
   return {gx, gy, gw};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> product_double_backward(const Product& p,
+std::tuple<Tensor, Tensor, Tensor, Tensor> product_double_backward(const WeightedProduct& p,
                                                                    const std::optional<Tensor>& ax,
                                                                    const std::optional<Tensor>& ay,
                                                                    const std::optional<Tensor>& aw,
@@ -267,38 +289,136 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> product_double_backward(const Product
 }
 
 Tensor tensor_product(const Tensor& x, const Tensor& y, const Tensor& weight, std::string plan) {
-  return product(Product("tensor_product", x, y, weight, std::nullopt, plan));
+  return product(WeightedProduct("tensor_product", x, y, weight, std::nullopt, plan));
 }
 
 std::tuple<Tensor, Tensor, Tensor> tensor_product_backward(const Tensor& grad, const Tensor& x,
                                                            const Tensor& y, const Tensor& weight,
                                                            std::string plan, int64_t needs) {
-  return product_backward(Product("tensor_product", x, y, weight, std::nullopt, plan), grad, needs);
+  return product_backward(WeightedProduct("tensor_product", x, y, weight, std::nullopt, plan), grad, needs);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product_double_backward(
     std::optional<Tensor> ax, std::optional<Tensor> ay, std::optional<Tensor> aw, const Tensor& grad,
     const Tensor& x, const Tensor& y, const Tensor& weight, std::string plan, int64_t needs) {
-  return product_double_backward(Product("tensor_product", x, y, weight, std::nullopt, plan), ax, ay, aw,
-                                 grad, needs);
+  return product_double_backward(WeightedProduct("tensor_product", x, y, weight, std::nullopt, plan), ax, ay,
+                                 aw, grad, needs);
 }
 
 Tensor convolution(const Tensor& x, const Tensor& y, const Tensor& weight, const Tensor& order,
                    std::string plan) {
-  return product(Product("convolution", x, y, weight, order, plan));
+  return product(WeightedProduct("convolution", x, y, weight, order, plan));
 }
 
 std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& x, const Tensor& y,
                                                         const Tensor& weight, const Tensor& order,
                                                         std::string plan, int64_t needs) {
-  return product_backward(Product("convolution", x, y, weight, order, plan), grad, needs);
+  return product_backward(WeightedProduct("convolution", x, y, weight, order, plan), grad, needs);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> convolution_double_backward(
     std::optional<Tensor> ax, std::optional<Tensor> ay, std::optional<Tensor> aw, const Tensor& grad,
     const Tensor& x, const Tensor& y, const Tensor& weight, const Tensor& order, std::string plan,
     int64_t needs) {
-  return product_double_backward(Product("convolution", x, y, weight, order, plan), ax, ay, aw, grad, needs);
+  return product_double_backward(WeightedProduct("convolution", x, y, weight, order, plan), ax, ay, aw, grad,
+                                 needs);
+}
+
+// With weights that are hidden @ matrix.
+struct RadialProduct : Product {
+  Matrix hidden, last;  // the matrix of the last layer
+
+  RadialProduct(const Tensor& x_, const Tensor& y_, const Tensor& hidden_, const Tensor& matrix_,
+                const Tensor& order_, const std::string& text)
+      : Product("radial_convolution", x_, y_, text) {
+    require(hidden_.dim() == 2, noun, "hidden must have 2 dimensions, got ", hidden_.dim());
+    hidden = operand("hidden", hidden_, hidden_.size(1));
+    require(hidden.rows == y.rows, noun, "hidden must have ", y.rows, " rows, got ", hidden.rows);
+    require(plan.program.weight_numel < int64_t{1} << 31, noun, "weight_numel must be below 2^31");
+    last = operand("matrix", matrix_, plan.program.weight_numel);
+    require(last.rows == hidden_.size(1), noun, "matrix must have ", hidden_.size(1), " rows, got ",
+            last.rows);
+    follow(order_);
+  }
+
+  int64_t size() const { return last.rows; }
+  Tensor new_grad_hidden(bool wanted) const { return result(wanted, hidden.rows, size()); }
+  Tensor new_grad_matrix(bool wanted) const { return result(wanted, size(), plan.program.weight_numel); }
+
+  // f(call, weights) in the type of x; the call has the weights.
+  template <class F>
+  void dispatch(F f) const {
+    Product::dispatch([&]<class T>(clebsch::ProductCall<T> c) {
+      clebsch::RadialWeights<T> weights{};
+      weights.size = size();
+      weights.hidden = hidden.read<T>();
+      weights.matrix = last.read<T>();
+      c.radial = &weights;
+      f(c, weights);
+    });
+  }
+};
+
+Tensor radial_convolution(const Tensor& x, const Tensor& y, const Tensor& hidden, const Tensor& matrix,
+                          const Tensor& order, std::string plan) {
+  const RadialProduct p(x, y, hidden, matrix, order, plan);
+  Tensor out = p.new_out(true);
+  p.dispatch([&]<class T>(clebsch::ProductCall<T>& call, clebsch::RadialWeights<T>&) {
+    call.out = writable<T>(out, true);
+    run(call, clebsch::Derivative::none);
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> radial_convolution_backward(const Tensor& grad, const Tensor& x,
+                                                                       const Tensor& y, const Tensor& hidden,
+                                                                       const Tensor& matrix,
+                                                                       const Tensor& order, std::string plan,
+                                                                       int64_t needs) {
+  const RadialProduct p(x, y, hidden, matrix, order, plan);
+  const Matrix g = p.grad_of_out(grad);
+  const bool wx = needs & 1, wy = needs & 2, wh = needs & 4, wm = needs & 8;
+  Tensor gx = p.new_gx(wx), gy = p.new_gy(wy), gh = p.new_grad_hidden(wh), gm = p.new_grad_matrix(wm);
+  p.dispatch([&]<class T>(clebsch::ProductCall<T>& call, clebsch::RadialWeights<T>& weights) {
+    call.g = g.read<T>();
+    call.gx = writable<T>(gx, wx);
+    call.gy = writable<T>(gy, wy);
+    weights.grad_hidden = writable<T>(gh, wh);
+    weights.grad_matrix = writable<T>(gm, wm).data;
+    run(call, clebsch::Derivative::first);
+  });
+  return {gx, gy, gh, gm};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_convolution_double_backward(
+    std::optional<Tensor> ax, std::optional<Tensor> ay, std::optional<Tensor> ahidden,
+    std::optional<Tensor> amatrix, const Tensor& grad, const Tensor& x, const Tensor& y, const Tensor& hidden,
+    const Tensor& matrix, const Tensor& order, std::string plan, int64_t needs) {
+  const RadialProduct p(x, y, hidden, matrix, order, plan);
+  const Matrix g = p.grad_of_out(grad);
+  const clebsch::Program& program = p.plan.program;
+  std::array<std::optional<Matrix>, 4> tangents;
+  if (ax) tangents[0] = p.tangent("ax", *ax, p.x, program.dim1);
+  if (ay) tangents[1] = p.tangent("ay", *ay, p.y, program.dim2);
+  if (ahidden) tangents[2] = p.tangent("ahidden", *ahidden, p.hidden, p.size());
+  if (amatrix) tangents[3] = p.tangent("amatrix", *amatrix, p.last, program.weight_numel);
+  const bool wg = needs & 1, wx = needs & 2, wy = needs & 4, wh = needs & 8, wm = needs & 16;
+  Tensor gg = p.new_out(wg), gx = p.new_gx(wx), gy = p.new_gy(wy);
+  Tensor gh = p.new_grad_hidden(wh), gm = p.new_grad_matrix(wm);
+  p.dispatch([&]<class T>(clebsch::ProductCall<T>& call, clebsch::RadialWeights<T>& weights) {
+    call.g = g.read<T>();
+    if (tangents[0]) call.ax = tangents[0]->read<T>();
+    if (tangents[1]) call.ay = tangents[1]->read<T>();
+    if (tangents[2]) weights.ahidden = tangents[2]->read<T>();
+    if (tangents[3]) weights.amatrix = tangents[3]->read<T>();
+    call.out = writable<T>(gg, wg);
+    call.gx = writable<T>(gx, wx);
+    call.gy = writable<T>(gy, wy);
+    weights.grad_hidden = writable<T>(gh, wh);
+    weights.grad_matrix = writable<T>(gm, wm).data;
+    run(call, clebsch::Derivative::second);
+  });
+  return {gg, gx, gy, gh, gm};
 }
 
 // What a linear layer and its derivatives share: the plan, and who is the first operand.
@@ -664,6 +784,16 @@ STABLE_TORCH_LIBRARY(clebsch, m) {
   m.def(
       "convolution_double_backward(Tensor? ax, Tensor? ay, Tensor? aw, Tensor grad, Tensor x, Tensor y,"
       " Tensor weight, Tensor order, str plan, int needs) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "radial_convolution(Tensor x, Tensor y, Tensor hidden, Tensor matrix, Tensor order, str plan) -> "
+      "Tensor");
+  m.def(
+      "radial_convolution_backward(Tensor grad, Tensor x, Tensor y, Tensor hidden, Tensor matrix,"
+      " Tensor order, str plan, int needs) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "radial_convolution_double_backward(Tensor? ax, Tensor? ay, Tensor? ahidden, Tensor? amatrix,"
+      " Tensor grad, Tensor x, Tensor y, Tensor hidden, Tensor matrix, Tensor order, str plan, int needs)"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(clebsch, CPU, m) {
@@ -683,4 +813,7 @@ STABLE_TORCH_LIBRARY_IMPL(clebsch, CPU, m) {
   m.impl("convolution", TORCH_BOX(&convolution));
   m.impl("convolution_backward", TORCH_BOX(&convolution_backward));
   m.impl("convolution_double_backward", TORCH_BOX(&convolution_double_backward));
+  m.impl("radial_convolution", TORCH_BOX(&radial_convolution));
+  m.impl("radial_convolution_backward", TORCH_BOX(&radial_convolution_backward));
+  m.impl("radial_convolution_double_backward", TORCH_BOX(&radial_convolution_double_backward));
 }

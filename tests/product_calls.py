@@ -22,6 +22,7 @@ __all__ = [
     "PROMISED",
     "RESULTS",
     "Problem",
+    "RadialProblem",
     "assert_result",
     "broadcast",
     "channelwise_plan",
@@ -128,6 +129,15 @@ class Problem:
         return cls(plan, operands, torch.from_numpy(grad).to(dtype), tangents, graph)
 
     @property
+    def noun(self) -> str:
+        return "tensor_product" if self.graph is None else "convolution"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the results."""
+        return RESULTS
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.grad.dtype
 
@@ -154,27 +164,25 @@ class Problem:
         return (str(self.plan),) if self.graph is None else (self.order, str(self.plan))
 
     def operator(self, suffix: str) -> Any:
-        noun = "tensor_product" if self.graph is None else "convolution"
-        return getattr(torch.ops.clebsch, noun + suffix)
+        return getattr(torch.ops.clebsch, self.noun + suffix)
 
     def forward(self) -> Tensor:
         return self.operator("")(*self.operands, *self.fixed)
 
-    def backward(self, needs: int = 7) -> tuple[Tensor, ...]:
+    def backward(self, needs: int = -1) -> tuple[Tensor, ...]:
         return self.operator("_backward")(self.grad, *self.operands, *self.fixed, needs)
 
-    def double_backward(self, needs: int = 15) -> tuple[Tensor, ...]:
+    def double_backward(self, needs: int = -1) -> tuple[Tensor, ...]:
         operator = self.operator("_double_backward")
         return operator(*self.tangents, self.grad, *self.operands, *self.fixed, needs)
 
     def results(self) -> tuple[Tensor, ...]:
-        """All of `RESULTS`."""
+        """All of `names`."""
         return (self.forward(), *self.backward(), *self.double_backward())
 
     @cached_property
     def expected(self) -> list[tuple[NDArray, NDArray, NDArray]]:
-        """For each of `RESULTS` what the reference says, its magnitude, and the number of its terms."""
-        noun = "tensor_product" if self.graph is None else "convolution"
+        """For each of `names` what the reference says, its magnitude, and the number of its terms."""
         edges = () if self.graph is None else (self.graph.senders, self.graph.receivers)
         grad, operands, tangents = (
             [None if t is None else t.double().numpy() for t in tensors]
@@ -186,7 +194,7 @@ class Problem:
             ("_backward", grad + operands),
             ("_double_backward", tangents + grad + operands),
         ):
-            function = getattr(reference, noun + suffix)
+            function = getattr(reference, self.noun + suffix)
             arguments = (self.plan, *given, *edges)
             parts = [
                 value if isinstance(value, tuple) else (value,)
@@ -203,7 +211,7 @@ class Problem:
         """Assert that the operators give what the reference gives: each number within the derived tolerance,
         and each result within what is promised for its norm."""
         results = self.results() if results is None else results
-        for name, actual, expected in zip(RESULTS, results, self.expected, strict=True):
+        for name, actual, expected in zip(self.names, results, self.expected, strict=True):
             assert_result(f"{name} of {self.plan}", actual, *expected, self.dtype)
 
     def check_everywhere(self) -> None:
@@ -213,6 +221,42 @@ class Problem:
                 with poisoned_memory():
                     self.expected  # noqa: B018  once for all
                     self.to(dtype).check()
+
+
+@dataclass(frozen=True)
+class RadialProblem(Problem):
+    """The same with hidden (edges, H) and matrix (H, weight_numel) in place of the weights."""
+
+    @classmethod
+    def random(
+        cls,
+        plan: ProductPlan,
+        graph: RandomGraph,
+        size: int,
+        *,
+        dtype: torch.dtype = torch.float64,
+        seed: int = 0,
+    ) -> RadialProblem:
+        """`size` columns of hidden."""
+        whole = Problem.random(plan, graph, dtype=dtype, seed=seed)
+        rng = np.random.default_rng(seed + 1)
+        shapes = (len(graph.senders), size), (size, plan.weight_numel)
+
+        def with_factors(operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            drawn = (rng.standard_normal(shape, np.float32) for shape in shapes)
+            return (*operands[:2], *(torch.from_numpy(factor).to(dtype) for factor in drawn))
+
+        operands, tangents = with_factors(whole.operands), with_factors(whole.tangents)
+        return cls(plan, operands, whole.grad, tangents, graph)
+
+    @property
+    def noun(self) -> str:
+        return "radial_convolution"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        first = ("out", "grad_x", "grad_y", "grad_hidden", "grad_matrix")
+        return (*first, "grad_grad", "second_x", "second_y", "second_hidden", "second_matrix")
 
 
 def assert_result(

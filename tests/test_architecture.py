@@ -55,7 +55,7 @@ THIRD_PARTIES = {
     "ops": {"torch"},
 }
 
-NOUNS = ("spherical_harmonics", "tensor_product", "convolution", "linear")
+NOUNS = ("spherical_harmonics", "tensor_product", "convolution", "radial_convolution", "linear")
 
 
 # Python

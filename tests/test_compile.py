@@ -40,6 +40,24 @@ class Conv(torch.nn.Module):
         return self.layer(x, y, weight, Graph(senders, receivers, x.shape[0]))
 
 
+class RadialConv(torch.nn.Module):
+    """The same with weights that are made of hidden features."""
+
+    def __init__(self):
+        super().__init__()
+        self.plan = str(o3.TensorProduct(*CHANNELWISE).plan)
+        self.matrix = torch.nn.Parameter(torch.randn(5, 12))
+
+    def forward(self, x, y, hidden, senders, receivers):
+        graph = Graph(senders, receivers, x.shape[0])
+        return ops.radial_convolution(x, y, hidden, self.matrix, graph, self.plan)
+
+
+def radial_operands(num_nodes, num_edges):
+    x, y, _, *ends = conv_operands(num_nodes, num_edges)
+    return x, y, torch.randn(num_edges, 5), *ends
+
+
 def conv_operands(num_nodes, num_edges):
     graph = random_graph(num_nodes, num_edges)
     return (
@@ -67,6 +85,7 @@ LAYERS = {
         rows_of(16, 4),
     ),
     "TensorProductConv": (Conv, lambda rows: conv_operands(rows, 3 * rows)),
+    "RadialConv": (RadialConv, lambda rows: radial_operands(rows, 3 * rows)),
     "Linear": (lambda: o3.Linear("4x0e+4x1o", "3x0e+2x1o", biases=True), rows_of(16)),
     "Linear, without scalars": (lambda: o3.Linear("4x1o+3x1o+2x2e", "5x1o+1x2e+2x3o"), rows_of(31)),
     "Linear, weights per row": (
@@ -247,10 +266,11 @@ def test_compile_forces_of_a_training_step():
 
 def dynamic_shapes(name):
     rows = torch.export.Dim("rows", min=2)
-    if name != "TensorProductConv":
+    if name not in ("TensorProductConv", "RadialConv"):
         return rows
     nodes, edges = torch.export.Dim("nodes", min=2), torch.export.Dim("edges", min=2)
-    return {"x": {0: nodes}} | {key: {0: edges} for key in ("y", "weight", "senders", "receivers")}
+    third = "hidden" if name == "RadialConv" else "weight"
+    return {"x": {0: nodes}} | {key: {0: edges} for key in ("y", third, "senders", "receivers")}
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -261,7 +281,9 @@ def test_export_with_dynamic_sizes(name):
     if not isinstance(shapes, dict):
         shapes = tuple({0: shapes} for _ in operands)
     exported = torch.export.export(module, operands, dynamic_shapes=shapes)
-    assert not name.startswith(("TensorProduct", "Linear", "Gate")) or "clebsch" in str(exported.graph)
+    assert not name.startswith(("TensorProduct", "Radial", "Linear", "Gate")) or "clebsch" in str(
+        exported.graph
+    )
     for rows in (6, 11):
         operands = operands_for(rows)
         torch.testing.assert_close(exported.module()(*operands), module(*operands), rtol=1e-5, atol=1e-5)
@@ -292,9 +314,10 @@ class TestOpcheck:
     graph = random_graph(6, 9)
 
     def operands(self, noun, shared):
-        rows = 6 if noun == "convolution" else 9
-        shapes = [(rows, 16), (9, 4), (12,) if shared else (9, 12)]
-        fixed = (self.graph.order, self.plan) if noun == "convolution" else (self.plan,)
+        rows = 9 if noun == "tensor_product" else 6
+        weights = [(9, 5), (5, 12)] if noun == "radial_convolution" else [(12,) if shared else (9, 12)]
+        shapes = [(rows, 16), (9, 4), *weights]
+        fixed = (self.plan,) if noun == "tensor_product" else (self.graph.order, self.plan)
         return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes], fixed
 
     def cotangent(self, operands):
@@ -306,7 +329,7 @@ class TestOpcheck:
         )
 
     @pytest.mark.parametrize("shared", [False, True])
-    @pytest.mark.parametrize("noun", ["tensor_product", "convolution"])
+    @pytest.mark.parametrize("noun", ["tensor_product", "convolution", "radial_convolution"])
     def test_forward(self, noun, shared):
         operands, fixed = self.operands(noun, shared)
         torch.library.opcheck(getattr(torch.ops.clebsch, noun).default, (*operands, *fixed))
@@ -339,18 +362,20 @@ class TestOpcheck:
 
     @pytest.mark.parametrize("needs", [7, 2])
     @pytest.mark.parametrize("noun", ["tensor_product", "convolution"])
+    @pytest.mark.parametrize("needs", [15, 2])
+    @pytest.mark.parametrize("noun", ["tensor_product", "convolution", "radial_convolution"])
     def test_backward(self, noun, needs):
         operands, fixed = self.operands(noun, shared=False)
         operator = getattr(torch.ops.clebsch, f"{noun}_backward").default
         torch.library.opcheck(operator, (self.cotangent(operands), *operands, *fixed, needs))
 
-    @pytest.mark.parametrize("given, needs", [((True, True, True), 15), ((True, False, False), 9)])
-    @pytest.mark.parametrize("noun", ["tensor_product", "convolution"])
+    @pytest.mark.parametrize("given, needs", [((True,) * 4, 31), ((True, False, False, True), 9)])
+    @pytest.mark.parametrize("noun", ["tensor_product", "convolution", "radial_convolution"])
     def test_double_backward(self, noun, given, needs):
         operands, fixed = self.operands(noun, shared=False)
         tangents = [
             torch.randn_like(operand, requires_grad=True) if is_given else None
-            for operand, is_given in zip(operands, given, strict=True)
+            for operand, is_given in zip(operands, given, strict=False)
         ]
         operator = getattr(torch.ops.clebsch, f"{noun}_double_backward").default
         torch.library.opcheck(operator, (*tangents, self.cotangent(operands), *operands, *fixed, needs))

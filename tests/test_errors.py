@@ -856,7 +856,9 @@ class TestValues:
         assert out[0].isnan().all() and out[1:].isfinite().all()
 
 
-@pytest.mark.parametrize("noun", ["tensor_product", "convolution", "spherical_harmonics"])
+@pytest.mark.parametrize(
+    "noun", ["tensor_product", "convolution", "radial_convolution", "spherical_harmonics"]
+)
 def test_operators_refuse_tensors_of_several_devices(noun):
     """Torch runs the fake kernel if any operand is "meta": it would give memory that nobody wrote."""
     operator = getattr(torch.ops.clebsch, noun)
@@ -866,6 +868,10 @@ def test_operators_refuse_tensors_of_several_devices(noun):
     calls = {
         "tensor_product": [(x, y.to("meta"), weight, plan), (x, y, weight.to("meta"), plan)],
         "convolution": [(x, y, weight.to("meta"), order, plan), (x, y, weight, order.to("meta"), plan)],
+        "radial_convolution": [
+            (x, y, y.to("meta"), weight[None], order, plan),
+            (x, y, y, weight[None].to("meta"), order, plan),
+        ],
         "spherical_harmonics": [],
     }
     for arguments in calls[noun]:

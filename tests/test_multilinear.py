@@ -24,28 +24,24 @@ CHANNELWISE = o3.TensorProduct(
     "2x0e+2x1o+2x1e",
     [(0, 0, 0, "uvu", True), (1, 1, 0, "uvu", True), (0, 1, 1, "uvu", True), (1, 1, 2, "uvu", True)],
 ).plan
-NUM_NODES, NUM_EDGES = 4, 5
+NUM_NODES, NUM_EDGES, SIZE = 4, 5, 3
 
 
 def case(noun, plan, shared):
     """The operator as a function of its operands, and the operands."""
     graph = Graph(torch.tensor([0, 1, 1, 3, 3]), torch.tensor([1, 1, 0, 0, 1]), NUM_NODES)
-    if noun == "convolution":
+    operator = getattr(ops, noun)
+    fixed = (plan,) if noun == "tensor_product" else (graph, plan)
 
-        def function(x, y, weight):
-            return ops.convolution(x, y, weight, graph, plan)
-    else:
-
-        def function(x, y, weight):
-            return ops.tensor_product(x, y, weight, plan)
+    def function(*operands):
+        return operator(*operands, *fixed)
 
     generator = torch.Generator().manual_seed(1)
-    x_rows = NUM_NODES if noun == "convolution" else NUM_EDGES
-    shapes = [
-        (x_rows, plan.irreps_in1.dim),
-        (NUM_EDGES, plan.irreps_in2.dim),
-        (plan.weight_numel,) if shared else (NUM_EDGES, plan.weight_numel),
-    ]
+    x_rows = NUM_EDGES if noun == "tensor_product" else NUM_NODES
+    weights = [(plan.weight_numel,) if shared else (NUM_EDGES, plan.weight_numel)]
+    if noun == "radial_convolution":
+        weights = [(NUM_EDGES, SIZE), (SIZE, plan.weight_numel)]
+    shapes = [(x_rows, plan.irreps_in1.dim), (NUM_EDGES, plan.irreps_in2.dim), *weights]
     return function, [
         torch.randn(s, dtype=torch.float64, generator=generator).requires_grad_() for s in shapes
     ]
@@ -55,9 +51,10 @@ cases = pytest.mark.parametrize(
     "noun, plan, shared",
     [
         (noun, plan, shared)
-        for noun in ("tensor_product", "convolution")
+        for noun in ("tensor_product", "convolution", "radial_convolution")
         for plan in (PLAN, CHANNELWISE)
         for shared in (False, True)
+        if not (shared and noun == "radial_convolution")
     ],
     ids=lambda value: {PLAN: "mixed", CHANNELWISE: "channelwise", True: "shared", False: "per row"}.get(
         value, value
@@ -75,7 +72,7 @@ def test_first_and_second_derivatives(noun, plan, shared):
 @cases
 def test_derivatives_of_each_operand_alone(noun, plan, shared):
     function, operands = case(noun, plan, shared)
-    for i in range(3):
+    for i in range(len(operands)):
         given = [operand.detach().requires_grad_(j == i) for j, operand in enumerate(operands)]
         assert gradcheck(function, given, fast_mode=True)
         # linear in each operand: the second derivative, by the cotangent aside, is zero
@@ -97,8 +94,9 @@ def test_third_derivatives(noun, plan, shared):
     assert gradcheck(twice, operands, fast_mode=True)
 
 
-def test_fourth_derivative():
-    function, operands = case("tensor_product", PLAN, shared=False)
+@pytest.mark.parametrize("noun", ["tensor_product", "radial_convolution"])
+def test_fourth_derivative(noun):
+    function, operands = case(noun, PLAN, shared=False)
 
     def twice(*given):
         first = grad(function(*given).pow(3).sum(), given, create_graph=True)
@@ -107,7 +105,7 @@ def test_fourth_derivative():
     assert gradgradcheck(twice, operands, fast_mode=True, atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("noun", ["tensor_product", "convolution"])
+@pytest.mark.parametrize("noun", ["tensor_product", "convolution", "radial_convolution"])
 def test_hessian_is_symmetric(noun):
     function, operands = case(noun, PLAN, shared=False)
     sizes = [operand.numel() for operand in operands]
@@ -174,4 +172,6 @@ def test_torch_func_is_refused_and_not_silently_zero(noun, plan, shared):
     given = tuple(operand.detach() for operand in operands)
     for recording in (torch.no_grad, torch.enable_grad):
         with recording(), pytest.raises(RuntimeError, match="functorch"):
-            torch.func.grad(lambda *at: function(*at).square().sum(), argnums=(0, 1, 2))(*given)
+            torch.func.grad(lambda *at: function(*at).square().sum(), argnums=tuple(range(len(given))))(
+                *given
+            )

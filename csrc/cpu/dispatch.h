@@ -7,6 +7,7 @@
 #include "api.h"
 #include "gate.h"
 #include "linear.h"
+#include "radial_convolution.h"
 #include "spherical_harmonics.h"
 #include "tensor_product.h"
 
@@ -19,6 +20,7 @@ struct Kernels {
   TensorProductKernels<T> tensor_product;
   LinearKernels<T> linear;
   GateKernels<T> gate;
+  RadialKernels<T> radial_convolution;
 };
 
 // Names compiled into this binary, narrowest first, and those of them that this processor runs.

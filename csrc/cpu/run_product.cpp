@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <optional>
 
 #include "cpu/dispatch.h"
+#include "cpu/run_radial_convolution.h"
 #include "cpu/work.h"
 #include "graph_order.h"
 
@@ -42,10 +44,13 @@ class ProductRun {
     args.shared_weights = call_.shared_weights;
     args.x_by_slot = x_by_slot_;
     args.x = operand(call_.x, x_panels_);
-    if (derivative_ == Derivative::second) {
+    if (call_.radial) blocks_.emplace(call_, derivative_);
+    if (derivative_ == Derivative::second || call_.radial) {
       const std::int64_t longest =
           std::max({program_.panel1, program_.dim1, program_.dim2, program_.weight_numel});
       std::fill_n(zeros_.reserve(longest + 16), longest + 16, T{});
+    }
+    if (derivative_ == Derivative::second) {
       args.ax = call_.ax.data ? operand(call_.ax, ax_panels_) : Rows<const T>{zeros_.data(), 0};
       args.ay = call_.ay.data ? call_.ay : Rows<const T>{zeros_.data(), 0};
       args.aw = call_.aw.data ? call_.aw : Rows<const T>{zeros_.data(), 0};
@@ -57,26 +62,27 @@ class ProductRun {
       args.gy = call_.gy;
       args.gw = call_.gw;
     }
-    const bool sum_senders = call_.graph && args.gx.data, sum_weights = call_.shared_weights && args.gw.data;
+    const bool sum_senders = call_.graph && args.gx.data, sum_weights = sums_target();
     if (sum_senders) {
       for_each_piece(call_.graph->nodes, 64, parallel_, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t n = begin; n < end; ++n) std::fill_n(call_.gx[n], program_.dim1, T{});
       });
     }
-    if (sum_weights) std::fill_n(call_.gw.data, program_.weight_numel, T{});
+    if (sum_weights) std::fill_n(sums_target(), sums_numel(), T{});
     const std::int64_t chunks = chunk_count();
     for (std::int64_t begin = 0, end = 0; begin < chunks; begin = end) {
       end = wave_end(begin, chunks, sum_senders, sum_weights);
       if (sum_senders) slots_.reserve((first_slot(end) - first_slot(begin)) * gx_length());
-      if (sum_weights) weight_sums_.reserve((end - begin) * program_.weight_numel);
+      if (sum_weights) weight_sums_.reserve((end - begin) * sums_numel());
       for_each_chunk(end - begin, parallel_, [&](std::int64_t i) {
         ProductArgs<T> own = args;
         if (sum_senders) {
           const std::int64_t before = first_slot(begin + i) - first_slot(begin);
           own.gx = {slots_.data() + before * gx_length(), gx_length()};
         }
-        if (sum_weights) own.gw = {weight_sums_.data() + i * program_.weight_numel, 0};
-        run_chunk(own, begin + i, chunks);
+        T* sums = sum_weights ? weight_sums_.data() + i * sums_numel() : nullptr;
+        if (call_.shared_weights) own.gw = {sums, 0};
+        run_chunk(own, begin + i, chunks, sums);
       });
       if (sum_senders) add_sender_gradients(first_slot(begin), first_slot(end));
       if (sum_weights) add_weight_gradients(end - begin);
@@ -88,23 +94,32 @@ class ProductRun {
   std::int64_t chunk_count() const {
     return call_.graph ? call_.graph->chunks : std::clamp<std::int64_t>(call_.rows / 64, 1, 64);
   }
+  // A gradient that all rows add to, or null: of shared weights, or of the matrix that makes the weights.
+  T* sums_target() const {
+    if (call_.radial) return call_.radial->grad_matrix;
+    return call_.shared_weights ? call_.gw.data : nullptr;
+  }
+  std::int64_t sums_numel() const {
+    return call_.radial ? call_.radial->size * program_.weight_numel : program_.weight_numel;
+  }
   std::int64_t first_slot(std::int64_t chunk) const { return call_.graph->chunk_slot[chunk]; }
 
   // Chunks run in waves whose private sums fit private_bytes(). Waves follow each other, and sums are added
-  // in the order of the chunks, so memory is bounded for any number of edges. (Many shared weights: a chunk
-  // for each core all the same.)
+  // in the order of the chunks, so memory is bounded for any number of edges. (Many shared weights, or a
+  // large matrix: a chunk for each core all the same.)
   std::int64_t wave_end(std::int64_t begin, std::int64_t chunks, bool sum_senders, bool sum_weights) const {
     const std::int64_t most = private_bytes() / static_cast<std::int64_t>(sizeof(T));
+    const auto fits = [&](std::int64_t last) {
+      const std::int64_t senders = sum_senders ? (first_slot(last) - first_slot(begin)) * gx_length() : 0;
+      return senders + (sum_weights ? (last - begin) * sums_numel() : 0) <= most;
+    };
     std::int64_t end = begin + 1;
-    while (end < chunks &&
-           (!sum_weights || end - begin < cores() || (end + 1 - begin) * program_.weight_numel <= most) &&
-           (!sum_senders || (first_slot(end + 1) - first_slot(begin)) * gx_length() <= most)) {
-      ++end;
-    }
+    while (end < chunks && (fits(end + 1) || (sum_weights && end - begin < cores()))) ++end;
     return end;
   }
 
-  void run_chunk(ProductArgs<T> args, std::int64_t chunk, std::int64_t chunks) const {
+  // sums: of the chunk, to which all its rows add; null if there are none.
+  void run_chunk(ProductArgs<T> args, std::int64_t chunk, std::int64_t chunks, T* sums) const {
     const Graph* graph = call_.graph;
     const std::int64_t begin = graph ? graph->chunk_begin[chunk] : call_.rows * chunk / chunks;
     const std::int64_t end = graph ? graph->chunk_begin[chunk + 1] : call_.rows * (chunk + 1) / chunks;
@@ -114,7 +129,8 @@ class ProductRun {
     const std::int64_t sink = (longest + 31) / 16 * 16;
     const std::int64_t slots = graph ? first_slot(chunk + 1) - first_slot(chunk) : 0;
     const std::int64_t panels = x_by_slot_ ? slots * program_.panel1 : 0;
-    T* scratch = thread_scratch<T>(needed + sink + 2 * panels);
+    const std::int64_t own = blocks_ ? blocks_->scratch_size() : 0;
+    T* scratch = thread_scratch<T>(needed + sink + 2 * panels + own);
     const auto unless_wanted = [&](Rows<T>& result) {
       if (!result.data) result = {scratch + needed, 0};
     };
@@ -129,6 +145,10 @@ class ProductRun {
       T* to = scratch + needed + sink;
       args.x = slot_panels(args.x, args.first_slot, slots, to);
       if (call_.ax.data) args.ax = slot_panels(args.ax, args.first_slot, slots, to + panels);
+    }
+    if (blocks_) {
+      return blocks_->run(args, begin, end, kernels_, scratch, scratch + needed + sink + 2 * panels,
+                          scratch + needed, zeros_.data(), sums);
     }
     switch (derivative_) {
       case Derivative::none:
@@ -198,11 +218,12 @@ class ProductRun {
   }
 
   void add_weight_gradients(std::int64_t chunks) const {
-    const std::int64_t numel = program_.weight_numel;
+    const std::int64_t numel = sums_numel();
+    T* target = sums_target();
     for_each_piece(numel, 1024, parallel_, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
         const T* part = weight_sums_.data() + chunk * numel;
-        for (std::int64_t i = begin; i < end; ++i) call_.gw.data[i] += part[i];
+        for (std::int64_t i = begin; i < end; ++i) target[i] += part[i];
       }
     });
   }
@@ -214,8 +235,9 @@ class ProductRun {
   const TensorProductKernels<T>& table_;
   const bool channels_;  // what lies in the lanes
   const ProductKernels<T>& kernels_;
-  const bool panels_;     // x, ax and the private sums of gx are panels
-  const bool x_by_slot_;  // panels of x and ax are made by each chunk for its senders
+  const bool panels_;                      // x, ax and the private sums of gx are panels
+  const bool x_by_slot_;                   // panels of x and ax are made by each chunk for its senders
+  std::optional<RadialBlocks<T>> blocks_;  // of weights, where they are made a block at a time
   Buffer<T> x_panels_, ax_panels_, slots_, weight_sums_, zeros_;
 };
 

@@ -6,6 +6,7 @@
 
 #include "cpu/parallel.h"
 #include "plan.h"
+#include "radial_convolution.h"
 #include "tensor_product.h"
 
 namespace clebsch {
@@ -19,6 +20,8 @@ struct ProductCall {
   Rows<const T> x, y, w, g, ax, ay, aw;
   Rows<T> out, gx, gy, gw;
   bool shared_weights;  // w is one row and gw, if wanted, one row
+  // With a graph alone: the weights are made of these, and w, aw and gw are null.
+  const RadialWeights<T>* radial;
 };
 
 // For tests: what the private sums of a wave of chunks may take; 0 for the rule. Results do not depend on it.

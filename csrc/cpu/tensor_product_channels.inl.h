@@ -529,7 +529,9 @@ class ChannelWalk {
           if constexpr (Tangent) group.ax[e] = a.ax[from];
         }
         const std::int64_t after = graph.receiver_begin[end] - at - count;
-        gather(count, after, [&](int e) { return graph.edge[at + e]; });
+        gather(
+            count, after, [&](int e) { return graph.edge[at + e]; },
+            [&](int e) { return a.weight_row(at + e); });
         if constexpr (Forward) sum(0, count);
         for (int e = 0; e < count; ++e) {
           if (program.elementwise) meet(e);
@@ -537,7 +539,7 @@ class ChannelWalk {
           if constexpr (Backward) {
             to.gx = a.gx[slot(at + e)];
             if (graph.slot[at + e] < 0) zero(to.gx, program.panel1);
-            differentiate(e, graph.edge[at + e], g);
+            differentiate(e, graph.edge[at + e], a.weight_row(at + e), g);
           }
         }
       }
@@ -552,21 +554,21 @@ class ChannelWalk {
         group.x[e] = read_x(a.x[first + e], x_panels + e * program.panel1);
         if constexpr (Tangent) group.ax[e] = read_x(a.ax[first + e], ax_panels + e * program.panel1);
       }
-      gather(count, end - first - count, [&](int e) { return first + e; });
+      const auto row = [&](int e) { return first + e; };
+      gather(count, end - first - count, row, row);
       for (int e = 0; e < count; ++e) {
-        const std::int64_t row = first + e;
         if (program.elementwise) meet(e);
         if constexpr (Forward) {
           zero(out_panel, program.panel_out);
           sum(e, e + 1);
           elementwise_forward<Tangent>(program, operands, space, out_panel);
-          write_out(row);
+          write_out(row(e));
         }
         if constexpr (Backward) {
           zero(gx_panel, program.panel1);
           to.gx = gx_panel;
-          differentiate(e, row, read_panel(a.g[row]));
-          from_panel(program.in1, program.in1_count, program.mul_ir, gx_panel, a.gx[row]);
+          differentiate(e, row(e), row(e), read_panel(a.g[row(e)]));
+          from_panel(program.in1, program.in1_count, program.mul_ir, gx_panel, a.gx[row(e)]);
         }
       }
     }
@@ -593,33 +595,34 @@ class ChannelWalk {
     from_panel(program.out, program.out_count, program.mul_ir, out_panel, a.out[row]);
   }
 
-  // Weights, y and the matrices of the group; edge(e) is the row of its e-th member, and of `after` more that
-  // follow.
-  template <class Edge>
-  CLEBSCH_INLINE void gather(int count, std::int64_t after, Edge edge) {
+  // Weights, y and the matrices of the group; edge(e) and weight(e) are the rows of its e-th member, and of
+  // `after` more that follow.
+  template <class Edge, class Weight>
+  CLEBSCH_INLINE void gather(int count, std::int64_t after, Edge edge, Weight weight) {
     for (int e = 0; e < count; ++e) {
-      group.w[e] = a.w[edge(e)];
+      group.w[e] = a.w[weight(e)];
       group.y[e] = a.y[edge(e)];
       if constexpr (Tangent) {
-        group.aw[e] = a.aw[edge(e)];
+        group.aw[e] = a.aw[weight(e)];
         group.ay[e] = a.ay[edge(e)];
       }
-      if constexpr (Backward) next_edge[e] = edge(e + 1 < count + after ? e + 1 : e);
+      if constexpr (Backward) next_weight[e] = weight(e + 1 < count + after ? e + 1 : e);
     }
     if (!channelwise) return;
-    const int following = after < kGroup ? static_cast<int>(after) : kGroup;
-    look_ahead(ahead_w, a.w, count, following, edge);
-    if constexpr (Tangent) look_ahead(ahead_aw, a.aw, count, following, edge);
+    // Weights by position were made a moment ago and are in the cache.
+    const int following = a.weights_by_position ? 0 : after < kGroup ? static_cast<int>(after) : kGroup;
+    look_ahead(ahead_w, a.w, count, following, weight);
+    if constexpr (Tangent) look_ahead(ahead_aw, a.aw, count, following, weight);
     make_matrices(count, group.y, matrix);
     if constexpr (Tangent) make_matrices(count, group.ay, tangent_matrix);
   }
-  template <class Edge>
+  template <class Weight>
   CLEBSCH_INLINE void look_ahead(Ahead<T>& ahead, const Rows<const T>& from, int count, int following,
-                                 Edge edge) {
+                                 Weight weight) {
     ahead.next = ahead.end = nullptr;
     ahead.row = 0;
     ahead.row_count = from.stride == 0 ? 0 : following;
-    for (int e = 0; e < ahead.row_count; ++e) ahead.rows[e] = from[edge(count + e)];
+    for (int e = 0; e < ahead.row_count; ++e) ahead.rows[e] = from[weight(count + e)];
   }
   CLEBSCH_INLINE void make_matrices(int count, const T* const* from, T* to_matrix) {
     using Edges = typename GroupOf<T>::type;
@@ -675,10 +678,10 @@ class ChannelWalk {
     }
   }
 
-  void differentiate(int e, std::int64_t edge, const T* g) {
-    to.gw = a.gw[edge];
-    to.next_w = a.w[next_edge[e]];
-    to.next_gw = a.gw[next_edge[e]];
+  void differentiate(int e, std::int64_t edge, std::int64_t weight, const T* g) {
+    to.gw = a.gw[weight];
+    to.next_w = a.w[next_weight[e]];
+    to.next_gw = a.gw[next_weight[e]];
     for (std::int64_t j = program.single_begin; j < program.single_end; ++j) gy[j] = Vec<T>{};
     if (program.elementwise) zero(gy_panel, program.panel2);
     for (int i = 0; i < program.path_count; ++i) {
@@ -714,7 +717,7 @@ class ChannelWalk {
   Group<T> group{};
   EdgeGradients<T> to{};
   Ahead<T> ahead_w, ahead_aw;
-  std::int64_t next_edge[kGroup];
+  std::int64_t next_weight[kGroup];
   T *y, *matrix, *tangent_matrix = nullptr, *x_panels = nullptr, *ax_panels = nullptr;
   T *out_panel = nullptr, *g_panel = nullptr, *gx_panel = nullptr;
   T *y_panel = nullptr, *ay_panel = nullptr, *gy_panel = nullptr;

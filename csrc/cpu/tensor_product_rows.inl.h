@@ -288,7 +288,9 @@ class RowWalk {
       for (std::int64_t at = graph.receiver_begin[r]; at < graph.receiver_begin[r + 1]; at += W) {
         const std::int64_t left = graph.receiver_begin[r + 1] - at;
         const int count = left < W ? static_cast<int>(left) : W;
-        group(count, [&](int e) { return graph.sender[at + e]; }, [&](int e) { return graph.edge[at + e]; });
+        group(
+            count, [&](int e) { return graph.sender[at + e]; }, [&](int e) { return graph.edge[at + e]; },
+            [&](int e) { return a.weight_row(at + e); });
         if constexpr (Backward) {
           // Two edges of the group may share a slot: one after the other, never as a tile.
           for (int e = 0; e < count; ++e) {
@@ -322,7 +324,7 @@ class RowWalk {
           to_panel(program.out, program.out_count, program.mul_ir, a.g[first + e], g_panels + e * apart);
       }
       if constexpr (Forward) clear_out();
-      group(count, row, row);
+      group(count, row, row, row);
       if constexpr (Forward) {
         write(out, a.out, count, row, program.dim_out);
         for (int e = 0; sums_panels() && e < count; ++e) add_panel(out_panels + e * apart, a.out[first + e]);
@@ -369,8 +371,9 @@ class RowWalk {
     store_tile<false, T>(tile, dim, rows, count);
   }
 
-  template <class Node, class Edge>
-  void group(int count, Node node, Edge edge) {
+  // The rows of x, of y and of the weights that its members have.
+  template <class Node, class Edge, class WeightRow>
+  void group(int count, Node node, Edge edge, WeightRow weight_row) {
     read(a.x, count, node, program.dim1, x);
     read_y(a.y, count, edge, y);
     if constexpr (Tangent) {
@@ -383,19 +386,19 @@ class RowWalk {
     }
     const bool whole = whole_weights();
     if (whole) {
-      read(a.w, count, edge, program.weight_numel, w);
-      if constexpr (Tangent) read(a.aw, count, edge, program.weight_numel, aw);
+      read(a.w, count, weight_row, program.weight_numel, w);
+      if constexpr (Tangent) read(a.aw, count, weight_row, program.weight_numel, aw);
     }
     for (int n = 0; n < program.path_count; ++n) {
       const Path& p = program.paths[n];
       if (p.weighted && !a.shared_weights) {
-        path<true>(p, count, edge);
+        path<true>(p, count, weight_row);
       } else {
-        path<false>(p, count, edge);
+        path<false>(p, count, weight_row);
       }
     }
     if constexpr (Backward) {
-      if (whole) write(gw, a.gw, count, edge, program.weight_numel);
+      if (whole) write(gw, a.gw, count, weight_row, program.weight_numel);
       write(gy, a.gy, count, edge, program.dim2);
     }
   }
@@ -404,8 +407,8 @@ class RowWalk {
     return !a.shared_weights && !program.outputs_in_lanes && program.weight_numel <= kWholeWeights;
   }
 
-  template <bool PerRow, class Edge>
-  void path(const Path& p, int count, Edge edge) {
+  template <bool PerRow, class WeightRow>
+  void path(const Path& p, int count, WeightRow weight_row) {
     const Pairs pairs(p);
     const int fan = connects_all(p.mode) ? p.out.mul : 1;
     const bool whole = whole_weights();
@@ -428,7 +431,7 @@ class RowWalk {
       const std::int64_t weight = p.weight + pairs.before(u) * fan, weights = std::int64_t{n} * fan;
       if constexpr (PerRow) {
         if (p.outputs_in_lanes) {
-          block_of_outputs(p, pairs, u, end, v0, n, fan, weight, count, edge);
+          block_of_outputs(p, pairs, u, end, v0, n, fan, weight, count, weight_row);
           if constexpr (Backward) {
             if (pairs.diagonal()) give_y(p, u, end);
           }
@@ -440,8 +443,8 @@ class RowWalk {
       const std::int64_t tile = PerRow && whole ? weight : 0;  // where the tiles of w, aw, gw hold this block
       if constexpr (PerRow) {
         if (!whole) {
-          read(a.w, count, edge, weights, w, weight);
-          if constexpr (Tangent) read(a.aw, count, edge, weights, aw, weight);
+          read(a.w, count, weight_row, weights, w, weight);
+          if constexpr (Tangent) read(a.aw, count, weight_row, weights, aw, weight);
         }
         wb = w + tile;
         awb = Tangent ? aw + tile : nullptr;
@@ -453,7 +456,7 @@ class RowWalk {
       if constexpr (Backward) {
         if (p.weighted) {
           if constexpr (PerRow) {
-            if (!whole) write(gw, a.gw, count, edge, weights, weight);
+            if (!whole) write(gw, a.gw, count, weight_row, weights, weight);
           } else {
             if (!p.outputs_in_lanes) store_sums<true, T>(gw, weights, a.gw[0] + weight);
           }
@@ -604,14 +607,14 @@ class RowWalk {
   Panels<const T> g_of(const Path& p) const { return {g_panels + p.out.panel, apart, p.out.stride}; }
 
   // The same with weights of each row, outputs in the lanes.
-  template <class Edge>
+  template <class WeightRow>
   void block_of_outputs(const Path& p, const Pairs& pairs, int u0, int u1, int v0, int n, int fan,
-                        std::int64_t weight, int count, Edge edge) {
+                        std::int64_t weight, int count, WeightRow weight_row) {
     const DenseBlock b{n, fan, 2 * p.out.l + 1};
     const T *w_rows[W], *aw_rows[W];
     T* gw_rows[W];
     for (int e = 0; e < W; ++e) {
-      const std::int64_t row = edge(e < count ? e : count - 1);
+      const std::int64_t row = weight_row(e < count ? e : count - 1);
       w_rows[e] = a.w[row] + weight;
       if constexpr (Tangent) aw_rows[e] = a.aw[row] + weight;
       if constexpr (Backward) gw_rows[e] = a.gw[row] + weight;

@@ -1,7 +1,8 @@
-"""Derivatives of a product that is linear in each of x, y and weight, for the operators of any noun.
+"""Derivatives of a product that is linear in each of its operands, for the operators of any noun.
 
-With a cotangent `grad` of the output, F = <grad, f(x, y, weight)> is linear in each of its four arguments.
-Three operators are enough for every order:
+With a cotangent `grad` of the output, F = <grad, f(x, y, ...)> is linear in each of its arguments: grad, x, y
+and what the weights are, one operand `weight` or several of which weights are made. Three operators are
+enough for every order; with one weight
 
     f(x, y, weight)                               dF/dgrad
     B(grad, x, y, weight)                         dF/dx, dF/dy, dF/dweight
@@ -9,12 +10,12 @@ Three operators are enough for every order:
                                                   F(grad, ax, y, weight) + F(grad, x, ay, weight)
                                                   + F(grad, x, y, aw)
 
-B differentiates f, H differentiates B, and H itself is a sum of three values of F in each of which one
-operand is replaced by its tangent, so B and H differentiate H. docs/derivatives.md says why it is registered
-this way.
+B differentiates f, H differentiates B, and H itself is a sum of values of F in each of which one operand is
+replaced by its tangent, so B and H differentiate H. docs/derivatives.md says why it is registered this way.
 
 Paths without weights do not depend on weight: where aw stands in its place they are left out, by H on its
-own, and here by calling B and H with the weighted part of the plan.
+own, and here by calling B and H with the weighted part of the plan. The same holds for each of the operands
+that weights are made of.
 """
 
 from __future__ import annotations
@@ -33,19 +34,20 @@ from clebsch.ops.dispatch import asked_for, call
 __all__ = ["register_derivatives"]
 
 
-def register_derivatives(noun: str) -> None:
+def register_derivatives(noun: str, operands: int = 3) -> None:
     """Register the reverse mode, to any order, of ``clebsch::noun``, ``noun_backward`` and
     ``noun_double_backward``.
 
-    Their arguments are those of the three functions above, followed by what does not vary, the plan last of
-    it; the two derivatives end with `needs`, whose bits say which of their outputs are wanted. An output that
-    is not wanted is an empty tensor.
+    operands: how many f has: x, y and those that are weights or that weights are made of. The arguments of
+    the operators are those of the three functions above, followed by what does not vary, the plan last of it;
+    the two derivatives end with `needs`, whose bits say which of their outputs are wanted. An output that is
+    not wanted is an empty tensor.
     """
-    operators = _Operators(noun)
+    operators = _Operators(noun, operands)
     for name, backward, setup in (
-        (noun, operators.differentiate_forward, _save_forward),
-        (f"{noun}_backward", operators.differentiate_backward, _save_backward),
-        (f"{noun}_double_backward", operators.differentiate_double_backward, _save_double_backward),
+        (noun, operators.differentiate_forward, operators.save_forward),
+        (f"{noun}_backward", operators.differentiate_backward, operators.save_backward),
+        (f"{noun}_double_backward", operators.differentiate_double_backward, operators.save_double_backward),
     ):
         torch.library.register_autograd(f"clebsch::{name}", backward, setup_context=setup)
 
@@ -82,27 +84,26 @@ def _saved(ctx: Any, count: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return tensors[:count], (*tensors[count:], *ctx.fixed)
 
 
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _save(ctx, inputs[:3], inputs[3:])
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.set_materialize_grads(False)
-    _save(ctx, inputs[:4], inputs[4:-1])
-    ctx.needs = inputs[-1]
-
-
-def _save_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.set_materialize_grads(False)
-    _save(ctx, inputs[:7], inputs[7:-1])
-    ctx.needs = inputs[-1]
-
-
 class _Operators:
-    """The derivative formulas of one noun."""
+    """The derivative formulas of one noun, whose product has `count` operands."""
 
-    def __init__(self, noun: str) -> None:
+    def __init__(self, noun: str, count: int) -> None:
         self.noun = noun
+        self.count = count
+
+    def save_forward(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _save(ctx, inputs[: self.count], inputs[self.count :])
+
+    def save_backward(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        self._save_derivative(ctx, inputs, self.count + 1)
+
+    def save_double_backward(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        self._save_derivative(ctx, inputs, 2 * self.count + 1)
+
+    def _save_derivative(self, ctx: Any, inputs: tuple[Any, ...], count: int) -> None:
+        ctx.set_materialize_grads(False)
+        _save(ctx, inputs[:count], inputs[count:-1])
+        ctx.needs = inputs[-1]
 
     def backward(self, operands: Sequence[Tensor], fixed: Sequence[Any], needs: int) -> list[Tensor | None]:
         operator = getattr(torch.ops.clebsch, f"{self.noun}_backward")
@@ -115,15 +116,16 @@ class _Operators:
         return _chosen(call(operator, *tangents, *operands, *fixed, needs), needs)
 
     def differentiate_forward(self, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        operands, fixed = _saved(ctx, 3)
-        needs = _bits(asked_for(ctx, 3))
+        operands, fixed = _saved(ctx, self.count)
+        needs = _bits(asked_for(ctx, self.count))
         return (*self.backward((grad, *operands), fixed, needs), *[None] * len(fixed))
 
     def differentiate_backward(self, ctx: Any, *tangents: Tensor | None) -> tuple[Any, ...]:
-        operands, fixed = _saved(ctx, 4)
+        count = self.count + 1
+        operands, fixed = _saved(ctx, count)
         tangents = _chosen(tangents, ctx.needs)
-        needs = _bits(asked_for(ctx, 4))
-        grads = [None] * 4
+        needs = _bits(asked_for(ctx, count))
+        grads = [None] * count
         if any(tangent is not None for tangent in tangents):
             grads = self.double_backward(tangents, operands, fixed, needs)
         return (*grads, *[None] * (len(fixed) + 1))
@@ -131,21 +133,21 @@ class _Operators:
     def differentiate_double_backward(self, ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         """The gradient of <cg, H_grad> + <cx, H_x> + <cy, H_y> + <cw, H_weight>.
 
-        Of its nine terms the three with ax are F(cg, ax, y, w) + F(g, ax, cy, w) + F(g, ax, y, cw), whose
-        gradients are those of one B at (cg, ax, y, w) and one H at (g, ax, y, w) along (-, cy, cw); ay and aw
-        alike.
+        Of its terms those with ax are F(cg, ax, y, w) + F(g, ax, cy, w) + F(g, ax, y, cw), whose gradients
+        are those of one B at (cg, ax, y, w) and one H at (g, ax, y, w) along (-, cy, cw); ay and aw alike.
         """
-        saved, fixed = _saved(ctx, 7)
-        substitutes, grad, operands = saved[:3], saved[3], saved[4:]
+        n = self.count
+        saved, fixed = _saved(ctx, 2 * n + 1)
+        substitutes, grad, operands = saved[:n], saved[n], saved[n + 1 :]
         cotangent, *directions = _chosen(cotangents, ctx.needs)
-        wanted = asked_for(ctx, 7, saved)
-        grads: list[Tensor | None] = [None] * 7
+        wanted = asked_for(ctx, 2 * n + 1, saved)
+        grads: list[Tensor | None] = [None] * (2 * n + 1)
         for i, substitute in enumerate(substitutes):
             if substitute is None:
                 continue
-            # Position i of the three operands holds the substitute: its gradient goes there, and nothing
-            # varies along it (the term is linear in it once).
-            targets = [i if j == i else 4 + j for j in range(3)]
+            # Position i of the operands holds the substitute: its gradient goes there, and nothing varies
+            # along it (the term is linear in it once).
+            targets = [i if j == i else n + 1 + j for j in range(n)]
             at = [substitute if j == i else operand for j, operand in enumerate(operands)]
             along = [None if j == i else direction for j, direction in enumerate(directions)]
             constants = fixed if i < 2 else (*fixed[:-1], _weighted_part(fixed[-1]))
@@ -155,9 +157,9 @@ class _Operators:
                     targets, self.backward((cotangent, *at), constants, needs), strict=True
                 ):
                     grads[target] = _plus(grads[target], value)
-            needs = _bits([wanted[target] for target in (3, *targets)])
+            needs = _bits([wanted[target] for target in (n, *targets)])
             if needs and any(direction is not None for direction in along):
                 values = self.double_backward(along, (grad, *at), constants, needs)
-                for target, value in zip((3, *targets), values, strict=True):
+                for target, value in zip((n, *targets), values, strict=True):
                     grads[target] = _plus(grads[target], value)
         return (*grads, *[None] * (len(fixed) + 1))

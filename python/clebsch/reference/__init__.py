@@ -10,6 +10,11 @@ from .bounds import magnitude, term_counts
 from .convolution import convolution, convolution_backward, convolution_double_backward
 from .gate import gate, gate_backward
 from .linear import linear, linear_grad_bias, linear_grad_weight, linear_grad_x
+from .radial_convolution import (
+    radial_convolution,
+    radial_convolution_backward,
+    radial_convolution_double_backward,
+)
 from .spherical_harmonics import (
     spherical_harmonics,
     spherical_harmonics_backward,
@@ -28,6 +33,9 @@ __all__ = [
     "linear_grad_weight",
     "linear_grad_x",
     "magnitude",
+    "radial_convolution",
+    "radial_convolution_backward",
+    "radial_convolution_double_backward",
     "spherical_harmonics",
     "spherical_harmonics_backward",
     "spherical_harmonics_double_backward",

@@ -3,7 +3,9 @@
 For a sum of products, |computed - exact| <= gamma_n * (the same sum over absolute values), n being the number
 of terms, whatever the order of summation (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
 sections 3.1 and 3.5). So the magnitude of a product or a linear layer is its own form with every number
-replaced by its absolute value, and the number of its terms is the form with every number replaced by 1.
+replaced by its absolute value, and the number of its terms is the form with every number replaced by 1. Where
+a sum is over numbers that are sums themselves, the terms of both count, added and not multiplied, since
+(1 + gamma_m)(1 + gamma_n) <= 1 + gamma_(m + n).
 
 A harmonic is one polynomial that can be computed in many ways, and the absolute values of one way say nothing
 of the others. Its magnitude is the norm of its degree: |Y^l| for values, the Frobenius norms of the first and
@@ -20,7 +22,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..algebra.plan import ProductPlan
+from .convolution import convolution, convolution_backward, convolution_double_backward
 from .linear import linear, linear_grad_bias, linear_grad_weight, linear_grad_x, matrices
+from .radial_convolution import (
+    radial_convolution,
+    radial_convolution_backward,
+    radial_convolution_double_backward,
+)
 from .spherical_harmonics import (
     SHORTEST,
     derivatives,
@@ -44,6 +52,8 @@ def magnitude(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def term_counts(function: Callable[..., Any], *arguments: Any) -> Any:
     """How many terms each number of ``function(*arguments)`` sums: arrays of the same shapes."""
+    if function in _RADIAL_COUNTS:
+        return _RADIAL_COUNTS[function](*arguments)
     if isinstance(arguments[0], ProductPlan):
         form = _form(function, arguments[0])
         return function(form._replace(value=np.ones_like(form.value)), *_numbers(np.ones_like, arguments[1:]))
@@ -72,6 +82,65 @@ def _numbers(change: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any
         return argument is not None and np.asarray(argument).dtype.kind == "f"
 
     return [change(np.asarray(argument)) if is_real(argument) else argument for argument in arguments]
+
+
+# A radial convolution sums over the H columns of hidden first, then as a convolution with such weights does;
+# the gradient of hidden sums over weights after that, the gradient of the matrix over edges.
+
+
+def _weights(hidden: ArrayLike, matrix: ArrayLike) -> tuple[Array, int]:
+    """Stand-ins for the weights (edges, numel), and H."""
+    return np.ones((len(hidden), np.shape(matrix)[1])), np.shape(matrix)[0]
+
+
+def _radial(plan: ProductPlan, x: Any, y: Any, hidden: Any, matrix: Any, *edges: Any) -> Array:
+    weights, size = _weights(hidden, matrix)
+    return term_counts(convolution, plan, x, y, weights, *edges) + size
+
+
+def _radial_first(
+    plan: ProductPlan, grad: Any, x: Any, y: Any, hidden: Any, matrix: Any, *edges: Any
+) -> tuple[Array, ...]:
+    weights, size = _weights(hidden, matrix)
+    *inputs, weight = term_counts(convolution_backward, plan, grad, x, y, weights, *edges)
+    return (*(counts + size for counts in inputs), *_of_factors(weight, size))
+
+
+def _radial_second(
+    plan: ProductPlan,
+    ax: Any,
+    ay: Any,
+    ahidden: Any,
+    amatrix: Any,
+    grad: Any,
+    x: Any,
+    y: Any,
+    hidden: Any,
+    matrix: Any,
+    *edges: Any,
+) -> tuple[Array, ...]:
+    weights, size = _weights(hidden, matrix)
+    aw = None if ahidden is None and amatrix is None else weights
+    given = plan, ax, ay, aw, grad, x, y, weights, *edges
+    *inputs, weight = term_counts(convolution_double_backward, *given)
+    first = term_counts(convolution_backward, plan, grad, x, y, weights, *edges)[2]
+    # of each factor two sums, over the second and the first derivative, added
+    factors = (a + b for a, b in zip(_of_factors(weight, size), _of_factors(first, size), strict=True))
+    return (*(counts + 2 * size for counts in inputs), *factors)
+
+
+def _of_factors(weight: Array, size: int) -> tuple[Array, Array]:
+    """Counts for hidden and matrix, given those for the weights: the largest that a sum meets counts."""
+    edges, numel = weight.shape
+    hidden = np.broadcast_to(numel + weight.max(axis=1, initial=0)[:, None], (edges, size))
+    return hidden, np.broadcast_to(edges + weight.max(axis=0, initial=0), (size, numel))
+
+
+_RADIAL_COUNTS: dict[Callable[..., Any], Callable[..., Any]] = {
+    radial_convolution: _radial,
+    radial_convolution_backward: _radial_first,
+    radial_convolution_double_backward: _radial_second,
+}
 
 
 @cache

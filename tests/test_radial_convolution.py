@@ -1,0 +1,368 @@
+"""Convolutions whose weights are hidden @ matrix, with their derivatives, against the reference."""
+
+import concurrent.futures
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from clebsch import Graph, ops
+from clebsch.algebra.plan import LAYOUTS, MODES, ProductPlan
+from clebsch.testing import RandomGraph, random_graphs, random_plans, relative_error
+from product_calls import (
+    RadialProblem,
+    broadcast,
+    channelwise_plan,
+    dense_plan,
+    elementwise_plan,
+    instruction_sets,
+    kernel,
+    mixed_plan,
+    plan_of_mode,
+    poisoned_memory,
+    same_bits,
+    views,
+    wide_plan,
+)
+
+layouts = pytest.mark.parametrize("layout", LAYOUTS)
+CHANNELS, ROWS = wide_plan(17), wide_plan(2)
+SIZES = (0, 1, 7, 64, 65)  # of hidden
+
+
+def graph(senders, receivers, num_nodes):
+    return RandomGraph(np.array(senders, np.int64), np.array(receivers, np.int64), num_nodes)
+
+
+def random_graph(num_nodes, num_edges, seed=0):
+    rng = np.random.default_rng(seed)
+    return RandomGraph(
+        rng.integers(num_nodes, size=num_edges), rng.integers(num_nodes, size=num_edges), num_nodes
+    )
+
+
+def star(num_edges, num_nodes=5):
+    """One node receives everything."""
+    return graph(np.arange(num_edges) % num_nodes, [num_nodes - 2] * num_edges, num_nodes)
+
+
+UNSYMMETRIC = graph([0, 0, 1, 2, 0, 4, 4], [1, 2, 2, 3, 3, 3, 0], 6)
+
+
+# Against the reference
+
+
+@settings(max_examples=60, derandomize=True)
+@given(
+    random_plans(max_terms=2000),
+    random_graphs(edges=(0, 1, 7, 40)),
+    st.sampled_from(SIZES),
+    st.integers(0, 2**20),
+)
+@example(ProductPlan("", "", "", ()), UNSYMMETRIC, 3, 0)
+@example(ProductPlan("3x0e", "1x0e", "", ()), UNSYMMETRIC, 7, 0)
+@example(ProductPlan("", "1x0e", "3x0e+2x1o", (), "ir_mul"), UNSYMMETRIC, 0, 0)
+def test_random_plans_and_graphs(plan, edges, size, seed):
+    RadialProblem.random(plan, edges, size, seed=seed).check_everywhere()
+
+
+@layouts
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mul", [16, 33])
+def test_sizes_of_hidden(mul, size, layout):
+    plan = wide_plan(mul, layout)
+    assert kernel(plan) == "channels"
+    RadialProblem.random(plan, random_graph(4, 19), size, seed=mul).check_everywhere()
+
+
+@pytest.mark.parametrize("plan", [CHANNELS, ROWS], ids=kernel)
+@pytest.mark.parametrize("num_nodes, num_edges", [(0, 0), (5, 0), (1, 1), (400, 30)])
+def test_few_edges(plan, num_nodes, num_edges):
+    edges = graph([], [], num_nodes) if num_edges == 0 else random_graph(num_nodes, num_edges)
+    RadialProblem.random(plan, edges, 7).check_everywhere()
+
+
+@layouts
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_with_many_copies(mode, layout):
+    RadialProblem.random(plan_of_mode(mode, layout), random_graph(3, 11), 7, seed=1).check_everywhere()
+
+
+@layouts
+@pytest.mark.parametrize(
+    "make", [lambda layout: dense_plan(3, 5, 17, layout), lambda layout: mixed_plan(17, layout)]
+)
+def test_other_kernels(make, layout):
+    RadialProblem.random(make(layout), random_graph(4, 40), 7).check_everywhere()
+
+
+@pytest.mark.parametrize("mul", [3, 16])
+def test_elementwise(mul):
+    RadialProblem.random(elementwise_plan(mul), random_graph(5, 40), 9).check_everywhere()
+
+
+# 16 edges is the least that a block holds, 96 the most; then a receiver is met in parts.
+@pytest.mark.parametrize("num_edges", [15, 16, 17, 95, 96, 97, 192, 193])
+def test_receivers_as_long_as_a_block(num_edges):
+    plan = channelwise_plan("16x0e", "1x0e+1x1o", 1, unweighted=1)
+    RadialProblem.random(plan, star(num_edges), 7).check_everywhere()
+
+
+def as_convolution(problem):
+    """What the operator must give, from a convolution with weights that exist whole."""
+    edges = Graph(*map(torch.from_numpy, problem.graph[:2]), problem.graph.num_nodes)
+    leaves = [operand.clone().requires_grad_() for operand in problem.operands]
+    grad = problem.grad.clone().requires_grad_()
+    x, y, hidden, matrix = leaves
+    out = ops.convolution(x, y, hidden @ matrix, edges, problem.plan)
+    first = torch.autograd.grad(out, leaves, grad, create_graph=True)
+    second = torch.autograd.grad(first, [grad, *leaves], problem.tangents)
+    return [result.detach() for result in (out, *first, *second)]
+
+
+@pytest.mark.parametrize(
+    "plan", [wide_plan(129), wide_plan(2), dense_plan(5, 3, 33)], ids=["channels", "rows", "dense"]
+)
+@pytest.mark.parametrize(
+    "edges", [star(1000), random_graph(1200, 3000), random_graph(40, 1400)], ids=["star", "sparse", "dense"]
+)
+def test_graphs_of_many_blocks(edges, plan):
+    problem = RadialProblem.random(plan, edges, 33)
+    for dtype in (torch.float32, torch.float64):
+        for _ in instruction_sets():
+            at = problem.to(dtype)
+            with poisoned_memory():
+                results = at.results()
+            for name, found, expected in zip(at.names, results, as_convolution(at), strict=True):
+                assert relative_error(found, expected) < {4: 2e-5, 8: 4e-14}[dtype.itemsize], name
+
+
+# How operands lie in memory
+
+
+@pytest.mark.parametrize("plan", [CHANNELS, wide_plan(3, "ir_mul"), plan_of_mode("uuw")], ids=str)
+def test_operands_that_are_not_contiguous(plan):
+    problem = RadialProblem.random(plan, random_graph(4, 9), 7, dtype=torch.float32)
+    for _ in instruction_sets():
+        expected = problem.results()
+        for i in range(9):
+            given = [*problem.operands, problem.grad, *problem.tangents]
+            for name, view in views(given[i]):
+                moved = [*given[:i], view, *given[i + 1 :]]
+                other = replace(problem, operands=tuple(moved[:4]), grad=moved[4], tangents=tuple(moved[5:]))
+                assert same_bits(other.results(), expected), (i, name)
+
+
+@pytest.mark.parametrize("plan", [CHANNELS, ROWS], ids=kernel)
+def test_rows_that_repeat(plan):
+    problem = RadialProblem.random(plan, random_graph(5, 9), 7)
+    everything = [broadcast(t) for t in (*problem.operands, problem.grad, *problem.tangents)]
+    replace(
+        problem, operands=tuple(everything[:4]), grad=everything[4], tangents=tuple(everything[5:])
+    ).check_everywhere()
+
+
+def test_operands_are_left_alone():
+    problem = RadialProblem.random(CHANNELS, random_graph(5, 9), 7)
+    given = (*problem.operands, problem.grad, *problem.tangents, problem.order)
+    before = tuple(t.clone() for t in given)
+    problem.results()
+    assert same_bits(given, before)
+
+
+# What is asked for
+
+
+@pytest.mark.parametrize("plan", [CHANNELS, wide_plan(32, "ir_mul"), ROWS], ids=str)
+@pytest.mark.parametrize("edges", [random_graph(5, 21), star(120)], ids=["random", "star"])
+def test_needs(plan, edges):
+    problem = RadialProblem.random(plan, edges, 7)
+    with poisoned_memory():
+        every = (problem.backward(), problem.double_backward())
+        for call, count, all_of_it in zip((problem.backward, problem.double_backward), (4, 5), every):
+            for needs in range(2**count):
+                for i, (some, whole) in enumerate(zip(call(needs), all_of_it, strict=True)):
+                    if needs >> i & 1:
+                        assert same_bits((some,), (whole,)), (needs, i)
+                    else:
+                        assert some.shape == (0,) and some.dtype == whole.dtype
+
+
+@pytest.mark.parametrize("plan", [CHANNELS, ROWS], ids=kernel)
+@pytest.mark.parametrize("given_bits", range(16))
+def test_tangents_that_are_not_given(plan, given_bits):
+    problem = RadialProblem.random(plan, random_graph(4, 9), 5)
+    tangents = tuple(t if given_bits >> i & 1 else None for i, t in enumerate(problem.tangents))
+    some = replace(problem, tangents=tangents)
+    some.check_everywhere()
+    with poisoned_memory():
+        every = some.double_backward()
+        for i in range(5):
+            alone = some.double_backward(1 << i)[i]
+            assert np.array_equal(alone.numpy(), every[i].numpy()), i  # but for signs of zeros
+
+
+# Laws
+
+
+@settings(max_examples=20, derandomize=True)
+@given(random_plans(max_terms=20_000), random_graphs(edges=(1, 7, 40)), st.integers(0, 2**20))
+@example(wide_plan(128), random_graph(20, 300), 0)
+def test_one_form_of_five_operands(plan, edges, seed):
+    """<g, out> = <x, grad_x> = <y, grad_y> = <hidden, grad_hidden> = <matrix, grad_matrix>, the last two for
+    the weighted paths alone."""
+    problem = RadialProblem.random(plan, edges, 13, seed=seed)
+    weighted = replace(
+        problem, plan=replace(plan, paths=tuple(path for path in plan.paths if path.has_weight))
+    )
+    for _ in instruction_sets():
+        for case, count in ((problem, 3), (weighted, 5)):
+            given = (case.grad, *case.operands)[:count]
+            gradients = (case.forward(), *case.backward())[:count]
+            products = [float((a * b).sum()) for a, b in zip(given, gradients, strict=True)]
+            size = max(float((a * b).abs().sum()) for a, b in zip(given, gradients, strict=True))
+            assert max(products) - min(products) <= 1e-13 * size
+
+
+# The same bits, always
+
+
+@pytest.fixture(params=["channels", "rows", "dense", "waves", "star"])
+def large(request):
+    plan = {"rows": wide_plan(2), "dense": dense_plan(3, 2, 9), "waves": wide_plan(128)}.get(
+        request.param, wide_plan(32)
+    )
+    edges = star(1500) if request.param == "star" else random_graph(300, 3000)
+    if request.param != "star":
+        edges.receivers[:500] = 7
+    # sums of the matrix's gradient in several waves
+    return RadialProblem.random(plan, edges, 257 if request.param == "waves" else 7, dtype=torch.float32)
+
+
+def test_same_bits_on_every_run_and_for_any_number_of_threads(large):
+    for _ in instruction_sets():
+        torch.set_num_threads(1)
+        expected = large.results()
+        for threads in (1, 2, 4, 1):
+            torch.set_num_threads(threads)
+            assert same_bits(large.results(), expected), threads
+
+
+def test_same_bits_in_concurrent_threads(large):
+    torch.set_num_threads(2)
+    expected = large.results()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for results in pool.map(RadialProblem.results, [large] * 4):
+            assert same_bits(results, expected)
+
+
+# Values that are not finite
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("plan", [CHANNELS, ROWS], ids=kernel)
+def test_not_finite_values_stay_with_their_edges(plan, bad):
+    """A spoilt edge reaches its receiver, its sender, the gradient of the matrix, and nothing else."""
+    problem = RadialProblem.random(plan, random_graph(6, 25), 7)
+    edge = 11
+    sender, receiver = problem.graph.senders[edge], problem.graph.receivers[edge]
+    hidden = problem.operands[2].clone()
+    hidden[edge] = bad
+    other = replace(problem, operands=(*problem.operands[:2], hidden, problem.operands[3]))
+    for _ in instruction_sets():
+        out, (grad_x, grad_y, grad_hidden, _) = other.forward(), other.backward()
+        assert not out[receiver].isfinite().all()
+        spoilt = ((out, receiver), (grad_x, sender), (grad_y, edge))
+        for result, row in (*spoilt, (grad_hidden, -1)):
+            assert result[torch.arange(len(result)) != row].isfinite().all()
+
+
+# Bad input
+
+
+class TestMessages:
+    edges = Graph(torch.tensor([0, 1, 1]), torch.tensor([1, 1, 0]), 2)
+    plan = wide_plan(2)
+
+    def operands(self, **changes):
+        given = {
+            "x": torch.zeros(2, 8),
+            "y": torch.zeros(3, 9),
+            "hidden": torch.zeros(3, 4),
+            "matrix": torch.zeros(4, 10),
+            "graph": self.edges,
+        }
+        return given | changes
+
+    @pytest.mark.parametrize(
+        "changes, message",
+        [
+            ({"x": torch.zeros(3, 8)}, "x must have shape (num_nodes, 8) = (2, 8), got (3, 8)"),
+            ({"y": torch.zeros(3, 8)}, "y must have shape (num_edges, 9) = (3, 9), got (3, 8)"),
+            ({"hidden": torch.zeros(2, 4)}, "hidden must have shape (num_edges, H) = (3, 4), got (2, 4)"),
+            ({"hidden": torch.zeros(4)}, "hidden must have shape (num_edges, H) = (3, H), got (4,)"),
+            ({"matrix": torch.zeros(4, 9)}, "matrix must have shape (H, 10) = (4, 10), got (4, 9)"),
+            ({"matrix": torch.zeros(5, 10)}, "matrix must have shape (H, 10) = (4, 10), got (5, 10)"),
+            (
+                {"matrix": torch.zeros(4, 10, device="meta")},
+                "matrix must be on the device of x, cpu, got meta",
+            ),
+        ],
+    )
+    def test_values(self, changes, message):
+        with pytest.raises(ValueError) as caught:
+            ops.radial_convolution(**self.operands(**changes), plan=self.plan)
+        assert str(caught.value) == f"radial_convolution: {message}"
+
+    @pytest.mark.parametrize(
+        "changes, message",
+        [
+            ({"graph": None}, "graph must be a clebsch.Graph, got NoneType"),
+            ({"hidden": None}, "hidden must be a tensor, got NoneType"),
+            ({"x": torch.zeros(2, 8).half()}, "x must be float32 or float64, got float16"),
+            (
+                {"matrix": torch.zeros(4, 10).double()},
+                "matrix must have the dtype of x, float32, got float64",
+            ),
+        ],
+    )
+    def test_types(self, changes, message):
+        with pytest.raises(TypeError) as caught:
+            ops.radial_convolution(**self.operands(**changes), plan=self.plan)
+        assert str(caught.value) == f"radial_convolution: {message}"
+
+    @pytest.mark.parametrize(
+        "name, value, message",
+        [
+            ("hidden", torch.zeros(2, 4), "hidden must have 3 rows, got 2"),
+            ("hidden", torch.zeros(4), "hidden must have 2 dimensions, got 1"),
+            ("matrix", torch.zeros(3, 10), "matrix must have 4 rows, got 3"),
+            ("matrix", torch.zeros(4, 11), "matrix must have 10 columns, got 11"),
+            ("matrix", torch.zeros(4, 10).double(), "matrix must have the dtype of x"),
+            ("order", torch.zeros(7), "order must come from graph_order with 3 edges and 2 nodes"),
+        ],
+    )
+    def test_operators_check_for_themselves(self, name, value, message):
+        given = self.operands()
+        given["order"] = given.pop("graph").order
+        given[name] = value
+        operators = torch.ops.clebsch
+        grad = torch.zeros(2, self.plan.irreps_out.dim)
+        for call in (
+            lambda: operators.radial_convolution(**given, plan=str(self.plan)),
+            lambda: operators.radial_convolution_backward(grad, **given, plan=str(self.plan), needs=15),
+        ):
+            with pytest.raises((ValueError, RuntimeError)) as caught:
+                call()
+            assert f"radial_convolution: {message}" in str(caught.value)
+
+    @pytest.mark.parametrize("i, name", list(enumerate(["ax", "ay", "ahidden", "amatrix"])))
+    def test_tangents_have_the_shape_of_their_operands(self, i, name):
+        problem = RadialProblem.random(self.plan, UNSYMMETRIC, 4)
+        tangents = list(problem.tangents)
+        tangents[i] = tangents[i][1:]
+        with pytest.raises((ValueError, RuntimeError), match=f"{name} must have the shape of its operand"):
+            replace(problem, tangents=tuple(tangents)).double_backward()
