@@ -360,8 +360,6 @@ class TestOpcheck:
     def test_one_hot_index(self):
         torch.library.opcheck(torch.ops.clebsch.one_hot_index.default, (torch.eye(4),))
 
-    @pytest.mark.parametrize("needs", [7, 2])
-    @pytest.mark.parametrize("noun", ["tensor_product", "convolution"])
     @pytest.mark.parametrize("needs", [15, 2])
     @pytest.mark.parametrize("noun", ["tensor_product", "convolution", "radial_convolution"])
     def test_backward(self, noun, needs):

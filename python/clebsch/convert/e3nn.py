@@ -14,6 +14,7 @@ from clebsch.e3nn import linear, spherical_harmonics, tensor_product
 from clebsch.e3nn.operands import note, refused
 from clebsch.graph import Graph
 from clebsch.ops.convolution import convolve
+from clebsch.ops.radial_convolution import convolve_radially
 
 __all__ = ["RULES", "Linear", "SphericalHarmonics", "TensorProduct", "convolve_edges", "is_convolved"]
 
@@ -60,11 +61,8 @@ def convolve_edges(
     product: a live TensorProduct of e3nn with weights for every edge. x: (num_nodes, irreps_in1.dim). None
     if the kernel does not take it; then the reason is on `product`.
     """
-    factors = (
-        {"weight": weight.hidden, "matrix": weight.matrix}
-        if isinstance(weight, RadialWeights)
-        else {"weight": weight}
-    )
+    factored = isinstance(weight, RadialWeights)
+    factors = {"weight": weight.hidden, "matrix": weight.matrix} if factored else {"weight": weight}
     reason, sizes = refused({"x": x, "y": y, **factors}), None
     if reason is None:
         sizes, reason = tensor_product.plan_of(product)
@@ -74,8 +72,8 @@ def convolve_edges(
     if sizes is None:
         return None
     graph = Graph(senders, receivers, num_nodes)
-    if isinstance(weight, RadialWeights):
-        weight = weight.whole()
+    if factored:
+        return convolve_radially(x, y, weight.hidden, weight.matrix, graph, sizes)
     return convolve(x, y, weight, graph, sizes)
 
 
