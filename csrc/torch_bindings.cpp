@@ -334,7 +334,12 @@ struct RadialProduct : Product {
     require(hidden_.dim() == 2, noun, "hidden must have 2 dimensions, got ", hidden_.dim());
     hidden = operand("hidden", hidden_, hidden_.size(1));
     require(hidden.rows == y.rows, noun, "hidden must have ", y.rows, " rows, got ", hidden.rows);
-    require(plan.program.weight_numel < int64_t{1} << 31, noun, "weight_numel must be below 2^31");
+    // Far above what memory holds, far below where sizes overflow.
+    const int64_t size = hidden_.size(1), numel = plan.program.weight_numel, most = int64_t{1} << 30;
+    require(
+        size < most && numel < most && size * numel < int64_t{1} << 48, noun,
+        "hidden and the weights must have fewer than 2^30 columns and matrix fewer than 2^48 elements, got ",
+        size, " and ", numel, " columns");
     last = operand("matrix", matrix_, plan.program.weight_numel);
     require(last.rows == hidden_.size(1), noun, "matrix must have ", hidden_.size(1), " rows, got ",
             last.rows);

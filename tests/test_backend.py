@@ -505,6 +505,18 @@ refuse(call.tensor_product, x.to_sparse(), y[:3], w[:3], plan)
 refuse(call.tensor_product, x.to_mkldnn(), y[:3], w[:3], plan)
 refuse(call.tensor_product, torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), y[:3], w[:3], plan)
 refuse(call.convolution, x, y, w, order.to_sparse(), plan)
+# radial weights likewise
+hidden, one_row = torch.ones(5, 7), torch.ones(1, 8)
+no_edges = call.graph_order(index[:0], index[:0], 3)
+for size in (2**31, 2**45, 2**57):
+    matrix = one_row.expand(size, 8)
+    refuse(call.radial_convolution, x, y[:0], torch.empty(0, size), matrix, no_edges, plan)
+    refuse(call.radial_convolution, x, y, hidden[:, :1].expand(5, size), matrix, order, plan)
+matrix = one_row.expand(7, 8)
+refuse(call.radial_convolution, x, y, hidden.to_sparse(), matrix, order, plan)
+refuse(call.radial_convolution, x, y, hidden, None, order, plan)
+refuse(call.radial_convolution, x, y, hidden[0], matrix, order, plan)
+refuse(call.radial_convolution_backward, g, x, y, hidden, matrix, order, plan, "all")
 # a linear layer likewise
 mix, mw, nb = "4x0e+4x1o*1x0e->2x0e;mul_ir;0 0 0 uvw w 1.0", torch.ones(8), torch.ones(0)
 refuse(call.linear, wide, mw, nb, mix, [])
@@ -544,6 +556,7 @@ assert [t.numel() for t in call.convolution_backward(g, x, y, w, order, plan, -8
 assert [t.numel() for t in call.convolution_backward(g, x, y, w, order, plan, -1)] == [48, 20, 40]
 # alive and well
 assert call.convolution(x, y, w, order, plan).isfinite().all()
+assert call.radial_convolution(x, y, hidden, matrix, order, plan).isfinite().all()
 assert call.linear(x, mw, nb, mix, []).tolist() == [[4.0, 4.0]] * 3
 """
 
@@ -551,7 +564,7 @@ assert call.linear(x, mw, nb, mix, []).tolist() == [[4.0, 4.0]] * 3
 def test_nothing_crashes():
     result = python(NASTY)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert int(result.stdout) == 36
+    assert int(result.stdout) == 46
 
 
 CONCURRENT = """

@@ -47,7 +47,8 @@ def radial_convolution(
         (num_nodes, irreps_out.dim); zero for nodes that receive nothing.
 
     Raises:
-        as `clebsch.ops.convolution`; ValueError also for weight_numel of 2^31 or more.
+        as `clebsch.ops.convolution`; ValueError also for an H or a weight_numel of 2^30 or more, or
+        a matrix of 2^48 elements or more.
     """
     return convolve_radially(x, y, hidden, matrix, graph, constant_plan_sizes(plan))
 
