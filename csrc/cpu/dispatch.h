@@ -8,6 +8,7 @@
 #include "gate.h"
 #include "linear.h"
 #include "spherical_harmonics.h"
+#include "symmetric_contraction.h"
 #include "tensor_product.h"
 
 namespace clebsch {
@@ -19,6 +20,7 @@ struct Kernels {
   TensorProductKernels<T> tensor_product;
   LinearKernels<T> linear;
   GateKernels<T> gate;
+  ContractionKernels<T> symmetric_contraction;
 };
 
 // Names compiled into this binary, narrowest first, and those of them that this processor runs.

@@ -10,6 +10,14 @@ from clebsch.ops.convolution import convolution  # noqa: E402  the library must 
 from clebsch.ops.gate import gate  # noqa: E402
 from clebsch.ops.linear import linear  # noqa: E402
 from clebsch.ops.spherical_harmonics import spherical_harmonics  # noqa: E402
+from clebsch.ops.symmetric_contraction import symmetric_contraction  # noqa: E402
 from clebsch.ops.tensor_product import tensor_product  # noqa: E402
 
-__all__ = ["convolution", "gate", "linear", "spherical_harmonics", "tensor_product"]
+__all__ = [
+    "convolution",
+    "gate",
+    "linear",
+    "spherical_harmonics",
+    "symmetric_contraction",
+    "tensor_product",
+]
