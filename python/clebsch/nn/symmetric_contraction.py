@@ -72,8 +72,7 @@ class SymmetricContraction(torch.nn.Module):
 
     def _build_table(self) -> None:
         """The table of the buffers as they are now."""
-        self._built_from = [c.u_matrices() for c in self.contractions]
-        table = contraction_table(self._built_from)
+        table = contraction_table([c.u_matrices() for c in self.contractions])
         self._widths = table.widths
         self.register_buffer("_table", table.tensor, persistent=False)
 
@@ -122,7 +121,7 @@ class Contraction(torch.nn.Module):
         for nu, u in enumerate(coupled_powers(coupling, ir_out, correlation), start=1):
             # MACE keeps no axis of length 1 but the last one.
             shape = [length for length in u.shape[:-1] if length > 1]
-            value = torch.from_numpy(u).reshape(*shape, u.shape[-1]).to(torch.get_default_dtype())
+            value = torch.tensor(u, dtype=torch.get_default_dtype()).reshape(*shape, u.shape[-1])
             empty.append(not u.any())
             self.register_buffer(f"U_matrix_{nu}", value)
         paths = [u.shape[-1] for u in self.u_matrices()]
@@ -171,6 +170,11 @@ def contract(
         (nodes, channels * sum of widths).
     """
     num_elements, channels = weights[0].shape[0], weights[0].shape[2]
+    expected = (x.shape[0], num_elements)
+    if node_attrs.dim() != 1 and node_attrs.shape != expected:
+        raise ValueError(
+            f"SymmetricContraction: node_attrs must have shape {expected}, got {tuple(node_attrs.shape)}"
+        )
     index = node_attrs if node_attrs.dim() == 1 else species_of(node_attrs)
     if index is not None:
         if not torch.compiler.is_compiling() and num_elements > 1:
@@ -179,14 +183,9 @@ def contract(
                 present, index = _present(index, num_elements)
                 weights = [weight.index_select(0, present) for weight in weights]
         return symmetric_contraction(x, torch.cat(tuple(weights), dim=1), index, table, widths)
-    if node_attrs.shape[-1] != num_elements or node_attrs.dim() != 2:
-        raise ValueError(
-            f"SymmetricContraction: node_attrs must have shape ({x.shape[0]}, {num_elements}), "
-            f"got {tuple(node_attrs.shape)}"
-        )
     joined = torch.cat(tuple(weights), dim=1)
     of_nodes = (node_attrs.to(joined.dtype) @ joined.flatten(1)).unflatten(1, joined.shape[1:])
-    return symmetric_contraction(x, of_nodes, torch.arange(len(x), device=x.device), table, widths)
+    return symmetric_contraction(x, of_nodes, torch.arange(x.shape[0], device=x.device), table, widths)
 
 
 def species_of(node_attrs: Tensor) -> Tensor | None:

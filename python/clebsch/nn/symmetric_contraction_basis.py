@@ -51,8 +51,10 @@ def _power(irreps_text: str, out_text: str, nu: int) -> Array:
         paths = _coupled(paths, irreps, ir_out if step == nu else None, natural=nu == 4)
     values = [path.value for path in paths if path.ir == ir_out]
     if not values:
-        return np.zeros((ir_out.dim, *[irreps.dim] * nu, 1))
-    return np.stack(values, axis=-1)
+        values = [np.zeros((ir_out.dim, *[irreps.dim] * nu))]
+    found = np.stack(values, axis=-1)
+    found.flags.writeable = False  # kept and handed out again
+    return found
 
 
 def _copies(irreps: Irreps) -> list[tuple[Irrep, list[_Path]]]:

@@ -39,6 +39,8 @@ Monomial = tuple[int, ...]
 MAX_CORRELATION = 4
 _ROUNDINGS = 64
 _FORMAT = 1
+# Entries this close to the largest are as good a pivot as it.
+_PIVOT = 0.99
 
 
 @dataclass(frozen=True)
@@ -204,10 +206,11 @@ def _factors(matrix: Array, resolution: float) -> tuple[Array, Array]:
     scale = np.abs(matrix).max()
     left, pivots = matrix.copy(), []
     while len(pivots) < min(matrix.shape):
-        i, j = np.unravel_index(np.argmax(np.abs(left)), left.shape)
-        if abs(left[i, j]) <= resolution * scale:
+        size = np.abs(left)
+        if size.max() <= resolution * scale:
             break
-        pivots.append((int(i), int(j)))
+        i, j = _pivot(size > resolution * scale, size)
+        pivots.append((i, j))
         left -= np.outer(left[:, j], left[i] / left[i, j])
         left[:, j] = 0
         left[i] = 0
@@ -219,6 +222,13 @@ def _factors(matrix: Array, resolution: float) -> tuple[Array, Array]:
     if len(pivots) == len(matrix) and np.count_nonzero(matrix) < np.count_nonzero(b) + np.count_nonzero(t):
         return np.eye(len(matrix)), matrix
     return t, b
+
+
+def _pivot(present: NDArray[np.bool_], size: Array) -> tuple[int, int]:
+    """One of the largest entries, of the path with the fewest, by a rule that rounding does not sway."""
+    allowed = size >= _PIVOT * size.max()
+    path = min(np.flatnonzero(allowed.any(axis=1)), key=lambda i: (present[i].sum(), i))
+    return int(path), int(np.flatnonzero(allowed[path])[0])
 
 
 # Factors: 0 is the number 1, 1 to D the components, then pairs of components.
