@@ -165,12 +165,13 @@ def test_types_copies_and_pickles():
         other.load_state_dict(module.state_dict())
     double = copy.deepcopy(module).double()
     assert torch.allclose(double(x.double(), one_hot.double()).float(), found, rtol=1e-4, atol=1e-5)
-    # couplings made in float64 survive a visit to float32
-    exact = layer()
-    there = copy.deepcopy(exact).float().double()
-    for p, q in zip(there.parameters(), exact.parameters(), strict=True):
-        p.data.copy_(q)
-    assert torch.equal(there(x.double(), one_hot), exact(x.double(), one_hot))
+    # with the couplings of its buffers, which carry the rounding of float32
+    u = [[matrix.numpy() for matrix in c.u_matrices()] for c in double.contractions]
+    u[0] = [matrix[None] for matrix in u[0]]
+    operands_of_reference = x.double(), joined(double).detach(), one_hot.argmax(dim=1)
+    exact = reference.symmetric_contraction(u, *(t.numpy() for t in operands_of_reference))
+    assert np.allclose(double(x.double(), one_hot).detach().numpy(), exact, rtol=1e-12, atol=1e-12)
+    assert double.to("meta").state_dict()["contractions.0.U_matrix_1"].is_meta
 
 
 def test_compiled_and_exported():

@@ -35,6 +35,7 @@ KNOWN = (
     "Activation",
     "NormActivation",
     "FullyConnectedNet",
+    "SymmetricContraction",
     "BatchNorm",
     "Dropout",
     "Extract",

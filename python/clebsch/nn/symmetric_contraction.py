@@ -74,7 +74,17 @@ class SymmetricContraction(torch.nn.Module):
         """The table of the buffers as they are now."""
         table = contraction_table([c.u_matrices() for c in self.contractions])
         self._widths = table.widths
-        self.register_buffer("_table", table.tensor, persistent=False)
+        device = self.contractions[0].weights_max.device
+        self.register_buffer("_table", table.tensor.to(device), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SymmetricContraction:
+        """Couplings that were rounded, or carry their rounding to a finer type, make another table."""
+        before = self.contractions[0].U_matrix_1.dtype
+        super()._apply(fn, recurse)
+        after = self.contractions[0].U_matrix_1
+        if after.dtype != before and not after.is_meta:
+            self._build_table()
+        return self
 
     def forward(self, x: Tensor, node_attrs: Tensor) -> Tensor:
         """Features of every node.
@@ -245,4 +255,5 @@ def _zeroed(weight: Tensor) -> torch.nn.Parameter:
 
 
 def _rebuild_table(module: SymmetricContraction, incompatible_keys: Any) -> None:
-    module._build_table()
+    if not module.contractions[0].U_matrix_1.is_meta:
+        module._build_table()

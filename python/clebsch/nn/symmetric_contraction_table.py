@@ -31,14 +31,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["MAX_CORRELATION", "ContractionTable", "contraction_table"]
+__all__ = ["MAX_CORRELATION", "ContractionTable", "contraction_counts", "contraction_table"]
 
 Array = NDArray[np.float64]
 Monomial = tuple[int, ...]
 
 MAX_CORRELATION = 4
 _ROUNDINGS = 64
-_FORMAT = 1
+_FORMAT, _HEADER = 1, 10
 # Entries this close to the largest are as good a pivot as it.
 _PIVOT = 0.99
 
@@ -60,6 +60,14 @@ class ContractionTable:
     def tensor(self) -> Tensor:
         """The table as the operators take it: a vector of int64, which no conversion of types touches."""
         return torch.frombuffer(bytearray(self.words), dtype=torch.int64)
+
+
+def contraction_counts(table: Tensor) -> dict[str, int]:
+    """What a table's kernel does for every channel, in numbers: pairs, groups, entries, terms, products."""
+    _, _, _, pairs, _, targets, groups, entries, terms, _ = table[:_HEADER].tolist()
+    widths, rows = table[_HEADER + 2 * pairs :][: 2 * targets].reshape(2, targets)
+    products = int((widths * rows).sum())
+    return {"pairs": pairs, "groups": groups, "entries": entries, "terms": terms, "products": products}
 
 
 class Basis(NamedTuple):

@@ -320,6 +320,42 @@ class _Reduced(_Defined):
         return out
 
 
+class _SymmetricContraction(_Defined):
+    """Its formula with the buffers U; the species of a node is its number, over and over."""
+
+    def _set_operands(self, rows: int) -> None:
+        module = self.module
+        irreps_in, irreps_out = (Irreps(str(irreps)) for irreps in (module.irreps_in, module.irreps_out))
+        self.channels = module.num_channels
+        self.by_dtype: dict[torch.dtype, torch.nn.Module] = {}
+        self.spaces = (Irreps([(1, ir) for _, ir in irreps_in] * self.channels),)
+        self.space_out = Irreps([(self.channels, ir) for _, ir in irreps_out])
+        self.operands = (self.draw(rows, self.spaces[0].dim),)
+        self.species = torch.arange(rows) % module.contractions[0].weights_max.shape[0]
+
+    def call(self, features: Tensor) -> Tensor:
+        if features.dtype not in self.by_dtype:
+            self.by_dtype[features.dtype] = copy.deepcopy(self.module).to(features.dtype)
+        module = self.by_dtype[features.dtype]
+        return module.forward(features.unflatten(1, (self.channels, -1)), self.species)
+
+    def definition(self, features: Tensor) -> Tensor:
+        x = features.unflatten(1, (self.channels, -1))
+        blocks = []
+        for contraction in self.module.contractions:
+            total = 0
+            weights = contraction.ascending_weights()
+            for nu, (u, weight) in enumerate(zip(contraction.u_matrices(), weights, strict=True), start=1):
+                part = u.double().reshape(-1, *[x.shape[2]] * nu, u.shape[-1])
+                part = torch.einsum("m...k,nkc->ncm...k", part, weight.detach().double()[self.species])
+                part = part.sum(-1)
+                for _ in range(nu):
+                    part = torch.einsum("nc...i,nci->nc...", part, x)
+                total = total + part
+            blocks.append(total.flatten(1))
+        return torch.cat(blocks, dim=1)
+
+
 def _contract_rows(table: Tensor, x: Tensor) -> Tensor:
     """The last axis of table (rows, ..., dim) with x (rows, dim)."""
     return (table * x.reshape(len(x), *[1] * (table.dim() - 2), x.shape[-1])).sum(-1)
@@ -343,4 +379,5 @@ DEFINED: dict[str, type[Problem]] = {
     "Dropout": _Dropout,
     "Extract": _Extract,
     "ReducedTensorProducts": _Reduced,
+    "SymmetricContraction": _SymmetricContraction,
 }
