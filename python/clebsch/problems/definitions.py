@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clebsch.algebra.irreps import Irreps
 from clebsch.algebra.plan import ProductPlan
+from clebsch.nn.symmetric_contraction_basis import coupled_powers
 from clebsch.problems.expected import Arrays, Draws, Expected, Problem, Unknown, derivatives
 from clebsch.reference.tensor_product import terms
 from clebsch.survey import Layer
@@ -327,7 +328,8 @@ class _SymmetricContraction(_Defined):
         module = self.module
         irreps_in, irreps_out = (Irreps(str(irreps)) for irreps in (module.irreps_in, module.irreps_out))
         self.channels = module.num_channels
-        self.by_dtype: dict[torch.dtype, torch.nn.Module] = {}
+        self.by_dtype = {module.contractions[0].U_matrix_1.dtype: module}
+        self.by_dtype.setdefault(torch.float64, _with_exact_couplings(module))
         self.spaces = (Irreps([(1, ir) for _, ir in irreps_in] * self.channels),)
         self.space_out = Irreps([(self.channels, ir) for _, ir in irreps_out])
         self.operands = (self.draw(rows, self.spaces[0].dim),)
@@ -342,7 +344,7 @@ class _SymmetricContraction(_Defined):
     def definition(self, features: Tensor) -> Tensor:
         x = features.unflatten(1, (self.channels, -1))
         blocks = []
-        for contraction in self.module.contractions:
+        for contraction in self.by_dtype[torch.float64].contractions:
             total = 0
             weights = contraction.ascending_weights()
             for nu, (u, weight) in enumerate(zip(contraction.u_matrices(), weights, strict=True), start=1):
@@ -354,6 +356,23 @@ class _SymmetricContraction(_Defined):
                 total = total + part
             blocks.append(total.flatten(1))
         return torch.cat(blocks, dim=1)
+
+
+def _with_exact_couplings(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy in float64; couplings that are clebsch's own, rounded, are put back as they were."""
+    double = copy.deepcopy(module).double()
+    coupling = Irreps([(1, ir) for _, ir in Irreps(str(module.irreps_in))])
+    for (_, ir), ours, rounded in zip(
+        Irreps(str(module.irreps_out)), double.contractions, module.contractions, strict=True
+    ):
+        powers = coupled_powers(coupling, ir, module.correlation)
+        for u, exact, before in zip(ours.u_matrices(), powers, rounded.u_matrices(), strict=True):
+            if exact.size == u.numel() and torch.equal(
+                torch.tensor(exact, dtype=before.dtype).reshape(u.shape), before
+            ):
+                u.copy_(torch.tensor(exact).reshape(u.shape))
+    double._build_table()
+    return double
 
 
 def _contract_rows(table: Tensor, x: Tensor) -> Tensor:
