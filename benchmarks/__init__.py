@@ -6,6 +6,7 @@ NAMES = (
     "tensor_product",
     "convolution",
     "linear",
+    "symmetric_contraction",
     "layers",
     "drop_in",
     "scaling",

@@ -53,7 +53,7 @@ THIRD_PARTIES = {
     "ops": {"torch"},
 }
 
-NOUNS = ("spherical_harmonics", "tensor_product", "convolution", "linear")
+NOUNS = ("spherical_harmonics", "tensor_product", "convolution", "linear", "symmetric_contraction")
 
 
 # Python

@@ -12,11 +12,11 @@
 //
 // Least work for a channel with E entries in G groups (product, first factor), T terms, S pairs, N products,
 // in multiply-adds: forward E + G + S + N; backward E + 2 T + 3 S + N, and again forward for grad_w; double
-// backward 2 E + 3 G + 2 E + 6 T + 8 S + 4 N. MACE's 0e + 1o from degrees to 3, correlation 3 has E = 486, G
-// = 374, T = 410, S = 57, N = 58: 975 forward, 1,535 for grad_x. Least traffic, in numbers for a channel: x
-// read and out written (16 and 4); backward x and g read, grad_x written. That is 12 multiply-adds for every
-// byte of float32: arithmetic decides, and what is arranged is that it meets operands in the nearest cache.
-// Everything of a block of channels waits there, 110 bytes a vector lane in the largest of the three.
+// backward 4 E + 3 G + 6 T + 8 S + 4 N. MACE's 0e + 1o from degrees to 3, correlation 3, has E = 486, G =
+// 374, T = 410, S = 57, N = 61: 978 forward, 1,538 for grad_x. Least traffic, in numbers for a channel:
+// forward x read and out written, 16 and 4; backward x and g read, grad_x written, 36. That is 11 or 12
+// multiply-adds for every byte of float32: arithmetic decides, and what is arranged is that it meets operands
+// in the nearest two caches, where all of a block of channels waits.
 //
 // A block is kWide vectors: one look at the tables serves them all, and their sums do not wait for each
 // other. What is left over is taken a vector at a time.
