@@ -171,7 +171,26 @@ def test_types_copies_and_pickles():
     operands_of_reference = x.double(), joined(double).detach(), one_hot.argmax(dim=1)
     exact = reference.symmetric_contraction(u, *(t.numpy() for t in operands_of_reference))
     assert np.allclose(double(x.double(), one_hot).detach().numpy(), exact, rtol=1e-12, atol=1e-12)
-    assert double.to("meta").state_dict()["contractions.0.U_matrix_1"].is_meta
+    assert double.to("meta")(x.double().to("meta"), one_hot.argmax(dim=1).to("meta")).shape == found.shape
+
+
+def test_made_without_memory():
+    with torch.device("meta"):
+        module = layer()
+    source = layer()
+    x, index, one_hot = operands(source)
+    assert module(x.to("meta"), index.to("meta")).shape == (6, 20)
+    module = module.to_empty(device="cpu")
+    with pytest.raises(
+        ValueError, match=r"^symmetric_contraction: table must be that of a ContractionTable$"
+    ):
+        module(x, index)
+    module.load_state_dict(source.state_dict())
+    assert torch.equal(module(x, one_hot), source(x, one_hot))
+    with torch.device("meta"):
+        assigned = layer()
+    assigned.load_state_dict(source.state_dict(), assign=True)
+    assert torch.equal(assigned(x, one_hot), source(x, one_hot))
 
 
 def test_compiled_and_exported():

@@ -16,7 +16,7 @@ from clebsch.ops.symmetric_contraction import symmetric_contraction
 __all__ = ["Contraction", "SymmetricContraction", "contract", "species_of"]
 
 # Above this size of all weights it pays to pick those of the species at hand before they are joined.
-_LARGE_WEIGHTS = 1 << 16
+_LARGE_WEIGHTS = 1 << 18
 
 
 class SymmetricContraction(torch.nn.Module):
@@ -71,18 +71,21 @@ class SymmetricContraction(torch.nn.Module):
         self.register_load_state_dict_post_hook(_rebuild_table)
 
     def _build_table(self) -> None:
-        """The table of the buffers as they are now."""
-        table = contraction_table([c.u_matrices() for c in self.contractions])
-        self._widths = table.widths
-        device = self.contractions[0].weights_max.device
-        self.register_buffer("_table", table.tensor.to(device), persistent=False)
+        """The table of the buffers as they are now; on the device "meta" an empty one."""
+        self._widths = tuple(ir.dim for _, ir in self.irreps_out)
+        u_matrices = [c.u_matrices() for c in self.contractions]
+        device = u_matrices[0][0].device
+        if device.type == "meta":
+            table = torch.empty(0, dtype=torch.int64, device=device)
+        else:
+            table = contraction_table(u_matrices).tensor.to(device)
+        self.register_buffer("_table", table, persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SymmetricContraction:
         """Couplings that were rounded, or carry their rounding to a finer type, make another table."""
         before = self.contractions[0].U_matrix_1.dtype
         super()._apply(fn, recurse)
-        after = self.contractions[0].U_matrix_1
-        if after.dtype != before and not after.is_meta:
+        if self.contractions[0].U_matrix_1.dtype != before:
             self._build_table()
         return self
 
@@ -91,7 +94,8 @@ class SymmetricContraction(torch.nn.Module):
 
         Args:
             x: (nodes, channels, components), components being one copy of every irrep of irreps_in.
-            node_attrs: (nodes, num_elements); rows with a single 1 are recognised and cost no product. Or
+            node_attrs: (nodes, num_elements); rows with a single 1 are recognised and cost no product, but
+                in compiled graphs, which cannot look at numbers and then hold weights for every node. Or
                 the species themselves, (nodes,) int64.
 
         Returns:
@@ -255,5 +259,4 @@ def _zeroed(weight: Tensor) -> torch.nn.Parameter:
 
 
 def _rebuild_table(module: SymmetricContraction, incompatible_keys: Any) -> None:
-    if not module.contractions[0].U_matrix_1.is_meta:
-        module._build_table()
+    module._build_table()
