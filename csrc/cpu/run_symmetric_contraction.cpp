@@ -196,11 +196,12 @@ class Arrangement {
     std::vector<std::int64_t> slot_end;
     for (const std::int64_t z : slot_species) slot_end.push_back(start[z + 1]);
     for (std::int64_t i = 0; i < count; ++i) nodes[start[index[i]]++] = i;
-    const std::int64_t length = std::max((count + kChunks - 1) / kChunks, kChunkNodes);
+    // Some for every thread where nodes are few, of four nodes and more where they are many.
+    const std::int64_t pieces = std::clamp(count / 4, std::min<std::int64_t>(count, 8), kChunks);
     std::int64_t slot = 0, begin = 0;
-    for (std::int64_t chunk = 0; chunk < count; chunk += length) {
+    for (std::int64_t chunk = 0; chunk < pieces; ++chunk) {
       chunk_segment.push_back(static_cast<std::int64_t>(segments.size()));
-      const std::int64_t end_of_chunk = std::min(count, chunk + length);
+      const std::int64_t end_of_chunk = count * (chunk + 1) / pieces;
       while (begin < end_of_chunk) {
         const std::int64_t end = std::min(end_of_chunk, slot_end[slot]);
         if (static_cast<std::int64_t>(slot_segment.size()) == slot)
@@ -217,7 +218,7 @@ class Arrangement {
   std::int64_t slots() const { return static_cast<std::int64_t>(slot_species.size()); }
 
  private:
-  static constexpr std::int64_t kChunkNodes = 4, kChunks = 64;
+  static constexpr std::int64_t kChunks = 64;
 };
 
 void check_index(const std::int64_t* index, std::int64_t count, std::int64_t species) {
