@@ -37,6 +37,7 @@ KNOWN = (
     "Activation",
     "NormActivation",
     "FullyConnectedNet",
+    "SymmetricContraction",
     "BatchNorm",
     "Dropout",
     "Extract",
