@@ -11,6 +11,7 @@ from torch import Tensor
 from clebsch.algebra.irreps import Irrep, Irreps
 from clebsch.nn.symmetric_contraction_basis import coupled_powers
 from clebsch.nn.symmetric_contraction_table import MAX_CORRELATION, contraction_table
+from clebsch.ops.dispatch import call
 from clebsch.ops.symmetric_contraction import symmetric_contraction
 
 __all__ = ["Contraction", "SymmetricContraction", "contract", "species_of"]
@@ -212,9 +213,8 @@ def species_of(node_attrs: Tensor) -> Tensor | None:
         return None
     if node_attrs.requires_grad and torch.is_grad_enabled():
         return None
-    index = node_attrs.argmax(dim=1)
-    single = torch.zeros_like(node_attrs).scatter_(1, index.unsqueeze(1), 1)
-    return index if torch.equal(single, node_attrs) else None
+    index = call(torch.ops.clebsch.one_hot_index, node_attrs)
+    return index if index.shape[0] == node_attrs.shape[0] else None
 
 
 def _present(index: Tensor, num_elements: int) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from clebsch.ops.dispatch import call, require_alike, require_one_device
+from clebsch.ops.dispatch import asked_for, call, require_alike, require_one_device
 from clebsch.ops.tensor_product import refuse_tangents
 
 __all__ = ["symmetric_contraction"]
@@ -133,7 +133,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    needs = _bits(ctx.needs_input_grad[:2])
+    needs = _bits(asked_for(ctx, 2))
     operator = torch.ops.clebsch.symmetric_contraction_backward
     grads = call(operator, grad, *ctx.saved_tensors, ctx.widths, needs)
     return (*_chosen(grads, needs), None, None, None)
@@ -147,7 +147,7 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _differentiate_backward(ctx: Any, *tangents: Tensor | None) -> tuple[Any, ...]:
     tangents = tuple(_chosen(tangents, ctx.needs))
-    needs = _bits(ctx.needs_input_grad[:3])
+    needs = _bits(asked_for(ctx, 3))
     grads: list[Tensor | None] = [None] * 3
     if any(tangent is not None for tangent in tangents):
         operator = torch.ops.clebsch.symmetric_contraction_double_backward
