@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -102,7 +103,11 @@ def is_plain(layer: torch.nn.Module) -> bool:
 
 
 class FullyConnectedNet(Accelerated):
-    """e3nn's, whose last layer is not applied: a convolution takes its matrix."""
+    """e3nn's, whose last layer is not applied: a convolution takes its matrix.
+
+    A layer is act(x W / a) b, with a and b from its normalisation and that of the function. The b of a layer
+    goes into the W of the next, which has fewer numbers than x has.
+    """
 
     does = "its last layer is applied by the convolution, a few edges at a time"
 
@@ -113,9 +118,21 @@ class FullyConnectedNet(Accelerated):
             torch.compiler.is_compiling()
             or torch.jit.is_tracing()
             or last.act is not None
-            or not is_plain(last)
+            or not all(map(is_plain, (*inner, last)))
         ):
             return super().forward(x)
+        factor = 1.0
         for layer in inner:
-            x = layer(x)
-        return RadialWeights(x, last.weight / (last.h_in * last.var_in / last.var_out) ** 0.5)
+            x = x @ (layer.weight * (factor / math.sqrt(layer.h_in * layer.var_in)))
+            factor = math.sqrt(layer.var_out)
+            function, constant = _normalised(layer.act)
+            x, factor = function(x), factor * constant
+        scale = factor / math.sqrt(last.h_in * last.var_in / last.var_out)
+        return RadialWeights(x, last.weight * scale)
+
+
+def _normalised(act: Any) -> tuple[Any, float]:
+    """e3nn's `normalize2mom` as a function and the constant that it is multiplied with; others with 1."""
+    if type(act).__name__ == "normalize2mom" and is_plain(act):
+        return (act.f, 1.0) if act._is_id else (act.f, float(act.cst))
+    return act, 1.0
