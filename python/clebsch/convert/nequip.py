@@ -20,7 +20,9 @@ class Convolution(Accelerated):
 
     does = "gathers, multiplies and sums at receivers in one kernel"
 
-    def forward(self, x: Tensor, edge_attr: Tensor, edge_weight: Any, edge_dst: Tensor, edge_src: Tensor) -> Any:
+    def forward(
+        self, x: Tensor, edge_attr: Tensor, edge_weight: Any, edge_dst: Tensor, edge_src: Tensor
+    ) -> Tensor:
         """x (num_nodes, ...) and edges to sums at receivers (num_nodes, ...)."""
         out = None
         if not torch.compiler.is_compiling() and is_plain(self.tp):
