@@ -23,6 +23,11 @@ def accelerate_all(model):
     return fast
 
 
+def kind(module):
+    """The class of a module; of torch.fx every module has one of its own."""
+    return torch.fx.GraphModule if isinstance(module, torch.fx.GraphModule) else type(module)
+
+
 def assert_close(name, ours, theirs, tolerance):
     """Within `tolerance` of the largest number, which is taken to be 1e-3 at least."""
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype, name

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clebsch.convert import gate
 from clebsch.convert.left import Left
 from clebsch.convert.radial import RadialWeights
 from clebsch.convert.swap import Accelerated
@@ -91,7 +92,12 @@ def _harmonics(module: Any) -> Any:
     return {module: SphericalHarmonics}
 
 
-RULES = {"TensorProduct": _product, "Linear": _linear, "SphericalHarmonics": _harmonics}
+RULES = {
+    "TensorProduct": _product,
+    "Linear": _linear,
+    "SphericalHarmonics": _harmonics,
+    "Gate": gate.decide,
+}
 
 
 def is_convolved(product: Any) -> str | None:

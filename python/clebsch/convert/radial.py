@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clebsch.convert.swap import Accelerated
 
-__all__ = ["FullyConnectedNet", "RadialWeights", "biased", "is_plain"]
+__all__ = ["FullyConnectedNet", "RadialWeights", "affine", "biased", "is_plain"]
 
 
 class RadialWeights:
@@ -79,11 +79,16 @@ def _as_tensor(value: Any) -> Any:
 
 
 def biased(hidden: Tensor, layer: torch.nn.Linear) -> RadialWeights:
-    """The weights that a `torch.nn.Linear` makes: its bias is one more row, met by features that are 1."""
-    if layer.bias is None:
-        return RadialWeights(hidden, layer.weight.t())
-    matrix = torch.cat([layer.weight.t(), layer.bias.unsqueeze(0)])
-    return RadialWeights(torch.nn.functional.pad(hidden, (0, 1), value=1.0), matrix)
+    """The weights that a `torch.nn.Linear` makes."""
+    return affine(hidden, layer.weight.t(), layer.bias)
+
+
+def affine(hidden: Tensor, matrix: Tensor, bias: Tensor | None) -> RadialWeights:
+    """hidden @ matrix + bias: the bias is one more row of the matrix, met by features that are 1."""
+    if bias is None:
+        return RadialWeights(hidden, matrix)
+    padded = torch.nn.functional.pad(hidden, (0, 1), value=1.0)
+    return RadialWeights(padded, torch.cat([matrix, bias.unsqueeze(0)]))
 
 
 def is_plain(layer: torch.nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from clebsch.nn.activation import Activation, Function, check_features
 from clebsch.o3.irreps import Irreps
 from clebsch.o3.tensor_product import ElementwiseTensorProduct
 from clebsch.ops.dispatch import suits_kernels
-from clebsch.ops.gate import gate
+from clebsch.ops.gate import Widths, gate
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "Pieces", "gated_widths"]
 
 
 class Gate(torch.nn.Module):
@@ -54,23 +54,20 @@ class Gate(torch.nn.Module):
             )
         parts = [irreps.simplify() for irreps in (irreps_scalars, irreps_gates, irreps_gated)]
         self.irreps_scalars, self.irreps_gates, self.irreps_gated = parts
-        self.irreps_in, self._lengths, self._pieces = _sorted_pieces(parts)
+        self.irreps_in, self._pieces = Pieces.of(parts)
         self.act_scalars = Activation(irreps_scalars, act_scalars)
         self.act_gates = Activation(irreps_gates, act_gates)
         self.mul = ElementwiseTensorProduct(irreps_gated, self.act_gates.irreps_out)
         self.irreps_out = self.act_scalars.irreps_out + self.mul.irreps_out
         self._dim_in = self.irreps_in.dim
-        blocks = [block for block in self.irreps_gated if block.mul > 0]
-        self._widths = tuple(block.mul for block in blocks), tuple(block.ir.dim for block in blocks)
+        self._widths = gated_widths(self.irreps_gated)
 
     def forward(self, features: Tensor) -> Tensor:
         """features (..., irreps_in.dim) to (..., irreps_out.dim)."""
         check_features("Gate", "features", features, self._dim_in)
-        # One split: its gradient is written in one pass, where every narrowing would fill a whole row.
-        pieces = features.split(self._lengths, dim=-1)
-        scalars, gates, gated = (_join(features, [pieces[i] for i in places]) for places in self._pieces)
+        scalars, gates, gated = self._pieces.cut(features)
         scalars = self.act_scalars(scalars)
-        if not self._pieces[1]:
+        if gates.shape[-1] == 0:
             return scalars
         gates = self.act_gates(gates)
         if not suits_kernels(features) or not scalars.dtype == gates.dtype == gated.dtype:
@@ -95,28 +92,49 @@ class Gate(torch.nn.Module):
         return f"{type(self).__name__} ({self.irreps_in} -> {self.irreps_out})"
 
 
-def _sorted_pieces(parts: Sequence[Irreps]) -> tuple[Irreps, list[int], list[list[int]]]:
-    """The sorted sum of `parts`, the lengths of the pieces to cut it into, and the pieces of each part.
+def gated_widths(irreps_gated: Irreps) -> Widths:
+    """Multiplicity and number of components of every block that has any."""
+    blocks = [block for block in irreps_gated if block.mul > 0]
+    return tuple(block.mul for block in blocks), tuple(block.ir.dim for block in blocks)
+
+
+class Pieces(NamedTuple):
+    """How a row of sorted irreps is cut into the parts that they were sorted from.
 
     Blocks that are neighbours there and follow each other in one part are one piece.
+
+    lengths: of the pieces of a row. places: for every part, its pieces.
     """
-    irreps, _, original = sum(parts, Irreps("")).sort()
-    owner = [i for i, part in enumerate(parts) for _ in part]  # of each block before sorting
-    lengths: list[int] = []
-    piece_of = [0] * len(owner)
-    before = None
-    for block, own in zip(irreps, original, strict=True):
-        if before is not None and own == before + 1 and owner[own] == owner[before]:
-            lengths[-1] += block.dim
-        else:
-            lengths.append(block.dim)
-        piece_of[own] = len(lengths) - 1
-        before = own
-    pieces: list[list[int]] = [[] for _ in parts]
-    for part, piece in zip(owner, piece_of, strict=True):
-        if piece not in pieces[part]:
-            pieces[part].append(piece)
-    return irreps.simplify(), lengths, pieces
+
+    lengths: list[int]
+    places: list[list[int]]
+
+    @classmethod
+    def of(cls, parts: Sequence[Irreps]) -> tuple[Irreps, Pieces]:
+        """The sorted sum of `parts`, simplified, and how to cut it."""
+        irreps, _, original = sum(parts, Irreps("")).sort()
+        owner = [i for i, part in enumerate(parts) for _ in part]  # of each block before sorting
+        lengths: list[int] = []
+        piece_of = [0] * len(owner)
+        before = None
+        for block, own in zip(irreps, original, strict=True):
+            if before is not None and own == before + 1 and owner[own] == owner[before]:
+                lengths[-1] += block.dim
+            else:
+                lengths.append(block.dim)
+            piece_of[own] = len(lengths) - 1
+            before = own
+        places: list[list[int]] = [[] for _ in parts]
+        for part, piece in zip(owner, piece_of, strict=True):
+            if piece not in places[part]:
+                places[part].append(piece)
+        return irreps.simplify(), cls(lengths, places)
+
+    def cut(self, features: Tensor) -> tuple[Tensor, ...]:
+        """features (..., sum of lengths) to one tensor for every part."""
+        # One split: its gradient is written in one pass, where every narrowing would fill a whole row.
+        pieces = features.split(self.lengths, dim=-1)
+        return tuple(_join(features, [pieces[i] for i in places]) for places in self.places)
 
 
 def _join(features: Tensor, pieces: list[Tensor]) -> Tensor:
