@@ -28,7 +28,9 @@ FLOORS = [
     {"convert"},
     {"models", "machine", "slow_paths", "standard_layers", "survey"},
     {"problems"},
-    {"demo", "explain", "check"},
+    {"explain", "check"},
+    {"demo"},
+    {"demo_sevennet"},
     {"cli"},
     {"__main__"},
 ]

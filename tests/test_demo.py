@@ -108,7 +108,11 @@ def test_with_data(tmp_path, capsys, name, write):
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize(
     ("given", "passed"),
-    [([], ""), (["DATA=my frames.npz", "ARGS=--quick"], '--data "my frames.npz" --quick')],
+    [
+        ([], ["", "--model 7net-0"]),
+        (["DATA=my frames.npz"], ['--data "my frames.npz"']),
+        (["DATA=my frames.npz", "ARGS=--quick"], ['--data "my frames.npz" --quick']),
+    ],
 )
 def test_make_demo_passes_data_and_arguments_on(given, passed):
     # What a make around the tests was given is not for this one.
@@ -124,7 +128,8 @@ def test_make_demo_passes_data_and_arguments_on(given, passed):
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].rpartition("-m clebsch demo")[2].strip() == passed
+    calls = [line.partition("-m clebsch demo") for line in done.stdout.splitlines()]
+    assert [given.strip() for _, command, given in calls if command] == passed
 
 
 def test_without_e3nn_only_our_own_time_is_reported(tmp_path, capsys, monkeypatch):

@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+# The trained models that come with sevenn, others are fetched from the network; and crystals for them.
+MODELS = ("7net-0", "7net-l3i5")
+CRYSTALS = ("cu-al", "si")
+
 CUTOFF = 4.5  # Angstrom
 GOLDEN_RATIO = 0.6180339887
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 280, 20, 100
@@ -93,9 +97,18 @@ class UserError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the demonstration with command-line `arguments`; the exit status is 2 for bad ones."""
-    options = _parser().parse_args(arguments)
+    """Runs the demonstration with command-line `arguments`.
+
+    The exit status is 2 for bad ones, 1 if an accelerated model's forces are not those of the model.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _refuse_mixtures(parser, options)
     try:
+        if options.model is not None:
+            from clebsch import demo_sevennet
+
+            return demo_sevennet.main(options)
         _require_extras(labelling=options.data is None)
         from rich.console import Console
 
@@ -115,9 +128,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", metavar="DIR", default="demo-output", help="default: %(default)s")
     parser.add_argument("--epochs", type=_positive, help="default: as many as fit into about a minute")
+    parser.add_argument(
+        "--model",
+        choices=MODELS,
+        help="instead of training: dynamics of a crystal with this SevenNet, as it is and accelerated",
+    )
+    parser.add_argument(
+        "--crystal", choices=CRYSTALS, help="with --model, of 108 or 216 atoms; default: cu-al"
+    )
+    parser.add_argument("--steps", type=_positive, help="with --model, of dynamics; default: 40")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a smoke test of a few seconds")
     return parser
+
+
+def _refuse_mixtures(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    for name, with_model in (("data", False), ("epochs", False), ("crystal", True), ("steps", True)):
+        if getattr(options, name) is not None and with_model != (options.model is not None):
+            parser.error(f"--{name} does not go {'without' if with_model else 'with'} --model")
 
 
 def _positive(text: str) -> int:
@@ -137,7 +165,7 @@ def _require_extras(labelling: bool) -> None:
 def _run(options: argparse.Namespace, console: Console) -> None:
     started = time.perf_counter()
     scale = QUICK if options.quick else FULL
-    output = _output_directory(options.output)
+    output = output_directory(options.output)
     torch.manual_seed(options.seed)
 
     problem = _problem(options, scale, console)
@@ -164,7 +192,7 @@ def _run(options: argparse.Namespace, console: Console) -> None:
     report["seconds"] = time.perf_counter() - started
     (output / "report.json").write_text(json.dumps(report, indent=1, default=dataclasses.asdict) + "\n")
     draw(output / "demo.png", problem.name, history, errors, parity, report["speed"])
-    print_report(console, report)
+    print_table(console, report["problem"], _rows(report))
     console.print(f"written     {output}/demo.png, potential.pt, report.json", soft_wrap=True)
 
 
@@ -173,7 +201,8 @@ def _dynamics_steps(structure: Structure, wanted: int) -> int:
     return min(wanted, max(100, 2000 * 100 // max(1, len(structure.senders))))
 
 
-def _output_directory(name: str) -> Path:
+def output_directory(name: str) -> Path:
+    """The folder, made if need be. UserError if it cannot be."""
     path = Path(name)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -208,8 +237,8 @@ def _label(scale: Scale, seed: int, console: Console) -> Problem:
     length = scale.trajectory_frames
     shares = [-(-count // length) for count in (num_train + num_validation, num_test)]
     frames = []
-    with _progress(console) as progress:
-        task = progress.add_task("labelling", total=sum(shares) * length, note="ethanol, GFN2-xTB")
+    with progress(console) as bar:
+        task = bar.add_task("labelling", total=sum(shares) * length, note="ethanol, GFN2-xTB")
         for i in range(sum(shares)):
             frames += data.label_ethanol(
                 length,
@@ -217,7 +246,7 @@ def _label(scale: Scale, seed: int, console: Console) -> Problem:
                 start_dihedral=360 * GOLDEN_RATIO * i % 360,  # any few in a row go round the whole circle
                 stride=scale.label_stride,
                 equilibration_steps=15 * scale.label_stride,
-                on_frame=lambda: progress.advance(task),
+                on_frame=lambda: bar.advance(task),
             )
     pool, test = frames[: shares[0] * length], frames[shares[0] * length :]
     pool = [pool[i] for i in np.random.default_rng(seed).permutation(len(pool))]
@@ -235,7 +264,8 @@ def _load_tblite_single_threaded() -> None:
         del os.environ[name]
 
 
-def _progress(console: Console) -> Progress:
+def progress(console: Console) -> Progress:
+    """A bar with the time that is left; its tasks have a field `note`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
@@ -300,25 +330,26 @@ def _print_set_up(console, problem, model, structures, settings) -> None:
     )
     console.print(
         f"[bold]model[/]       {model.config.num_layers} layers of {model.config.hidden}, "
-        f"{parameters:,} parameters, {settings.epochs} epochs, {_threads(torch.get_num_threads())}",
+        f"{parameters:,} parameters, {settings.epochs} epochs, {threads(torch.get_num_threads())}",
         soft_wrap=True,
     )
 
 
-def _threads(count: int) -> str:
+def threads(count: int) -> str:
+    """The count in words."""
     return "1 thread" if count == 1 else f"{count} threads"
 
 
 def _train(console: Console, model: Potential, structures, settings: TrainingSettings) -> list[EpochRecord]:
     report_every = max(1, settings.epochs // 8)
-    with _progress(console) as progress:
+    with progress(console) as bar:
         steps = settings.epochs * -(-len(structures["train"]) // settings.batch_size)
-        task = progress.add_task("training", total=steps, note="")
+        task = bar.add_task("training", total=steps, note="")
 
         def on_epoch(record: EpochRecord) -> None:
             energy, forces = 1e3 * record.validation.energy, 1e3 * record.validation.forces
             note = f"loss {record.loss:.1e}, MAE {energy:.1f} meV, {forces:.1f} meV/Å"
-            progress.update(task, note=note)
+            bar.update(task, note=note)
             # Into a file or a pipe rich draws the bar only once, at the end.
             if not console.is_terminal and record.epoch % report_every == 0:
                 console.print(f"  epoch {record.epoch:3d}/{settings.epochs}  {note}")
@@ -328,7 +359,7 @@ def _train(console: Console, model: Potential, structures, settings: TrainingSet
             structures["train"],
             structures["validation"],
             settings,
-            on_step=lambda loss: progress.advance(task),
+            on_step=lambda loss: bar.advance(task),
             on_epoch=on_epoch,
         )
 
@@ -389,15 +420,15 @@ def _alternate(what: str, calls: dict[str, Callable[[], Any]], rounds: int) -> S
 # Report
 
 
-def print_report(console: Console, report: dict[str, Any]) -> None:
-    """A table of the report's entries, one a row."""
+def print_table(console: Console, title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """What was measured, and values aligned on the right."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.MARKDOWN, show_header=True, header_style="bold")
-    table.add_column(report["problem"], no_wrap=True)
+    table.add_column(title, no_wrap=True)
     table.add_column("", justify="right", no_wrap=True)
-    for name, value in _rows(report):
+    for name, value in rows:
         table.add_row(name, value)
     console.print()
     console.print(table)
@@ -424,7 +455,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append((f"{speed.what}, e3nn layers", f"{speed.e3nn:.2f} ms ({speed.ratio:.1f} x)"))
     if report["force_difference"] is None:
         rows.append(("e3nn layers", "not installed"))
-    rows.append((f"whole run, {_threads(report['threads'])}", f"{report['seconds']:.0f} s"))
+    rows.append((f"whole run, {threads(report['threads'])}", f"{report['seconds']:.0f} s"))
     return rows
 
 
