@@ -28,9 +28,7 @@ FLOORS = [
     {"convert"},
     {"models", "machine", "slow_paths", "standard_layers", "survey"},
     {"problems"},
-    {"explain", "check"},
-    {"demo"},
-    {"demo_sevennet"},
+    {"demo", "explain", "check"},
     {"cli"},
     {"__main__"},
 ]

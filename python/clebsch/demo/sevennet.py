@@ -18,7 +18,7 @@ import torch
 
 import clebsch
 from clebsch.data import draw_momenta
-from clebsch.demo import UserError, output_directory, print_table, progress, threads
+from clebsch.demo.console import UserError, output_directory, print_table, progress, threads
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -10,9 +10,8 @@ import importlib.util
 import json
 import os
 import statistics
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from clebsch import data
+from clebsch.demo.console import UserError, output_directory, print_table, progress, threads
 from clebsch.models.batch import Structure, collate, prepare
 from clebsch.models.checks import energy_conservation, equivariance_error
 from clebsch.models.potential import (
@@ -40,11 +40,6 @@ from clebsch.models.training import (
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
-
-# The trained models that come with sevenn, others are fetched from the network; and crystals for them.
-MODELS = ("7net-0", "7net-l3i5")
-CRYSTALS = ("cu-al", "si")
 
 CUTOFF = 4.5  # Angstrom
 GOLDEN_RATIO = 0.6180339887
@@ -92,67 +87,13 @@ class Speed:
     ratio: float | None
 
 
-class UserError(Exception):
-    """Something to fix on the command line or in the environment: one sentence, no traceback."""
+def main(options: argparse.Namespace) -> int:
+    """Runs it with the options of `clebsch demo`. UserError for what cannot be used."""
+    _require_extras(labelling=options.data is None)
+    from rich.console import Console
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the demonstration with command-line `arguments`.
-
-    The exit status is 2 for bad ones, 1 if an accelerated model's forces are not those of the model.
-    """
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    _refuse_mixtures(parser, options)
-    try:
-        if options.model is not None:
-            from clebsch import demo_sevennet
-
-            return demo_sevennet.main(options)
-        _require_extras(labelling=options.data is None)
-        from rich.console import Console
-
-        _run(options, Console(highlight=False))
-    except UserError as error:
-        print(f"clebsch demo: {error}", file=sys.stderr)
-        return 2
+    _run(options, Console(highlight=False))
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="clebsch demo", description=__doc__.split("`: ")[1])
-    parser.add_argument(
-        "--data",
-        metavar="FILE",
-        help="rMD17 .npz or extended .xyz; without it, ethanol is labelled with GFN2-xTB",
-    )
-    parser.add_argument("--output", metavar="DIR", default="demo-output", help="default: %(default)s")
-    parser.add_argument("--epochs", type=_positive, help="default: as many as fit into about a minute")
-    parser.add_argument(
-        "--model",
-        choices=MODELS,
-        help="instead of training: dynamics of a crystal with this SevenNet, as it is and accelerated",
-    )
-    parser.add_argument(
-        "--crystal", choices=CRYSTALS, help="with --model, of 108 or 216 atoms; default: cu-al"
-    )
-    parser.add_argument("--steps", type=_positive, help="with --model, of dynamics; default: 40")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="a smoke test of a few seconds")
-    return parser
-
-
-def _refuse_mixtures(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    for name, with_model in (("data", False), ("epochs", False), ("crystal", True), ("steps", True)):
-        if getattr(options, name) is not None and with_model != (options.model is not None):
-            parser.error(f"--{name} does not go {'without' if with_model else 'with'} --model")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def _require_extras(labelling: bool) -> None:
@@ -199,16 +140,6 @@ def _run(options: argparse.Namespace, console: Console) -> None:
 def _dynamics_steps(structure: Structure, wanted: int) -> int:
     """Fewer for a large system, as for training."""
     return min(wanted, max(100, 2000 * 100 // max(1, len(structure.senders))))
-
-
-def output_directory(name: str) -> Path:
-    """The folder, made if need be. UserError if it cannot be."""
-    path = Path(name)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {name}: {error.strerror}") from None
-    return path
 
 
 # Data
@@ -262,21 +193,6 @@ def _load_tblite_single_threaded() -> None:
     importlib.import_module("tblite.ase")
     if given is None:
         del os.environ[name]
-
-
-def progress(console: Console) -> Progress:
-    """A bar with the time that is left; its tasks have a field `note`."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("[bold]{task.description:<11}[/]"),
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-    )
 
 
 # Training
@@ -333,11 +249,6 @@ def _print_set_up(console, problem, model, structures, settings) -> None:
         f"{parameters:,} parameters, {settings.epochs} epochs, {threads(torch.get_num_threads())}",
         soft_wrap=True,
     )
-
-
-def threads(count: int) -> str:
-    """The count in words."""
-    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def _train(console: Console, model: Potential, structures, settings: TrainingSettings) -> list[EpochRecord]:
@@ -418,21 +329,6 @@ def _alternate(what: str, calls: dict[str, Callable[[], Any]], rounds: int) -> S
 
 
 # Report
-
-
-def print_table(console: Console, title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """What was measured, and values aligned on the right."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.MARKDOWN, show_header=True, header_style="bold")
-    table.add_column(title, no_wrap=True)
-    table.add_column("", justify="right", no_wrap=True)
-    for name, value in rows:
-        table.add_row(name, value)
-    console.print()
-    console.print(table)
-    console.print()
 
 
 def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
