@@ -4,11 +4,13 @@
 #   VENV=path     where the virtual environment is made (default .venv)
 #   BASE=python   the Python that makes it (default python3)
 #   DATA=file     (demo) frames to train on, instead of labelling them
+#   CLIENTS=...   (test-clients) of mace, nequip, sevennet (default all)
 #   ARGS=...      further arguments of demo, test and benchmark
 
 VENV ?= .venv
 BASE ?= python3
 ARGS ?=
+CLIENTS ?= mace nequip sevennet
 ifeq ($(origin PYTHON),command line)
   override PYTHON := $(shell command -v $(PYTHON))
   environment :=
@@ -23,12 +25,12 @@ cmake := PATH="$(bin):$$PATH" cmake
 configure := $(cmake) -S . -G Ninja -DPython_EXECUTABLE=$(PYTHON) -DCLEBSCH_TESTS=ON --log-level=WARNING
 ctest := PATH="$(bin):$$PATH" ctest --output-on-failure --no-tests=error --test-dir
 
-.PHONY: help demo test test-package sanitize develop benchmark wheel lint format clean
+.PHONY: help demo test test-clients test-package sanitize develop benchmark wheel lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
-	@echo 'targets: demo test test-package sanitize develop benchmark wheel lint format clean'
+	@echo 'targets: demo test test-clients test-package sanitize develop benchmark wheel lint format clean'
 
 # Trains a potential; then, unless DATA or ARGS ask for something else, dynamics with a trained SevenNet.
 demo: develop
@@ -41,6 +43,10 @@ test: develop
 	@$(if $(ARGS),:,$(cmake) --build build/develop --target clebsch_tests)
 	$(if $(ARGS),,$(ctest) build/develop)
 	$(run) -m pytest -n 2 $(ARGS)
+
+# Accelerated models beside MACE, NequIP with Allegro, and SevenNet, each installed in an environment of its own.
+test-clients: develop
+	$(PYTHON) tests/clients/run.py $(CLIENTS) $(ARGS)
 
 # The same tests under AddressSanitizer and UndefinedBehaviorSanitizer, of kernels unrolled to degree 1 only; no
 # torch, no Python in the process.

@@ -7,6 +7,7 @@ NAMES = (
     "convolution",
     "radial_convolution",
     "linear",
+    "symmetric_contraction",
     "layers",
     "drop_in",
     "scaling",

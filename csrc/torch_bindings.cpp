@@ -20,6 +20,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/run_linear.h"
 #include "cpu/run_product.h"
+#include "cpu/run_symmetric_contraction.h"
 #include "graph_order.h"
 #include "memory.h"
 #include "plan.h"
@@ -738,6 +739,139 @@ std::tuple<Tensor, Tensor> spherical_harmonics_double_backward(const Tensor& gra
   return {grad_grad, grad_points};
 }
 
+// The operands that a symmetric contraction and its derivatives share, checked.
+struct Contraction {
+  static constexpr const char* noun = "symmetric_contraction";
+  First first;
+  Tensor table, index;
+  clebsch::ContractionSizes sizes;
+  Tensor x, weight;
+  int64_t nodes, channels, species;
+
+  Contraction(const Tensor& x_, const Tensor& weight_, const Tensor& index_, const Tensor& table_,
+              const std::vector<int64_t>& widths)
+      : first{"x", x_} {
+    require_float(noun, "x", x_);
+    require(table_.scalar_type() == ScalarType::Long && table_.dim() == 1, noun,
+            "table must be a vector of int64");
+    table = torch::stable::contiguous(table_);
+    sizes = clebsch::contraction_sizes(words());
+    int64_t width = 0;
+    for (const int64_t own : widths) width += own;
+    require(width == sizes.out_width, noun, "widths must be those of table");
+    require(x_.dim() == 3 && x_.size(2) == sizes.components, noun, "x must have shape (nodes, channels, ",
+            sizes.components, ")");
+    nodes = x_.size(0);
+    channels = x_.size(1);
+    require(channels < 1 << 24, noun, "x must have fewer than 2^24 channels, got ", channels);
+    require(index_.scalar_type() == ScalarType::Long && index_.dim() == 1 && index_.size(0) == nodes, noun,
+            "index must have shape (", nodes, ",) and dtype int64");
+    require(weight_.dim() == 3, noun, "weight must have 3 dimensions, got ", weight_.dim());
+    species = weight_.size(0);
+    x = operand("x", x_, {nodes, channels, sizes.components});
+    weight = operand("weight", weight_, {species, sizes.weights, channels});
+    index = torch::stable::contiguous(index_);
+  }
+  Tensor operand(const char* name, const Tensor& t, const std::vector<int64_t>& shape) const {
+    require(t.scalar_type() == first.tensor.scalar_type(), noun, name, " must have the dtype of ",
+            first.name);
+    bool fits = t.dim() == static_cast<int64_t>(shape.size());
+    for (size_t d = 0; fits && d < shape.size(); ++d) fits = t.size(static_cast<int64_t>(d)) == shape[d];
+    std::ostringstream expected;
+    for (size_t d = 0; d < shape.size(); ++d) expected << (d ? ", " : "") << shape[d];
+    require(fits, noun, name, " must have shape (", expected.str(), ")");
+    return torch::stable::contiguous(t);
+  }
+  std::vector<int64_t> out_shape() const { return {nodes, channels * sizes.out_width}; }
+  Tensor result(bool wanted, const std::vector<int64_t>& shape) const {
+    return fresh(x, wanted ? shape : std::vector<int64_t>{0});
+  }
+
+  // fill(call) adds to the operands what the step has beside them.
+  template <class F>
+  void run(clebsch::ContractionStep step, F fill) const {
+    if (x.scalar_type() == ScalarType::Float) {
+      run_as<float>(step, fill);
+    } else {
+      run_as<double>(step, fill);
+    }
+  }
+
+ private:
+  clebsch::TableWords words() const {
+    return {static_cast<const int64_t*>(table.const_data_ptr()), table.numel()};
+  }
+  template <class T, class F>
+  void run_as(clebsch::ContractionStep step, F fill) const {
+    clebsch::ContractionCall<T> call{};
+    call.table = words();
+    call.nodes = nodes;
+    call.channels = channels;
+    call.species = species;
+    call.index = static_cast<const int64_t*>(index.const_data_ptr());
+    call.x = read<T>(x);
+    call.weight = read<T>(weight);
+    fill(call);
+    clebsch::run_symmetric_contraction(call, step, &run_in_torch_threads);
+  }
+};
+
+template <class T>
+T* results_of(const Tensor& t, bool wanted) {
+  return wanted ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
+}
+
+Tensor symmetric_contraction(const Tensor& x, const Tensor& weight, const Tensor& index, const Tensor& table,
+                             std::vector<int64_t> widths) {
+  const Contraction c(x, weight, index, table, widths);
+  Tensor out = c.result(true, c.out_shape());
+  c.run(clebsch::ContractionStep::forward,
+        [&]<class T>(clebsch::ContractionCall<T>& call) { call.out = results_of<T>(out, true); });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> symmetric_contraction_backward(const Tensor& grad, const Tensor& x,
+                                                          const Tensor& weight, const Tensor& index,
+                                                          const Tensor& table, std::vector<int64_t> widths,
+                                                          int64_t needs) {
+  const Contraction c(x, weight, index, table, widths);
+  const Tensor g = c.operand("grad", grad, c.out_shape());
+  const bool wants_x = needs & 1, wants_weight = needs & 2;
+  Tensor gx = c.result(wants_x, {c.nodes, c.channels, c.sizes.components});
+  Tensor gw = c.result(wants_weight, {c.species, c.sizes.weights, c.channels});
+  c.run(clebsch::ContractionStep::backward, [&]<class T>(clebsch::ContractionCall<T>& call) {
+    call.grad = read<T>(g);
+    call.grad_x = results_of<T>(gx, wants_x);
+    call.grad_weight = results_of<T>(gw, wants_weight);
+  });
+  return {gx, gw};
+}
+
+std::tuple<Tensor, Tensor, Tensor> symmetric_contraction_double_backward(
+    std::optional<Tensor> ax, std::optional<Tensor> aw, const Tensor& grad, const Tensor& x,
+    const Tensor& weight, const Tensor& index, const Tensor& table, std::vector<int64_t> widths,
+    int64_t needs) {
+  const Contraction c(x, weight, index, table, widths);
+  const std::vector<int64_t> x_shape{c.nodes, c.channels, c.sizes.components},
+      weight_shape{c.species, c.sizes.weights, c.channels};
+  const Tensor g = c.operand("grad", grad, c.out_shape());
+  std::optional<Tensor> tangent_x, tangent_weight;
+  if (ax) tangent_x = c.operand("ax", *ax, x_shape);
+  if (aw) tangent_weight = c.operand("aw", *aw, weight_shape);
+  const bool wants_grad = needs & 1, wants_x = needs & 2, wants_weight = needs & 4;
+  Tensor gg = c.result(wants_grad, c.out_shape()), gx = c.result(wants_x, x_shape),
+         gw = c.result(wants_weight, weight_shape);
+  c.run(clebsch::ContractionStep::double_backward, [&]<class T>(clebsch::ContractionCall<T>& call) {
+    call.grad = read<T>(g);
+    if (tangent_x) call.ax = read<T>(*tangent_x);
+    if (tangent_weight) call.a_weight = read<T>(*tangent_weight);
+    call.out = results_of<T>(gg, wants_grad);
+    call.grad_x = results_of<T>(gx, wants_x);
+    call.grad_weight = results_of<T>(gw, wants_weight);
+  });
+  return {gg, gx, gw};
+}
+
 Tensor graph_order(const Tensor& senders, const Tensor& receivers, int64_t num_nodes) {
   const char* noun = "graph_order";
   require(senders.scalar_type() == ScalarType::Long && receivers.scalar_type() == ScalarType::Long, noun,
@@ -781,6 +915,13 @@ STABLE_TORCH_LIBRARY(clebsch, m) {
   m.def("linear_grad_x(Tensor grad, Tensor weight, str plan, Tensor? index=None) -> Tensor");
   m.def("linear_grad_weight(Tensor x, Tensor grad, str plan, Tensor? index=None) -> Tensor");
   m.def("one_hot_index(Tensor y) -> Tensor");
+  m.def("symmetric_contraction(Tensor x, Tensor weight, Tensor index, Tensor table, int[] widths) -> Tensor");
+  m.def(
+      "symmetric_contraction_backward(Tensor grad, Tensor x, Tensor weight, Tensor index, Tensor table,"
+      " int[] widths, int needs) -> (Tensor, Tensor)");
+  m.def(
+      "symmetric_contraction_double_backward(Tensor? ax, Tensor? aw, Tensor grad, Tensor x, Tensor weight,"
+      " Tensor index, Tensor table, int[] widths, int needs) -> (Tensor, Tensor, Tensor)");
   m.def("convolution(Tensor x, Tensor y, Tensor weight, Tensor order, str plan) -> Tensor");
   m.def(
       "convolution_backward(Tensor grad, Tensor x, Tensor y, Tensor weight, Tensor order, str plan, int "
@@ -815,6 +956,9 @@ STABLE_TORCH_LIBRARY_IMPL(clebsch, CPU, m) {
   m.impl("linear_grad_x", TORCH_BOX(&linear_grad_x));
   m.impl("linear_grad_weight", TORCH_BOX(&linear_grad_weight));
   m.impl("one_hot_index", TORCH_BOX(&one_hot_index));
+  m.impl("symmetric_contraction", TORCH_BOX(&symmetric_contraction));
+  m.impl("symmetric_contraction_backward", TORCH_BOX(&symmetric_contraction_backward));
+  m.impl("symmetric_contraction_double_backward", TORCH_BOX(&symmetric_contraction_double_backward));
   m.impl("convolution", TORCH_BOX(&convolution));
   m.impl("convolution_backward", TORCH_BOX(&convolution_backward));
   m.impl("convolution_double_backward", TORCH_BOX(&convolution_double_backward));

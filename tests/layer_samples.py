@@ -27,10 +27,11 @@ _ARGUMENTS = {
     "Dropout": ("4x0e+2x1o", 0.5),
     "Extract": ("4x0e+2x1o", ["4x0e"], [(0,)]),
     "ExtractIr": ("4x0e+2x1o", "1o"),
+    "SymmetricContraction": ("4x0e+4x1o", "4x0e+4x1o", 3),
     "FullyConnectedNet": ([3, 4, 5], torch.tanh),
     "S2Activation": ("1x0e+1x1o+1x2e", torch.tanh, 20),
 }
-_KEYWORDS = {"ReducedTensorProducts": {"i": "1o"}}
+_KEYWORDS = {"ReducedTensorProducts": {"i": "1o"}, "SymmetricContraction": {"num_elements": 3}}
 
 # Nothing says what they must give: random numbers, and a function on a grid.
 WITHOUT_DEFINITION = {"Dropout", "S2Activation"}

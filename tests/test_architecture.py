@@ -55,7 +55,14 @@ THIRD_PARTIES = {
     "ops": {"torch"},
 }
 
-NOUNS = ("spherical_harmonics", "tensor_product", "convolution", "radial_convolution", "linear")
+NOUNS = (
+    "spherical_harmonics",
+    "tensor_product",
+    "convolution",
+    "radial_convolution",
+    "linear",
+    "symmetric_contraction",
+)
 
 
 # Python

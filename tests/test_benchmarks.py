@@ -210,6 +210,7 @@ SHORTEST = {
     "convolution": ("nequip-32-both, forward", {"clebsch", "clebsch ir_mul", "e3nn"}),
     "radial_convolution": ("nequip-M, forward", {"clebsch", "two calls", "e3nn"}),
     "linear": ("16x l<=2, 21 rows, forward", {"clebsch", "e3nn"}),
+    "symmetric_contraction": ("l <= 1, correlation 4, forward", {"clebsch", "torch"}),
     "layers": ("21 atoms, 300 edges, 16x l<=2, forward", {"clebsch", "e3nn", "one edge"}),
     "drop_in": ("Gate, forward", {"clebsch", "e3nn"}),
     "scaling": ("threads, mace-medium, forward", {"one", "two"}),

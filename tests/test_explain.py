@@ -164,6 +164,15 @@ def test_harmonics():
     assert (forward.flops, forward.bytes, backward.flops, backward.bytes) == (58, 48, None, 60)
 
 
+def test_symmetric_contractions():
+    """Their operations for a channel are those that the kernel's head counts."""
+    entry = only(nn.SymmetricContraction("8x0e+8x1o+8x2e+8x3o", "8x0e+8x1o", 3, num_elements=2))
+    assert (entry.backend, entry.instruction_set) == ("cpu", backend.instruction_set())
+    assert [one.kernel for one in entry.passes] == ["lanes are channels"] * 2
+    assert [one.flops for one in entry.passes] == [2 * 8 * 978, 2 * 8 * (978 + 1538 - 57)]
+    assert [one.bytes for one in entry.passes] == [4 * 8 * (16 + 4), 4 * 8 * (32 + 4)]
+
+
 def test_gate_counts_no_functions():
     forward, backward = only(nn.Gate("8x0e", [SILU], "5x0e", [torch.sigmoid], "5x1o")).passes
     assert (forward.flops, forward.bytes) == (None, 4 * (28 + 23))

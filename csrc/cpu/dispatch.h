@@ -9,6 +9,7 @@
 #include "linear.h"
 #include "radial_convolution.h"
 #include "spherical_harmonics.h"
+#include "symmetric_contraction.h"
 #include "tensor_product.h"
 
 namespace clebsch {
@@ -21,6 +22,7 @@ struct Kernels {
   LinearKernels<T> linear;
   GateKernels<T> gate;
   RadialKernels<T> radial_convolution;
+  ContractionKernels<T> symmetric_contraction;
 };
 
 // Names compiled into this binary, narrowest first, and those of them that this processor runs.

@@ -21,9 +21,10 @@ from clebsch import backend, machine, nn, o3, slow_paths
 from clebsch.algebra.irreps import Irreps
 from clebsch.e3nn.linear import axes, counterpart
 from clebsch.machine import Limits
+from clebsch.nn.symmetric_contraction_table import contraction_counts
 from clebsch.problems import Problem, Unknown, problem
 from clebsch.survey import Layer, product_plan, survey
-from clebsch.work import Work, harmonics_work, linear_work, product_work
+from clebsch.work import Work, contraction_work, harmonics_work, linear_work, product_work
 
 __all__ = ["Entry", "Explanation", "Pass", "explain"]
 
@@ -319,6 +320,14 @@ def _describe_reduced(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) 
     return replace(entry, passes=_passes([" + ".join(one) for one in names], work), reasons=tuple(reasons))
 
 
+def _describe_contraction(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
+    module = layer.module
+    sizes = sum(ir.dim for _, ir in module.irreps_in), sum(ir.dim for _, ir in module.irreps_out)
+    counts = contraction_counts(module._table)
+    work = contraction_work(counts, module.num_channels, sizes, dtype.itemsize)
+    return replace(entry, passes=_passes(("lanes are channels",) * 2, work))
+
+
 def _on_torch(entry: Entry) -> Entry:
     return replace(entry, backend="torch", instruction_set=None) if entry.backend == "cpu" else entry
 
@@ -330,6 +339,7 @@ _DESCRIBED = {
     "Gate": _describe_gate,
     "FullyConnectedNet": _describe_net,
     "ReducedTensorProducts": _describe_reduced,
+    "SymmetricContraction": _describe_contraction,
 }
 
 

@@ -37,6 +37,7 @@ KNOWN = (
     "Activation",
     "NormActivation",
     "FullyConnectedNet",
+    "SymmetricContraction",
     "BatchNorm",
     "Dropout",
     "Extract",
@@ -164,7 +165,7 @@ def _is_routed(module: torch.nn.Module) -> bool:
 
 def _identify(module: torch.nn.Module) -> tuple[str, str]:
     """("clebsch" or "e3nn" or "", the known name or ""); the package of any module that `accelerate` met."""
-    classes = [cls for cls in type(module).__mro__ if _package(cls) in ("clebsch", "e3nn")]
+    classes = [cls for cls in original_class(module).__mro__ if _package(cls) in ("clebsch", "e3nn")]
     known = next((cls for cls in classes if cls.__name__ in KNOWN), None)
     if known is not None:
         return _package(known), known.__name__

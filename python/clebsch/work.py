@@ -22,12 +22,12 @@ that all rows share count nothing for a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .algebra.plan import Path, ProductPlan
 
-__all__ = ["Work", "harmonics_work", "linear_work", "product_work"]
+__all__ = ["Work", "contraction_work", "harmonics_work", "linear_work", "product_work"]
 
 DENSE = ("uvw", "uuw", "u<vw")
 INDEX_BYTES = 8
@@ -133,3 +133,24 @@ def linear_work(
     length_in, length_out = sizes
     forward = itemsize * (length_in + length_out + weights)
     return Work(flops, forward), Work(2 * flops, forward + itemsize * (length_in + weights))
+
+
+def contraction_work(
+    counts: Mapping[str, int], channels: int, sizes: tuple[int, int], itemsize: int
+) -> tuple[Work, Work]:
+    """Forward and backward of a symmetric contraction of one node.
+
+    counts: those of its table, for each channel (csrc/cpu/symmetric_contraction.inl.h): entries E, groups G,
+    terms T, pairs S and products N take E + G + S + N multiply-adds forward, and backward 2 E + G + 2 T + 3 S
+    + 2 N, for the gradients of features and of weights. sizes: components of a channel in and out. Weights
+    belong to species and count nothing for a node.
+    """
+    e, g, t, s, n = (counts[name] for name in ("entries", "groups", "terms", "pairs", "products"))
+    length_in, length_out = sizes
+    return (
+        Work(2 * channels * (e + g + s + n), itemsize * channels * (length_in + length_out)),
+        Work(
+            2 * channels * (2 * e + g + 2 * t + 3 * s + 2 * n),
+            itemsize * channels * (2 * length_in + length_out),
+        ),
+    )

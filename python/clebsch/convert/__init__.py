@@ -39,7 +39,7 @@ def accelerate(model: torch.nn.Module, *, inplace: bool = False, strict: bool = 
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
     if not inplace:
-        model = copy.deepcopy(model)
+        model = _copy(model)
     decisions = list(decide(model))
     left = [decision for decision in decisions if decision.left is not None]
     if strict and left:
@@ -66,3 +66,13 @@ def restore(model: torch.nn.Module) -> torch.nn.Module:
     for module in model.modules():
         unswap(module)
     return model
+
+
+def _copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A deep copy, also of parameters that torch cannot copy: MACE's, of powers without couplings."""
+    memo = {}
+    for parameter in model.parameters():
+        if "__new__" in vars(type(parameter)) and type(parameter) is not torch.nn.Parameter:
+            data = parameter.detach().clone()
+            memo[id(parameter)] = torch.Tensor._make_subclass(type(parameter), data, parameter.requires_grad)
+    return copy.deepcopy(model, memo)

@@ -13,8 +13,11 @@ from clebsch.convert.e3nn import TensorProduct, convolve_edges, is_convolved
 from clebsch.convert.left import Left
 from clebsch.convert.radial import FullyConnectedNet, biased, is_plain
 from clebsch.convert.swap import Accelerated
+from clebsch.e3nn.operands import note, refused
+from clebsch.nn.symmetric_contraction import contract
+from clebsch.nn.symmetric_contraction_table import contraction_table
 
-__all__ = ["RULES", "Convolution", "InteractionBlock", "RadialMLP"]
+__all__ = ["RULES", "Convolution", "InteractionBlock", "RadialMLP", "SymmetricContraction"]
 
 
 class InteractionBlock(Accelerated):
@@ -57,6 +60,46 @@ class RadialMLP(Accelerated):
         return biased(inputs, last)
 
 
+class SymmetricContraction(Accelerated):
+    """Powers of features coupled to irreps, with the weights of each node's species."""
+
+    does = "powers of features coupled to irreps in one kernel; no arrays of all nodes and couplings"
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (nodes, channels, components), y (nodes, species) to (nodes, irreps_out.dim)."""
+        weights = [
+            weight for one in self.contractions for weight in (*reversed(list(one.weights)), one.weights_max)
+        ]
+        reason = refused({"x": x, "y": y, "weight": weights[0]})
+        note(self, reason)
+        if reason is not None:
+            return super().forward(x, y)
+        table, widths = _table(self)
+        return contract(x, y, weights, table, widths)
+
+
+def _table(module: Any) -> tuple[Tensor, tuple[int, ...]]:
+    """The table of a contraction's arrays U, made anew where they were replaced or written."""
+    arrays = [[one.U_tensors(nu) for nu in range(1, one.correlation + 1)] for one in module.contractions]
+    marks = [(id(u), 0 if u.is_inference() else u._version) for one in arrays for u in one]
+    kept = module.__dict__.get("_clebsch_table")
+    if kept is None or kept[0] != marks:
+        found = contraction_table(arrays)
+        # The arrays are kept, so that no other tensor gets the id of one of them.
+        module.__dict__["_clebsch_table"] = kept = (marks, found.tensor, found.widths, arrays)
+    return kept[1], kept[2]
+
+
+def _contraction(module: Any) -> Any:
+    try:
+        if not all(one.weights_max.dim() == 3 for one in module.contractions):
+            return Left("its weights come from outside")
+        _table(module)
+    except (AttributeError, TypeError, ValueError) as error:
+        return Left(f"it is not a symmetric contraction that is known here: {error}")
+    return {module: SymmetricContraction}
+
+
 def _interaction(block: Any) -> Any:
     if not _fuses_convolution(type(block)):
         return Left("this version of mace-torch does not let a block fuse its convolution")
@@ -89,3 +132,4 @@ RULES = {
         "RealAgnosticResidualNonLinearInteractionBlock",
     )
 }
+RULES["SymmetricContraction"] = _contraction

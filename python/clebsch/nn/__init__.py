@@ -12,17 +12,22 @@ from clebsch.nn.extract import Extract, ExtractIr
 from clebsch.nn.fully_connected_net import FullyConnectedNet
 from clebsch.nn.gate import Gate
 from clebsch.nn.norm_activation import NormActivation
+from clebsch.nn.symmetric_contraction import SymmetricContraction
+from clebsch.nn.symmetric_contraction_table import ContractionTable, contraction_table
 
 __all__ = [
     "Activation",
     "BatchNorm",
+    "ContractionTable",
     "Dropout",
     "Extract",
     "ExtractIr",
     "FullyConnectedNet",
     "Gate",
     "NormActivation",
+    "SymmetricContraction",
     "TensorProductConv",
+    "contraction_table",
 ]
 
 

@@ -12,6 +12,15 @@ from clebsch.ops.gate import gate  # noqa: E402
 from clebsch.ops.linear import linear  # noqa: E402
 from clebsch.ops.radial_convolution import radial_convolution  # noqa: E402
 from clebsch.ops.spherical_harmonics import spherical_harmonics  # noqa: E402
+from clebsch.ops.symmetric_contraction import symmetric_contraction  # noqa: E402
 from clebsch.ops.tensor_product import tensor_product  # noqa: E402
 
-__all__ = ["convolution", "gate", "linear", "radial_convolution", "spherical_harmonics", "tensor_product"]
+__all__ = [
+    "convolution",
+    "gate",
+    "linear",
+    "radial_convolution",
+    "spherical_harmonics",
+    "symmetric_contraction",
+    "tensor_product",
+]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clebsch.algebra.irreps import Irreps
 from clebsch.algebra.plan import ProductPlan
+from clebsch.nn.symmetric_contraction_basis import coupled_powers
 from clebsch.problems.expected import Arrays, Draws, Expected, Problem, Unknown, derivatives
 from clebsch.reference.tensor_product import terms
 from clebsch.survey import Layer
@@ -320,6 +321,60 @@ class _Reduced(_Defined):
         return out
 
 
+class _SymmetricContraction(_Defined):
+    """Its formula with the buffers U; the species of a node is its number, over and over."""
+
+    def _set_operands(self, rows: int) -> None:
+        module = self.module
+        irreps_in, irreps_out = (Irreps(str(irreps)) for irreps in (module.irreps_in, module.irreps_out))
+        self.channels = module.num_channels
+        self.by_dtype = {module.contractions[0].U_matrix_1.dtype: module}
+        self.by_dtype.setdefault(torch.float64, _with_exact_couplings(module))
+        self.spaces = (Irreps([(1, ir) for _, ir in irreps_in] * self.channels),)
+        self.space_out = Irreps([(self.channels, ir) for _, ir in irreps_out])
+        self.operands = (self.draw(rows, self.spaces[0].dim),)
+        self.species = torch.arange(rows) % module.contractions[0].weights_max.shape[0]
+
+    def call(self, features: Tensor) -> Tensor:
+        if features.dtype not in self.by_dtype:
+            self.by_dtype[features.dtype] = copy.deepcopy(self.module).to(features.dtype)
+        module = self.by_dtype[features.dtype]
+        return module.forward(features.unflatten(1, (self.channels, -1)), self.species)
+
+    def definition(self, features: Tensor) -> Tensor:
+        x = features.unflatten(1, (self.channels, -1))
+        blocks = []
+        for contraction in self.by_dtype[torch.float64].contractions:
+            total = 0
+            weights = contraction.ascending_weights()
+            for nu, (u, weight) in enumerate(zip(contraction.u_matrices(), weights, strict=True), start=1):
+                part = u.double().reshape(-1, *[x.shape[2]] * nu, u.shape[-1])
+                part = torch.einsum("m...k,nkc->ncm...k", part, weight.detach().double()[self.species])
+                part = part.sum(-1)
+                for _ in range(nu):
+                    part = torch.einsum("nc...i,nci->nc...", part, x)
+                total = total + part
+            blocks.append(total.flatten(1))
+        return torch.cat(blocks, dim=1)
+
+
+def _with_exact_couplings(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy in float64; couplings that are clebsch's own, rounded, are put back as they were."""
+    double = copy.deepcopy(module).double()
+    coupling = Irreps([(1, ir) for _, ir in Irreps(str(module.irreps_in))])
+    for (_, ir), ours, rounded in zip(
+        Irreps(str(module.irreps_out)), double.contractions, module.contractions, strict=True
+    ):
+        powers = coupled_powers(coupling, ir, module.correlation)
+        for u, exact, before in zip(ours.u_matrices(), powers, rounded.u_matrices(), strict=True):
+            if exact.size == u.numel() and torch.equal(
+                torch.tensor(exact, dtype=before.dtype).reshape(u.shape), before
+            ):
+                u.copy_(torch.tensor(exact).reshape(u.shape))
+    double._build_table()
+    return double
+
+
 def _contract_rows(table: Tensor, x: Tensor) -> Tensor:
     """The last axis of table (rows, ..., dim) with x (rows, dim)."""
     return (table * x.reshape(len(x), *[1] * (table.dim() - 2), x.shape[-1])).sum(-1)
@@ -343,4 +398,5 @@ DEFINED: dict[str, type[Problem]] = {
     "Dropout": _Dropout,
     "Extract": _Extract,
     "ReducedTensorProducts": _Reduced,
+    "SymmetricContraction": _SymmetricContraction,
 }

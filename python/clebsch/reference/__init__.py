@@ -20,6 +20,11 @@ from .spherical_harmonics import (
     spherical_harmonics_backward,
     spherical_harmonics_double_backward,
 )
+from .symmetric_contraction import (
+    symmetric_contraction,
+    symmetric_contraction_backward,
+    symmetric_contraction_double_backward,
+)
 from .tensor_product import tensor_product, tensor_product_backward, tensor_product_double_backward
 
 __all__ = [
@@ -39,6 +44,9 @@ __all__ = [
     "spherical_harmonics",
     "spherical_harmonics_backward",
     "spherical_harmonics_double_backward",
+    "symmetric_contraction",
+    "symmetric_contraction_backward",
+    "symmetric_contraction_double_backward",
     "tensor_product",
     "tensor_product_backward",
     "tensor_product_double_backward",
