@@ -14,7 +14,7 @@ pytest.importorskip("ase", reason="ase is not installed")
 import client_checks
 from ase import Atoms
 from ase.build import bulk
-from e3nn.o3 import Irreps, wigner_3j
+from e3nn.o3 import Irreps
 from sevenn import _const
 from sevenn import _keys as KEY
 from sevenn.calculator import SevenNetCalculator
@@ -107,9 +107,6 @@ def in_double(build):
     """A model of float64 throughout: constants of e3nn's code keep the type that they were made in."""
     torch.set_default_dtype(torch.float64)
     model = build().double()
-    for name, table in model.named_buffers():
-        if "_w3j_" in name:  # a checkpoint's are rounded to float32
-            table.copy_(wigner_3j(*map(int, name.split("_")[-3:])))
     torch.set_default_dtype(torch.float32)
     model.onehot_idx_to_onehot.register_forward_hook(features_in_double)
     return model
@@ -122,7 +119,12 @@ def trained(request):
 
 @pytest.fixture(scope="module", params=TRAINED)
 def trained_in_double(request):
-    return in_double(lambda: load_checkpoint(request.param).build_model())
+    checkpoint = load_checkpoint(request.param)
+    model = in_double(lambda: build_E3_equivariant_model(checkpoint.config))
+    # Those of a checkpoint are rounded to float32.
+    tables = {name: table for name, table in model.state_dict().items() if "_w3j_" in name}
+    model.load_state_dict({**checkpoint.build_model().state_dict(), **tables})
+    return model
 
 
 @pytest.fixture(scope="module")
