@@ -13,6 +13,7 @@ model = pytest.importorskip("nequip.model", reason="needs nequip")
 import client_checks as checks  # noqa: E402
 import nequip_samples as samples  # noqa: E402
 
+from clebsch.convert import nequip  # noqa: E402
 from clebsch.convert.radial import RadialWeights  # noqa: E402
 
 DTYPES = [torch.float64, torch.float32]
@@ -103,6 +104,39 @@ def test_copies_and_explanation():
     fast = checks.accelerate_all(build())
     checks.assert_copies(fast, samples.evaluation(samples.batch("molecule")), 1e-12)
     checks.assert_explained(fast)
+
+
+def self_connection(features=5):
+    """One of a model, accelerated, and rows for nodes of three types."""
+    fast = checks.accelerate_all(build(num_features=features))
+    product = fast.model.func.layer1_convnet.conv.sc
+    types = torch.tensor([2, 0, 0, 2, 2, 1, 0, 2])
+    x = torch.randn(8, product.irreps_in1.dim, requires_grad=True)
+    attributes = torch.randn(3, product.irreps_in2.dim, requires_grad=True)
+    return product, types, x, attributes
+
+
+def outcome(product, types, x, attributes, change=0.0):
+    vars(product)[nequip.TYPES] = types
+    y = attributes[torch.tensor([2, 0, 0, 2, 2, 1, 0, 2])]
+    y = y + torch.eye(*y.shape) * change
+    out = product(x, y)
+    return out, *torch.autograd.grad(out.square().sum(), [x, attributes, product.weight])
+
+
+def test_self_connection_makes_a_matrix_for_every_type(monkeypatch):
+    product, types, *operands = self_connection()
+    expected = outcome(product, None, *operands)
+    monkeypatch.setattr(nequip.TensorProduct, "forward", lambda *_: pytest.fail("a sum for every node"))
+    torch.testing.assert_close(outcome(product, types, *operands), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_self_connection_with_attributes_that_differ_within_a_type():
+    product, types, *operands = self_connection()
+    expected = outcome(product, None, *operands, change=0.1)
+    torch.testing.assert_close(
+        outcome(product, types, *operands, change=0.1), expected, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_radial_weights_are_never_whole(monkeypatch):

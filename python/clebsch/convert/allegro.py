@@ -1,9 +1,131 @@
-"""Allegro's modules."""
+"""Allegro's products of the features of edges with those of their centers."""
 
 from __future__ import annotations
 
+import inspect
+import math
 from typing import Any
 
-__all__ = ["RULES"]
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
-RULES: dict[str, Any] = {}
+from clebsch.algebra.plan import Path, ProductPlan
+from clebsch.convert.left import Left
+from clebsch.convert.swap import Accelerated
+from clebsch.e3nn.operands import note, refused
+from clebsch.o3.coupling_tables import relative_sign
+from clebsch.o3.irreps import Irreps
+from clebsch.ops.tensor_product import PlanSizes, multiply_rows, plan_sizes
+
+__all__ = ["RULES", "Contracter"]
+
+
+class Contracter(Accelerated):
+    """A product whose channels meet one by one, with weights for every path, or every path and channel.
+
+    Allegro's arrays are (rows, channels, components); the kernel's lanes are channels, so they are taken the
+    other way round. What comes out is the transpose of such an array: the next product takes it as it lies.
+    """
+
+    does = "couples channels on our kernel; no arrays of all pairs of components"
+
+    def forward(self, x1: Tensor, x2: Tensor, idxs: Tensor) -> Tensor:
+        """x1 (edges, channels, in1), x2 (nodes, channels, in2), idxs (edges,) to (edges, channels, out)."""
+        reason, sizes = "torch's compiler is given Allegro's own code", None
+        if not torch.compiler.is_compiling():
+            reason = refused({"x1": x1, "x2": x2, "weights": self.weights})
+        if reason is None:
+            sizes, reason = _sizes(self)
+        note(self, reason)
+        if sizes is None:
+            return super().forward(x1, x2, idxs)
+        x1 = _components_first(x1, self.mul, self.base_dim1)
+        x2 = _components_first(x2, self.mul, self.base_dim2).index_select(0, idxs)
+        out = multiply_rows(x1, x2, _weight(self), sizes)
+        return out.view(-1, self.base_dim_out, self.mul).transpose(1, 2)
+
+
+def _components_first(x: Tensor, channels: int, components: int) -> Tensor:
+    """(rows, channels, components) to rows of components of all channels."""
+    return x.reshape(-1, channels, components).transpose(1, 2).reshape(-1, components * channels)
+
+
+def _weight(module: Any) -> Tensor:
+    """(paths * channels,), in the order of the plan."""
+    shape = (-1, module.num_paths) if module.path_channel_coupling else (1, module.num_paths)
+    return module.weights.reshape(shape).t().expand(module.num_paths, module.mul).reshape(-1)
+
+
+def _sizes(module: Any) -> tuple[PlanSizes | None, str | None]:
+    """(plan, None) of a module and its table as it is now, or (None, why there is none)."""
+    table = module.w3j
+    mark = (id(table), 0 if table.is_inference() else table._version)
+    kept = vars(module).get("_clebsch_sizes")
+    if kept is None or kept[0] != mark:
+        # Whatever records operations here is not to see these.
+        with _disable_current_modes(), torch.no_grad():
+            found = _find_plan(module)
+        sizes, reason = (None, found) if isinstance(found, str) else (plan_sizes(found), None)
+        # The table is kept, so that no other tensor gets its id.
+        kept = vars(module)["_clebsch_sizes"] = (mark, sizes, reason, table)
+    return kept[1], kept[2]
+
+
+def _find_plan(module: Any) -> ProductPlan | str:
+    irreps = [Irreps(str(getattr(module, name))) for name in ("irreps_in1", "irreps_in2", "irreps_out")]
+    slices = [one.slices() for one in irreps]
+    table = _dense(module)
+    if tuple(table.shape[1:]) != tuple(one.dim for one in irreps):
+        return "the shape of its table is not that of its irreps"
+    paths = []
+    for place, blocks in enumerate(_instructions(module, irreps)):
+        degrees = tuple(one[i].ir.l for one, i in zip(irreps, blocks, strict=True))
+        norm = math.sqrt(2 * degrees[2] + 1) if module.irrep_normalization == "component" else 1.0
+        block = tuple(one[i] for one, i in zip(slices, blocks, strict=True))
+        sign = relative_sign(table[place][block] / norm, degrees)
+        if sign == 0:
+            return f"path {place} of w3j is not +1 or -1 times the coupling coefficients of l = {degrees}"
+        table[place][block] = 0
+        paths.append(Path(*blocks, "uuu", True, sign * norm))
+    if len(paths) != table.shape[0] or table.any():
+        return "its table holds more than its paths"
+    channels = [Irreps([(module.mul, ir) for _, ir in one]) for one in irreps]
+    return ProductPlan(*channels, tuple(paths), "ir_mul")
+
+
+def _dense(module: Any) -> Tensor:
+    """A copy of the table, (paths, in1, in2, out); the diagonal of in1 and in2 may be all that is stored."""
+    table = module.w3j.detach().to("cpu", torch.float64, copy=True)
+    if module.num_paths == 1:
+        table = table.unsqueeze(0)
+    return torch.diag_embed(table.mT, dim1=1, dim2=2) if module.w3j_is_ij_diagonal else table
+
+
+def _instructions(module: Any, irreps: list[Irreps]) -> list[tuple[int, int, int]]:
+    if module.instructions is not None:
+        return [tuple(one) for one in module.instructions]
+    in1, in2, out = irreps
+    return [
+        (i, j, k)
+        for k, (_, ir) in enumerate(out)
+        for i, (_, ir1) in enumerate(in1)
+        for j, (_, ir2) in enumerate(in2)
+        if ir in ir1 * ir2
+    ]
+
+
+def _contracter(module: Any) -> Any:
+    base = next(cls for cls in type(module).__mro__ if cls.__name__ == "Contracter")
+    if type(module)._contract_conv is not base._contract_conv:
+        return Left("its class has a product of its own")
+    if list(inspect.signature(base.forward).parameters) != ["self", "x1", "x2", "idxs"]:
+        return Left("this version of Allegro hands other arguments to it")
+    try:
+        _, reason = _sizes(module)
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        reason = f"it is not a Contracter that is known here: {error}"
+    return {module: Contracter} if reason is None else Left(reason)
+
+
+RULES = {"Contracter": _contracter}

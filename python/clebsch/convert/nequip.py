@@ -1,18 +1,30 @@
-"""NequIP's convolutions: edge_dst holds the receivers, edge_src the senders."""
+"""NequIP's convolutions, self-connections and radial nets; edge_dst holds the receivers of edges."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from clebsch.algebra.irreps import Irreps
+from clebsch.algebra.plan import ProductPlan
 from clebsch.convert.e3nn import TensorProduct, convolve_edges, is_convolved
 from clebsch.convert.left import Left
 from clebsch.convert.radial import RadialWeights, affine, is_plain
 from clebsch.convert.swap import Accelerated, original_class
+from clebsch.e3nn import tensor_product
+from clebsch.e3nn.operands import note, refused
+from clebsch.ops.linear import mix_rows
+from clebsch.ops.tensor_product import PlanSizes, plan_sizes
 
-__all__ = ["RULES", "Convolution", "RadialMLP"]
+__all__ = ["RULES", "Convolution", "InteractionBlock", "RadialMLP", "SelfConnection"]
+
+# NequIP's key of the types of atoms; and where a self-connection finds them while its block is at work.
+ATOM_TYPES, TYPES = "atom_types", "_clebsch_types"
 
 
 class Convolution(Accelerated):
@@ -49,6 +61,75 @@ class RadialMLP(Accelerated):
         return affine(x, last.weight * last.alpha, last.bias)
 
 
+class InteractionBlock(Accelerated):
+    """A block that lets its self-connection know the types of the atoms."""
+
+    does = "tells its self-connection which atoms have the same attributes"
+
+    def forward(self, data: Any) -> Any:
+        """As NequIP's."""
+        if torch.compiler.is_compiling():
+            return super().forward(data)
+        vars(self.sc)[TYPES] = data[ATOM_TYPES]
+        try:
+            return super().forward(data)
+        finally:
+            vars(self.sc).pop(TYPES, None)
+
+
+class SelfConnection(TensorProduct):
+    """A fully connected product with attributes that atoms of a type have in common.
+
+    A matrix for every type, the sum over its attributes, takes the place of a sum over them for every atom.
+    """
+
+    does = "a matrix for every type that is there, where atoms are more than types"
+
+    def forward(self, x: Tensor, y: Tensor, weight: Any = None) -> Tensor:
+        """As e3nn's."""
+        types = vars(self).get(TYPES)
+        out = None
+        if types is not None and weight is None:
+            out = _by_type(self, x, y, types.view(-1)[: x.shape[0]])
+        return super().forward(x, y, weight) if out is None else out
+
+
+def _by_type(product: Any, x: Tensor, y: Tensor, types: Tensor) -> Tensor | None:
+    """None where rows of a type are not alike, where it is no gain, where numbers must not be seen."""
+    weight = product.weight
+    if torch._C._len_torch_dispatch_stack() > 0 or refused({"x": x, "y": y, "weight": weight}) is not None:
+        return None
+    sizes, _ = tensor_product.plan_of(product)
+    if sizes is None or x.dim() != 2 or x.shape[1] != sizes.in1 or y.shape != (x.shape[0], sizes.in2):
+        return None
+    present, index = torch.unique(types, return_inverse=True)
+    if 2 * present.shape[0] > x.shape[0]:
+        return None
+    # Any atom of a type stands for all: what its attributes were made from is given the gradient of all.
+    rows = torch.arange(x.shape[0])
+    attributes = y.index_select(0, index.new_empty(present.shape).scatter_(0, index, rows))
+    if not torch.equal(attributes.index_select(0, index), y):
+        return None
+    note(product, None)
+    by_type, slices = _plan_of_types(sizes.plan, present.shape[0])
+    # bmm reads the weights as they lie; matmul would copy them.
+    weights = [
+        torch.bmm(attributes.expand(shape[0], -1, -1), weight[start:end].view(shape)).view(-1)
+        for start, end, shape in slices
+    ]
+    return mix_rows(x, torch.cat(weights), x.new_empty(0), by_type, (), index)
+
+
+@lru_cache(maxsize=1024)
+def _plan_of_types(text: str, types: int) -> tuple[PlanSizes, list[tuple[int, int, tuple[int, ...]]]]:
+    """The plan for one-hot rows of types; where the weights of paths of the plan `text` begin and end, and
+    their shapes.
+    """
+    plan = ProductPlan.parse(text)
+    slices = [(offset, offset + math.prod(shape), shape) for offset, shape in plan.weight_slices]
+    return plan_sizes(replace(plan, irreps_in2=Irreps([(types, plan.irreps_in2[0].ir)]))), slices
+
+
 def _whole(weight: Any) -> Any:
     return weight.whole() if isinstance(weight, RadialWeights) else weight
 
@@ -69,7 +150,17 @@ def _interaction(block: Any) -> Any:
         return {}
     if _forward_of(net) == "ScalarMLPFunction" and "forward" not in vars(net) and _ends_in_matrix(net):
         found[net] = RadialMLP
+    if _has_attributes_of_types(getattr(block, "sc", None)):
+        found |= {block: InteractionBlock, block.sc: SelfConnection}
     return found
+
+
+def _has_attributes_of_types(product: Any) -> bool:
+    """Whether it is a product of e3nn's with one block of scalars, all channels with all, weights its own."""
+    if _forward_of(product) != "TensorProduct" or "forward" in vars(product) or not product.internal_weights:
+        return False
+    sizes, _ = tensor_product.plan_of(product)
+    return sizes is not None and sizes.elements > 0
 
 
 def _forward_of(module: Any) -> str:

@@ -1,0 +1,161 @@
+"""Allegro, unmodified and accelerated.
+
+Run in an environment that holds nequip-allegro, with clebsch on PYTHONPATH.
+"""
+
+import copy
+import warnings
+
+import pytest
+import torch
+
+import clebsch
+from clebsch.convert.swap import is_accelerated
+
+model = pytest.importorskip("allegro.model", reason="needs nequip-allegro")
+
+import client_checks as checks  # noqa: E402
+import nequip_samples as samples  # noqa: E402
+from allegro.nn._strided import Contracter  # noqa: E402
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+ARCHITECTURES = {
+    "both parities": {"l_max": 2, "parity": True, "num_tensor_features": 5},
+    "one parity, wide": {"l_max": 2, "parity": False, "num_tensor_features": 32},
+    "weights of paths": {"l_max": 2, "num_tensor_features": 5, "tp_path_channel_coupling": False},
+    "to degree 4": {"l_max": 4, "parity": False, "num_tensor_features": 3},
+    "one channel": {"l_max": 3, "num_tensor_features": 1},
+    "one layer": {"l_max": 2, "num_tensor_features": 4, "num_layers": 1},
+    "one path": {"l_max": 0, "num_tensor_features": 4, "num_layers": 2},
+    "one path without channels": {
+        "l_max": 0,
+        "num_tensor_features": 4,
+        "num_layers": 1,
+        "tp_path_channel_coupling": False,
+    },
+    "linear latents": {"l_max": 1, "num_tensor_features": 4, "allegro_mlp_nonlinearity": None},
+    "neighbors by type": {
+        "l_max": 1,
+        "num_tensor_features": 4,
+        "avg_num_neighbors": {"H": 4.0, "C": 8.0, "O": 5.0},
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def surroundings():
+    torch.set_default_dtype(torch.float64)  # as in every program of NequIP, for models of float32 too
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def build(dtype=torch.float64, architecture="both parities", **changes):
+    arguments = {
+        "num_layers": 3,
+        "num_scalar_features": 7,
+        "radial_chemical_embed": {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "num_bessels": 5},
+        "radial_chemical_embed_dim": 6,
+        "avg_num_neighbors": 6.0,
+    }
+    for part in ("scalar_embed", "allegro", "readout"):
+        arguments |= {f"{part}_mlp_hidden_layers_depth": 1, f"{part}_mlp_hidden_layers_width": 8}
+    return samples.seeded(model.AllegroModel, dtype, **arguments | ARCHITECTURES[architecture] | changes)
+
+
+@pytest.mark.parametrize("name", samples.CONFIGURATIONS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_outputs(name, dtype):
+    stock = build(dtype)
+    evaluate = samples.evaluation(samples.batch(name))
+    checks.assert_same_outputs(stock.eval(), checks.accelerate_all(stock).eval(), evaluate, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_architectures(architecture):
+    stock = build(architecture=architecture)
+    fast = checks.accelerate_all(stock)
+    given = samples.batch("batch")
+    checks.assert_same_outputs(stock, fast, samples.evaluation(given), 1e-10)
+    checks.assert_same_gradients(stock, fast, samples.loss_of(given), 1e-10)
+
+
+def test_training_gradients_in_float32():
+    stock = build(torch.float32)
+    loss = samples.loss_of(samples.batch("batch"))
+    checks.assert_same_gradients(stock, checks.accelerate_all(stock), loss, 1e-4)
+
+
+def test_forces_are_gradients_of_the_energy():
+    samples.assert_forces_are_gradients(checks.accelerate_all(build()).eval(), "crystal")
+
+
+def test_fine_tuning():
+    stock = build(num_layers=2)
+    loss = samples.loss_of(samples.batch("molecule"))
+    checks.assert_trains_alike(stock, checks.accelerate_all(stock), loss)
+
+
+def test_round_trip():
+    given = samples.batch("crystal")
+    checks.assert_round_trip(build(), samples.loss_of(given), samples.evaluation(given), 1e-10)
+
+
+def test_copies_and_explanation():
+    fast = checks.accelerate_all(build())
+    checks.assert_copies(fast, samples.evaluation(samples.batch("molecule")), 1e-12)
+    checks.assert_explained(fast)
+
+
+def products(model):
+    return [module for module in model.modules() if isinstance(module, Contracter)]
+
+
+def operands(module, edges=9, nodes=3):
+    x1 = torch.randn(edges, module.mul, module.base_dim1, dtype=module.w3j.dtype)
+    x2 = torch.randn(nodes, module.mul, module.base_dim2, dtype=module.w3j.dtype)
+    return x1, x2, torch.randint(0, nodes, (edges,))
+
+
+def test_signs_are_those_of_the_table():
+    stock = build()
+    for product in products(stock):
+        product.w3j.neg_()
+    fast = checks.accelerate_all(stock)
+    given = samples.evaluation(samples.batch("molecule"))
+    checks.assert_same_outputs(stock, fast, given, 1e-10)
+    # What is written later is read again.
+    for product in [*products(stock), *products(fast)]:
+        product.w3j.neg_()
+    checks.assert_same_outputs(stock, fast, given, 1e-10)
+
+
+@pytest.mark.parametrize("edges", [0, 1, 40])
+def test_products_of_any_strides(edges):
+    stock = products(build())[0]
+    fast = clebsch.accelerate(stock, strict=True)
+    x1, x2, centers = operands(stock, edges)
+    expected = stock(x1, x2, centers)
+    for given in (x1, x1.mT.contiguous().mT, x1.flatten(1)):
+        torch.testing.assert_close(fast(given, x2, centers), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_table_that_is_no_coupling_is_left():
+    stock = build()
+    products(stock)[0].w3j[2] *= 1.5
+    fast = clebsch.accelerate(stock)
+    assert [is_accelerated(product) for product in products(fast)] == [False, True, True]
+    checks.assert_same_outputs(stock, fast, samples.evaluation(samples.batch("molecule")), 1e-10)
+    message = (
+        r"tps\.0 \(Contracter\): path 2 of w3j is not \+1 or -1 times the coupling coefficients of l = \("
+    )
+    with pytest.raises(ValueError, match=message):
+        clebsch.accelerate(stock, strict=True)
+
+
+def test_a_table_with_more_than_its_paths_is_left():
+    stock = copy.deepcopy(products(build())[0])
+    stock.w3j[0, 0, 1, 0] = 1e-3
+    with pytest.raises(ValueError, match="its table holds more than its paths"):
+        clebsch.accelerate(stock, strict=True)
