@@ -1,7 +1,10 @@
 """SevenNet's models, trained and random, accelerated beside themselves."""
 
 import copy
+import csv
 import re
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 pytest.importorskip("sevenn", reason="sevenn is not installed")
 pytest.importorskip("ase", reason="ase is not installed")
 
+import ase.io
 import client_checks
 from ase import Atoms
 from ase.build import bulk
@@ -24,6 +28,7 @@ from sevenn.train.dataload import unlabeled_atoms_to_graph
 from sevenn.util import load_checkpoint
 
 import clebsch
+from clebsch.convert import sevennet_command
 from clebsch.convert.swap import is_accelerated
 
 TRAINED = ("7net-0", "7net-l3i5")
@@ -363,3 +368,39 @@ def test_a_model_that_cannot_be_copied():
     for name, ours in evaluate(model).items():
         client_checks.assert_close(name, ours, theirs[name], 1e-4)
     client_checks.assert_on_kernels(model)
+
+
+def test_models_that_sevennet_builds():
+    """Where its own accelerators come in: before layers are made and weights are read."""
+    stock = load_checkpoint("7net-0").build_model()
+    sevennet_command.enable()
+    try:
+        sevennet_command.enable()  # once is enough
+        fast = load_checkpoint("7net-0").build_model()
+    finally:
+        sevennet_command.disable()
+    assert list(fast.state_dict()) == list(stock.state_dict())
+    whole = client_checks.accelerate_all(stock)
+    assert [type(part).__mro__[1] for part in fast.modules() if is_accelerated(part)] == [
+        type(part).__mro__[1] for part in whole.modules() if is_accelerated(part)
+    ]
+    assert not any(map(is_accelerated, load_checkpoint("7net-0").build_model().modules()))
+    evaluate = evaluation(STRUCTURES["batch"], torch.float32)
+    client_checks.assert_same_outputs(stock, fast, evaluate, 1e-4)
+
+
+def test_the_command_line(tmp_path):
+    """`sevenn inference` of a trained model."""
+    ase.io.write(tmp_path / "alloy.xyz", [alloy(), alloy(2)])
+    forces = {}
+    for package in ("sevenn.main.sevenn", "clebsch"):
+        command = [sys.executable, "-W", "ignore", "-m", package, *["sevenn"] * (package == "clebsch")]
+        command += ["inference", "7net-0", "alloy.xyz", "--output", package, "--device", "cpu", "-au"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (found,) = (tmp_path / package).glob("per_atom*.csv")
+        rows = list(csv.DictReader(found.open()))
+        forces[package] = np.array([[float(row[f"inferred_force_{axis}"]) for axis in "xyz"] for row in rows])
+    stock, fast = forces.values()
+    assert stock.shape == (12, 3) and np.abs(stock).max() > 0.1
+    assert np.abs(fast - stock).max() <= 1e-5 * np.abs(stock).max()
