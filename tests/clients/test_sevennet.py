@@ -108,11 +108,18 @@ def features_in_double(module, arguments, data):
         data[key] = data[key].double()
 
 
-def in_double(build):
-    """A model of float64 throughout: constants of e3nn's code keep the type that they were made in."""
+def in_float64(build):
+    """Built so: constants of e3nn's code keep the type that they were made in."""
     torch.set_default_dtype(torch.float64)
-    model = build().double()
-    torch.set_default_dtype(torch.float32)
+    try:
+        return build().double()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def in_double(build):
+    """A model of float64 throughout."""
+    model = in_float64(build)
     model.onehot_idx_to_onehot.register_forward_hook(features_in_double)
     return model
 
@@ -287,12 +294,15 @@ def test_a_model_of_several_fidelities():
 @pytest.mark.parametrize("hooked", [False, True])
 def test_ghosts_of_another_process(hooked):
     """Edges name local atoms and ghosts; only the rows of local atoms remain. A hook takes SevenNet's way."""
-    torch.set_default_dtype(torch.float64)
-    stock = IrrepsConvolution(
-        Irreps("3x0e+2x1o"), Irreps("1x0e+1x1o+1x2e"), Irreps("0e+1o+1e+2e"), [4, 8],
-        weight_layer_act=torch.nn.functional.silu, denominator=3.0,
-        lazy_layer_instantiate=False, is_parallel=True,
-    ).double()  # fmt: skip
+
+    def build():
+        return IrrepsConvolution(
+            Irreps("3x0e+2x1o"), Irreps("1x0e+1x1o+1x2e"), Irreps("0e+1o+1e+2e"), [4, 8],
+            weight_layer_act=torch.nn.functional.silu, denominator=3.0,
+            lazy_layer_instantiate=False, is_parallel=True,
+        )  # fmt: skip
+
+    stock = in_float64(build)
     fast = clebsch.accelerate(stock, strict=True)
     heard = []
     if hooked:
@@ -339,12 +349,12 @@ def test_what_is_left():
 
 
 def test_what_the_kernel_does_not_take_is_sevennets():
-    """bfloat16 has no kernel."""
+    """bfloat16 has no kernel; two digits."""
     stock = make_random().bfloat16()
     stock.onehot_idx_to_onehot.register_forward_hook(features_in_bfloat16)
     fast = clebsch.accelerate(stock, strict=True)
     energies = [evaluation([alloy()], torch.bfloat16)(model)["energy"] for model in (stock, fast)]
-    assert torch.equal(*energies)
+    client_checks.assert_close("energy", *energies, 2e-2)
     assert "bfloat16" in vars(getattr(fast, "0_convolution").convolution)["_clebsch_reason"]
 
 
