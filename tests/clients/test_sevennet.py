@@ -1,7 +1,10 @@
 """SevenNet's models, trained and random, accelerated beside themselves."""
 
 import copy
+import csv
 import re
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 pytest.importorskip("sevenn", reason="sevenn is not installed")
 pytest.importorskip("ase", reason="ase is not installed")
 
+import ase.io
 import client_checks
 from ase import Atoms
 from ase.build import bulk
@@ -24,6 +28,7 @@ from sevenn.train.dataload import unlabeled_atoms_to_graph
 from sevenn.util import load_checkpoint
 
 import clebsch
+from clebsch.convert import sevennet_command
 from clebsch.convert.swap import is_accelerated
 
 TRAINED = ("7net-0", "7net-l3i5")
@@ -103,11 +108,18 @@ def features_in_double(module, arguments, data):
         data[key] = data[key].double()
 
 
-def in_double(build):
-    """A model of float64 throughout: constants of e3nn's code keep the type that they were made in."""
+def in_float64(build):
+    """Built so: constants of e3nn's code keep the type that they were made in."""
     torch.set_default_dtype(torch.float64)
-    model = build().double()
-    torch.set_default_dtype(torch.float32)
+    try:
+        return build().double()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def in_double(build):
+    """A model of float64 throughout."""
+    model = in_float64(build)
     model.onehot_idx_to_onehot.register_forward_hook(features_in_double)
     return model
 
@@ -282,12 +294,15 @@ def test_a_model_of_several_fidelities():
 @pytest.mark.parametrize("hooked", [False, True])
 def test_ghosts_of_another_process(hooked):
     """Edges name local atoms and ghosts; only the rows of local atoms remain. A hook takes SevenNet's way."""
-    torch.set_default_dtype(torch.float64)
-    stock = IrrepsConvolution(
-        Irreps("3x0e+2x1o"), Irreps("1x0e+1x1o+1x2e"), Irreps("0e+1o+1e+2e"), [4, 8],
-        weight_layer_act=torch.nn.functional.silu, denominator=3.0,
-        lazy_layer_instantiate=False, is_parallel=True,
-    ).double()  # fmt: skip
+
+    def build():
+        return IrrepsConvolution(
+            Irreps("3x0e+2x1o"), Irreps("1x0e+1x1o+1x2e"), Irreps("0e+1o+1e+2e"), [4, 8],
+            weight_layer_act=torch.nn.functional.silu, denominator=3.0,
+            lazy_layer_instantiate=False, is_parallel=True,
+        )  # fmt: skip
+
+    stock = in_float64(build)
     fast = clebsch.accelerate(stock, strict=True)
     heard = []
     if hooked:
@@ -334,12 +349,12 @@ def test_what_is_left():
 
 
 def test_what_the_kernel_does_not_take_is_sevennets():
-    """bfloat16 has no kernel."""
+    """bfloat16 has no kernel; two digits."""
     stock = make_random().bfloat16()
     stock.onehot_idx_to_onehot.register_forward_hook(features_in_bfloat16)
     fast = clebsch.accelerate(stock, strict=True)
     energies = [evaluation([alloy()], torch.bfloat16)(model)["energy"] for model in (stock, fast)]
-    assert torch.equal(*energies)
+    client_checks.assert_close("energy", *energies, 2e-2)
     assert "bfloat16" in vars(getattr(fast, "0_convolution").convolution)["_clebsch_reason"]
 
 
@@ -363,3 +378,39 @@ def test_a_model_that_cannot_be_copied():
     for name, ours in evaluate(model).items():
         client_checks.assert_close(name, ours, theirs[name], 1e-4)
     client_checks.assert_on_kernels(model)
+
+
+def test_models_that_sevennet_builds():
+    """Where its own accelerators come in: before layers are made and weights are read."""
+    stock = load_checkpoint("7net-0").build_model()
+    sevennet_command.enable()
+    try:
+        sevennet_command.enable()  # once is enough
+        fast = load_checkpoint("7net-0").build_model()
+    finally:
+        sevennet_command.disable()
+    assert list(fast.state_dict()) == list(stock.state_dict())
+    whole = client_checks.accelerate_all(stock)
+    assert [type(part).__mro__[1] for part in fast.modules() if is_accelerated(part)] == [
+        type(part).__mro__[1] for part in whole.modules() if is_accelerated(part)
+    ]
+    assert not any(map(is_accelerated, load_checkpoint("7net-0").build_model().modules()))
+    evaluate = evaluation(STRUCTURES["batch"], torch.float32)
+    client_checks.assert_same_outputs(stock, fast, evaluate, 1e-4)
+
+
+def test_the_command_line(tmp_path):
+    """`sevenn inference` of a trained model."""
+    ase.io.write(tmp_path / "alloy.xyz", [alloy(), alloy(2)])
+    forces = {}
+    for package in ("sevenn.main.sevenn", "clebsch"):
+        command = [sys.executable, "-W", "ignore", "-m", package, *["sevenn"] * (package == "clebsch")]
+        command += ["inference", "7net-0", "alloy.xyz", "--output", package, "--device", "cpu", "-au"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (found,) = (tmp_path / package).glob("per_atom*.csv")
+        rows = list(csv.DictReader(found.open()))
+        forces[package] = np.array([[float(row[f"inferred_force_{axis}"]) for axis in "xyz"] for row in rows])
+    stock, fast = forces.values()
+    assert stock.shape == (12, 3) and np.abs(stock).max() > 0.1
+    assert np.abs(fast - stock).max() <= 1e-5 * np.abs(stock).max()
