@@ -16,12 +16,16 @@ from clebsch.convert.e3nn import TensorProduct, convolve_edges, is_convolved
 from clebsch.convert.left import Left
 from clebsch.convert.radial import RadialWeights, affine, is_plain
 from clebsch.convert.swap import Accelerated, original_class
+from clebsch.convert.typed_rows import mark
 from clebsch.e3nn import tensor_product
 from clebsch.e3nn.operands import note, refused
 from clebsch.ops.linear import mix_rows
 from clebsch.ops.tensor_product import PlanSizes, plan_sizes
 
-__all__ = ["RULES", "Convolution", "InteractionBlock", "RadialMLP", "SelfConnection"]
+__all__ = ["RULES", "Convolution", "InteractionBlock", "NodeTypeEmbed", "RadialMLP", "SelfConnection"]
+
+# NequIP's keys.
+NODE_ATTRIBUTES, ATOM_TYPES = "node_attrs", "atom_types"
 
 # NequIP's key of the types of atoms; and where a self-connection finds them while its block is at work.
 ATOM_TYPES, TYPES = "atom_types", "_clebsch_types"
@@ -130,6 +134,25 @@ def _plan_of_types(text: str, types: int) -> tuple[PlanSizes, list[tuple[int, in
     return plan_sizes(replace(plan, irreps_in2=Irreps([(types, plan.irreps_in2[0].ir)]))), slices
 
 
+class NodeTypeEmbed(Accelerated):
+    """Attributes of atoms that say which row of its table they are."""
+
+    does = "lets self-connections take the matrices of each type of atom"
+
+    def forward(self, data: Any) -> Any:
+        """As NequIP's."""
+        data = super().forward(data)
+        table = self.embed_module
+        # Dynamo and what records operations see no attributes of tensors.
+        if (
+            not self.do_categorical_graph_field_embed
+            and is_plain(table)
+            and not torch.compiler.is_compiling()
+        ):
+            mark(data[NODE_ATTRIBUTES], table.weight, data[ATOM_TYPES].view(-1))
+        return data
+
+
 def _whole(weight: Any) -> Any:
     return weight.whole() if isinstance(weight, RadialWeights) else weight
 
@@ -174,4 +197,11 @@ def _ends_in_matrix(net: Any) -> bool:
     return bool(layers) and _forward_of(layers[-1]) == "ScalarLinearLayer"
 
 
-RULES = {"TensorProductScatter": _scatter, "InteractionBlock": _interaction}
+def _embedding(module: Any) -> Any:
+    table = getattr(module, "embed_module", None)
+    if type(table) is not torch.nn.Embedding or table.max_norm is not None or table.padding_idx is not None:
+        return {}
+    return {module: NodeTypeEmbed} if hasattr(module, "do_categorical_graph_field_embed") else {}
+
+
+RULES = {"NodeTypeEmbed": _embedding, "TensorProductScatter": _scatter, "InteractionBlock": _interaction}
