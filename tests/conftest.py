@@ -9,6 +9,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import pytest
 
+# They want packages that cannot stand beside each other: tests/clients/run.py.
+collect_ignore = ["clients"]
+
 in_ci = bool(os.environ.get("CI"))
 hypothesis.settings.register_profile(
     "clebsch",
