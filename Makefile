@@ -32,8 +32,10 @@ help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 	@echo 'targets: demo test test-clients test-package sanitize develop benchmark wheel lint format clean'
 
+# Trains a potential; then, unless DATA or ARGS ask for something else, dynamics with a trained SevenNet.
 demo: develop
 	$(run) -m clebsch demo $(if $(DATA),--data "$(DATA)") $(ARGS)
+	$(if $(DATA)$(ARGS),,$(run) -m clebsch demo --model 7net-0)
 
 # First the C++ tests, on the kernels that `develop` made, protected pages around their arrays; not where
 # ARGS names a part of the Python tests.

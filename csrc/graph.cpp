@@ -8,10 +8,11 @@
 namespace clebsch {
 namespace {
 
-// Work of a chunk, in edges and receivers: enough chunks to feed many threads, each with enough edges that
-// private sums of senders stay cheap.
-std::int64_t chunk_work(std::int64_t edges, std::int64_t nodes) {
-  return std::clamp<std::int64_t>((edges + nodes) / 64, 512, 4096);
+// How many even chunks, by work in edges and receivers: enough to feed many threads, each with enough edges
+// that private sums of senders stay cheap; from three on a multiple of 4, which 2 and 4 threads share evenly.
+std::int64_t chunk_count(std::int64_t work) {
+  const std::int64_t count = work / std::clamp<std::int64_t>(work / 64, 512, 4096);
+  return count < 3 ? std::max<std::int64_t>(count, 1) : (count + 3) / 4 * 4;
 }
 
 Graph layout(const std::int64_t* order, std::int64_t edges, std::int64_t nodes) {
@@ -77,8 +78,8 @@ void build_order(const std::int64_t* senders, const std::int64_t* receivers, std
   std::int64_t *chunk_begin = writable(g.chunk_begin), *chunk_slot = writable(g.chunk_slot),
                *slot = writable(g.slot), *owner = writable(g.owner), *previous = writable(g.previous),
                *next = writable(g.next);
-  const std::int64_t enough = chunk_work(edges, nodes);
-  std::int64_t slots = 0, chunks = 0, begin = 0;
+  const std::int64_t all = edges + nodes, shares = chunk_count(all);
+  std::int64_t slots = 0, chunks = 0, share = 1;
   std::vector<std::int64_t> latest(nodes, -1);  // slot of each sender in the newest chunk that met it
   for (std::int64_t r = 0; r < nodes; ++r) {
     for (std::int64_t at = receiver_begin[r]; at < receiver_begin[r + 1]; ++at) {
@@ -94,12 +95,14 @@ void build_order(const std::int64_t* senders, const std::int64_t* receivers, std
       known = slots++;
       slot[at] = ~known;
     }
-    const std::int64_t work = receiver_begin[r + 1] - receiver_begin[begin] + (r + 1 - begin);
-    if (work >= enough || slots - chunk_slot[chunks] >= kChunkSlots || r + 1 == nodes) {
+    const std::int64_t work = receiver_begin[r + 1] + r + 1;
+    const bool even = work >= all * share / shares;
+    if (even || slots - chunk_slot[chunks] >= kChunkSlots || r + 1 == nodes) {
       ++chunks;
-      chunk_begin[chunks] = begin = r + 1;
+      chunk_begin[chunks] = r + 1;
       chunk_slot[chunks] = slots;
     }
+    if (even) share = work * shares / all + 1;
   }
   order[0] = chunks;
   order[1] = slots;

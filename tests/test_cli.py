@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import platform
 import re
@@ -61,7 +62,7 @@ def test_info_shows_the_versions_even_when_nothing_compiled_runs():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "a command is needed: info, check or demo"),
+        ([], "a command is needed: info, check, demo or sevenn"),
         (["inform"], "invalid choice: 'inform'"),
         (["check", "--rows", "0"], "argument --rows: must be an integer >= 1, got '0'"),
         (["check", "--seed", "-1"], "argument --seed: "),
@@ -123,3 +124,15 @@ def test_demo_is_handed_its_arguments(monkeypatch):
     monkeypatch.setattr(demo, "main", given.append)
     assert cli.main(["demo", "--data", "frames.npz"]) == 0
     assert given == [["--data", "frames.npz"]]
+
+
+def test_sevenn_is_told_what_it_cannot_do(capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sevenn" else find(name))
+    assert cli.main(["sevenn", "train", "input.yaml"]) == 2
+    message = 'clebsch sevenn: needs sevenn: pip install "clebsch[sevennet]"\n'
+    assert capsys.readouterr().err == message
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert cli.main(["sevenn", "get_model", "7net-0"]) == 2
+    message = "clebsch sevenn: a deployed model is TorchScript, which cannot be accelerated\n"
+    assert capsys.readouterr().err == message

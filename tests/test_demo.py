@@ -18,6 +18,7 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from clebsch import demo
+from clebsch.demo import training
 from clebsch.models import load_checkpoint
 
 needs_tblite = pytest.mark.skipif(
@@ -60,7 +61,7 @@ def write_periodic_xyz(path) -> None:
 def check_output(folder) -> dict:
     report = json.loads((folder / "report.json").read_text())
     assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
-    assert load_checkpoint(folder / "potential.pt").config.hidden == demo.QUICK.hidden
+    assert load_checkpoint(folder / "potential.pt").config.hidden == training.QUICK.hidden
     assert report["equivariance"]["energy"] < 1e-12 and report["equivariance"]["forces"] < 1e-12
     assert len(report["epochs"]) == 2
     assert [speed["what"] for speed in report["speed"]] == ["training step", "force call"]
@@ -108,7 +109,11 @@ def test_with_data(tmp_path, capsys, name, write):
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize(
     ("given", "passed"),
-    [([], ""), (["DATA=my frames.npz", "ARGS=--quick"], '--data "my frames.npz" --quick')],
+    [
+        ([], ["", "--model 7net-0"]),
+        (["DATA=my frames.npz"], ['--data "my frames.npz"']),
+        (["DATA=my frames.npz", "ARGS=--quick"], ['--data "my frames.npz" --quick']),
+    ],
 )
 def test_make_demo_passes_data_and_arguments_on(given, passed):
     # What a make around the tests was given is not for this one.
@@ -124,7 +129,8 @@ def test_make_demo_passes_data_and_arguments_on(given, passed):
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].rpartition("-m clebsch demo")[2].strip() == passed
+    calls = [line.partition("-m clebsch demo") for line in done.stdout.splitlines()]
+    assert [given.strip() for _, command, given in calls if command] == passed
 
 
 def test_without_e3nn_only_our_own_time_is_reported(tmp_path, capsys, monkeypatch):
@@ -184,12 +190,12 @@ def test_bad_options_are_refused(capsys):
 
 def test_larger_systems_get_fewer_epochs_then_fewer_frames():
     def structures(edges):
-        return [type("", (), {"senders": torch.zeros(edges)})] * demo.NUM_TRAIN
+        return [type("", (), {"senders": torch.zeros(edges)})] * training.NUM_TRAIN
 
-    frames, epochs = demo._affordable(structures(72), None)
-    assert (frames, epochs) == (demo.NUM_TRAIN, 30)
-    frames, epochs = demo._affordable(structures(260), None)
-    assert frames == demo.NUM_TRAIN and 10 < epochs < 20
-    frames, epochs = demo._affordable(structures(20_000), None)
-    assert frames < demo.NUM_TRAIN and epochs == 10
-    assert demo._affordable(structures(20_000), 3) == (demo.NUM_TRAIN, 3)
+    frames, epochs = training._affordable(structures(72), None)
+    assert (frames, epochs) == (training.NUM_TRAIN, 30)
+    frames, epochs = training._affordable(structures(260), None)
+    assert frames == training.NUM_TRAIN and 10 < epochs < 20
+    frames, epochs = training._affordable(structures(20_000), None)
+    assert frames < training.NUM_TRAIN and epochs == 10
+    assert training._affordable(structures(20_000), 3) == (training.NUM_TRAIN, 3)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from clebsch import demo
 from clebsch.backend import describe_plan
 from clebsch.data import Frame
+from clebsch.demo import training
 from clebsch.models import Potential, PotentialConfig, fit_config, load_checkpoint, save_checkpoint
 from clebsch.models.batch import collate, neighbours, prepare
 from clebsch.models.checks import energy_conservation, equivariance_error
@@ -83,7 +83,7 @@ def test_forces_are_minus_the_finite_difference_of_the_energy(model):
 def test_forces_of_the_demonstrations_model():
     """Its size decides which kernels run: channels, as in no small model."""
     torch.set_default_dtype(torch.float64)
-    config = small_config(hidden=demo.FULL.hidden, num_layers=demo.FULL.num_layers)
+    config = small_config(hidden=training.FULL.hidden, num_layers=training.FULL.num_layers)
     model = without_references(Potential(config))
     for interaction in model.interactions:
         plan = describe_plan(interaction.convolution.plan)

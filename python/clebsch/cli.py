@@ -20,10 +20,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from clebsch import demo
 
         return demo.main(arguments[1:]) or 0
+    if arguments[:1] == ["sevenn"]:
+        from clebsch.convert import sevennet_command
+
+        return sevennet_command.main(arguments[1:])
     parser = _parser()
     parsed = parser.parse_args(arguments)
     if parsed.command is None:
-        parser.error("a command is needed: info, check or demo")
+        parser.error("a command is needed: info, check, demo or sevenn")
     return _check(parsed.rows, parsed.seed) if parsed.command == "check" else _info()
 
 
@@ -35,7 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="compare every kernel with the reference on this machine")
     check.add_argument("--rows", type=_positive, help="rows of the random operands (default: 19)")
     check.add_argument("--seed", type=_natural, default=0, help="of the operands (default: 0)")
-    commands.add_parser("demo", help="train a small potential on clebsch layers (see clebsch demo --help)")
+    commands.add_parser("demo", help="train a potential, or run a trained one (see clebsch demo --help)")
+    commands.add_parser("sevenn", help="SevenNet's own command line, its models accelerated")
     return parser
 
 

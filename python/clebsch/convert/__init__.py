@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import torch
 
@@ -33,7 +34,7 @@ def accelerate(model: torch.nn.Module, *, inplace: bool = False, strict: bool = 
         read where clebsch is installed) and compiled; restore it before torch.jit.script.
 
     Raises:
-        TypeError: model is no `torch.nn.Module`.
+        TypeError: model is no `torch.nn.Module`, or cannot be copied.
         ValueError: with strict, naming each module that was left.
     """
     if not isinstance(model, torch.nn.Module):
@@ -69,10 +70,21 @@ def restore(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _copy(model: torch.nn.Module) -> torch.nn.Module:
-    """A deep copy, also of parameters that torch cannot copy: MACE's, of powers without couplings."""
+    """A deep copy with the keys of the original in its state_dict, also of parameters that torch cannot copy:
+    MACE's, of powers without couplings.
+    """
     memo = {}
     for parameter in model.parameters():
         if "__new__" in vars(type(parameter)) and type(parameter) is not torch.nn.Parameter:
             data = parameter.detach().clone()
             memo[id(parameter)] = torch.Tensor._make_subclass(type(parameter), data, parameter.requires_grad)
-    return copy.deepcopy(model, memo)
+    try:
+        made = copy.deepcopy(model, memo)
+    except (TypeError, pickle.PickleError) as error:
+        raise TypeError(
+            f"accelerate: model cannot be copied ({error}); inplace=True changes the model itself"
+        ) from error
+    # Code of e3nn's that was traced is traced again in a copy, and its constants are buffers there.
+    for before, after in zip(model.modules(), made.modules(), strict=True):
+        after._non_persistent_buffers_set.update(after._buffers.keys() - before._buffers.keys())
+    return made

@@ -10,9 +10,8 @@ import importlib.util
 import json
 import os
 import statistics
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from clebsch import data
+from clebsch.demo.console import UserError, output_directory, print_table, progress, threads
 from clebsch.models.batch import Structure, collate, prepare
 from clebsch.models.checks import energy_conservation, equivariance_error
 from clebsch.models.potential import (
@@ -40,7 +40,6 @@ from clebsch.models.training import (
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
 CUTOFF = 4.5  # Angstrom
 GOLDEN_RATIO = 0.6180339887
@@ -88,43 +87,13 @@ class Speed:
     ratio: float | None
 
 
-class UserError(Exception):
-    """Something to fix on the command line or in the environment: one sentence, no traceback."""
+def main(options: argparse.Namespace) -> int:
+    """Runs it with the options of `clebsch demo`. UserError for what cannot be used."""
+    _require_extras(labelling=options.data is None)
+    from rich.console import Console
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the demonstration with command-line `arguments`; the exit status is 2 for bad ones."""
-    options = _parser().parse_args(arguments)
-    try:
-        _require_extras(labelling=options.data is None)
-        from rich.console import Console
-
-        _run(options, Console(highlight=False))
-    except UserError as error:
-        print(f"clebsch demo: {error}", file=sys.stderr)
-        return 2
+    _run(options, Console(highlight=False))
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="clebsch demo", description=__doc__.split("`: ")[1])
-    parser.add_argument(
-        "--data",
-        metavar="FILE",
-        help="rMD17 .npz or extended .xyz; without it, ethanol is labelled with GFN2-xTB",
-    )
-    parser.add_argument("--output", metavar="DIR", default="demo-output", help="default: %(default)s")
-    parser.add_argument("--epochs", type=_positive, help="default: as many as fit into about a minute")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="a smoke test of a few seconds")
-    return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def _require_extras(labelling: bool) -> None:
@@ -137,7 +106,7 @@ def _require_extras(labelling: bool) -> None:
 def _run(options: argparse.Namespace, console: Console) -> None:
     started = time.perf_counter()
     scale = QUICK if options.quick else FULL
-    output = _output_directory(options.output)
+    output = output_directory(options.output)
     torch.manual_seed(options.seed)
 
     problem = _problem(options, scale, console)
@@ -164,22 +133,13 @@ def _run(options: argparse.Namespace, console: Console) -> None:
     report["seconds"] = time.perf_counter() - started
     (output / "report.json").write_text(json.dumps(report, indent=1, default=dataclasses.asdict) + "\n")
     draw(output / "demo.png", problem.name, history, errors, parity, report["speed"])
-    print_report(console, report)
+    print_table(console, report["problem"], _rows(report))
     console.print(f"written     {output}/demo.png, potential.pt, report.json", soft_wrap=True)
 
 
 def _dynamics_steps(structure: Structure, wanted: int) -> int:
     """Fewer for a large system, as for training."""
     return min(wanted, max(100, 2000 * 100 // max(1, len(structure.senders))))
-
-
-def _output_directory(name: str) -> Path:
-    path = Path(name)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {name}: {error.strerror}") from None
-    return path
 
 
 # Data
@@ -208,8 +168,8 @@ def _label(scale: Scale, seed: int, console: Console) -> Problem:
     length = scale.trajectory_frames
     shares = [-(-count // length) for count in (num_train + num_validation, num_test)]
     frames = []
-    with _progress(console) as progress:
-        task = progress.add_task("labelling", total=sum(shares) * length, note="ethanol, GFN2-xTB")
+    with progress(console) as bar:
+        task = bar.add_task("labelling", total=sum(shares) * length, note="ethanol, GFN2-xTB")
         for i in range(sum(shares)):
             frames += data.label_ethanol(
                 length,
@@ -217,7 +177,7 @@ def _label(scale: Scale, seed: int, console: Console) -> Problem:
                 start_dihedral=360 * GOLDEN_RATIO * i % 360,  # any few in a row go round the whole circle
                 stride=scale.label_stride,
                 equilibration_steps=15 * scale.label_stride,
-                on_frame=lambda: progress.advance(task),
+                on_frame=lambda: bar.advance(task),
             )
     pool, test = frames[: shares[0] * length], frames[shares[0] * length :]
     pool = [pool[i] for i in np.random.default_rng(seed).permutation(len(pool))]
@@ -233,20 +193,6 @@ def _load_tblite_single_threaded() -> None:
     importlib.import_module("tblite.ase")
     if given is None:
         del os.environ[name]
-
-
-def _progress(console: Console) -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("[bold]{task.description:<11}[/]"),
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-    )
 
 
 # Training
@@ -300,25 +246,21 @@ def _print_set_up(console, problem, model, structures, settings) -> None:
     )
     console.print(
         f"[bold]model[/]       {model.config.num_layers} layers of {model.config.hidden}, "
-        f"{parameters:,} parameters, {settings.epochs} epochs, {_threads(torch.get_num_threads())}",
+        f"{parameters:,} parameters, {settings.epochs} epochs, {threads(torch.get_num_threads())}",
         soft_wrap=True,
     )
 
 
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
-
-
 def _train(console: Console, model: Potential, structures, settings: TrainingSettings) -> list[EpochRecord]:
     report_every = max(1, settings.epochs // 8)
-    with _progress(console) as progress:
+    with progress(console) as bar:
         steps = settings.epochs * -(-len(structures["train"]) // settings.batch_size)
-        task = progress.add_task("training", total=steps, note="")
+        task = bar.add_task("training", total=steps, note="")
 
         def on_epoch(record: EpochRecord) -> None:
             energy, forces = 1e3 * record.validation.energy, 1e3 * record.validation.forces
             note = f"loss {record.loss:.1e}, MAE {energy:.1f} meV, {forces:.1f} meV/Å"
-            progress.update(task, note=note)
+            bar.update(task, note=note)
             # Into a file or a pipe rich draws the bar only once, at the end.
             if not console.is_terminal and record.epoch % report_every == 0:
                 console.print(f"  epoch {record.epoch:3d}/{settings.epochs}  {note}")
@@ -328,7 +270,7 @@ def _train(console: Console, model: Potential, structures, settings: TrainingSet
             structures["train"],
             structures["validation"],
             settings,
-            on_step=lambda loss: progress.advance(task),
+            on_step=lambda loss: bar.advance(task),
             on_epoch=on_epoch,
         )
 
@@ -389,21 +331,6 @@ def _alternate(what: str, calls: dict[str, Callable[[], Any]], rounds: int) -> S
 # Report
 
 
-def print_report(console: Console, report: dict[str, Any]) -> None:
-    """A table of the report's entries, one a row."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.MARKDOWN, show_header=True, header_style="bold")
-    table.add_column(report["problem"], no_wrap=True)
-    table.add_column("", justify="right", no_wrap=True)
-    for name, value in _rows(report):
-        table.add_row(name, value)
-    console.print()
-    console.print(table)
-    console.print()
-
-
 def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     errors, symmetry, dynamics = report["errors"], report["equivariance"], report["dynamics"]
     rows = [
@@ -424,7 +351,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append((f"{speed.what}, e3nn layers", f"{speed.e3nn:.2f} ms ({speed.ratio:.1f} x)"))
     if report["force_difference"] is None:
         rows.append(("e3nn layers", "not installed"))
-    rows.append((f"whole run, {_threads(report['threads'])}", f"{report['seconds']:.0f} s"))
+    rows.append((f"whole run, {threads(report['threads'])}", f"{report['seconds']:.0f} s"))
     return rows
 
 
