@@ -80,7 +80,7 @@ def original_class(module: torch.nn.Module) -> type:
 
 
 def package_of(cls: type) -> str:
-    """The package that a class is of. One that torch.package has read is `<torch_package_N>.package.module`."""
+    """The package that a class is of; torch.package puts `<torch_package_N>.` before its name."""
     names = cls.__module__.split(".")
     return names[1] if names[0].startswith("<torch_package_") and len(names) > 1 else names[0]
 
