@@ -26,7 +26,7 @@ FLOORS = [
     {"nn"},
     {"e3nn"},
     {"convert"},
-    {"models", "machine", "slow_paths", "standard_layers", "survey"},
+    {"models", "nequip_modifier", "machine", "slow_paths", "standard_layers", "survey"},
     {"problems"},
     {"demo", "explain", "check"},
     {"cli"},

@@ -13,7 +13,7 @@ import torch
 from clebsch.algebra.plan import Path, ProductPlan
 from clebsch.algebra.so3 import coupling
 from clebsch.convert.left import LEFT
-from clebsch.convert.swap import is_accelerated, original_class
+from clebsch.convert.swap import is_accelerated, original_class, package_of
 from clebsch.o3.coupling_tables import Triple, flip, table_triple
 from clebsch.o3.irreps import Irreps
 
@@ -70,9 +70,9 @@ class Layer:
     def overrides_forward(self) -> bool:
         """Whether a class of somebody else's changed what it computes."""
         for cls in type(self.module).__mro__ if self.kind else ():
-            if cls.__name__ == self.kind and _package(cls) == self.origin:
+            if cls.__name__ == self.kind and package_of(cls) == self.origin:
                 return False
-            if "forward" in vars(cls) and _package(cls) not in ("clebsch", "e3nn"):
+            if "forward" in vars(cls) and package_of(cls) not in ("clebsch", "e3nn"):
                 return True
         return False
 
@@ -165,17 +165,13 @@ def _is_routed(module: torch.nn.Module) -> bool:
 
 def _identify(module: torch.nn.Module) -> tuple[str, str]:
     """("clebsch" or "e3nn" or "", the known name or ""); the package of any module that `accelerate` met."""
-    classes = [cls for cls in original_class(module).__mro__ if _package(cls) in ("clebsch", "e3nn")]
+    classes = [cls for cls in original_class(module).__mro__ if package_of(cls) in ("clebsch", "e3nn")]
     known = next((cls for cls in classes if cls.__name__ in KNOWN), None)
     if known is not None:
-        return _package(known), known.__name__
+        return package_of(known), known.__name__
     if is_accelerated(module) or LEFT in vars(module):
-        return _package(original_class(module)), ""
-    return (_package(classes[0]), "") if classes else ("", "")
-
-
-def _package(cls: type) -> str:
-    return cls.__module__.partition(".")[0]
+        return package_of(original_class(module)), ""
+    return (package_of(classes[0]), "") if classes else ("", "")
 
 
 def product_plan(layer: Layer) -> ProductPlan:

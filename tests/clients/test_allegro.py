@@ -154,6 +154,36 @@ def test_a_table_that_is_no_coupling_is_left():
         clebsch.accelerate(stock, strict=True)
 
 
+def test_allegros_own_code_takes_what_ours_makes():
+    """Weights of paths alone: its code wants contiguous arrays, and ours are transposed."""
+    stock = build(tp_path_channel_coupling=False)
+    for product in products(stock)[:2]:
+        product.w3j[1] *= 1.5
+        fast = clebsch.accelerate(stock)
+        checks.assert_same_outputs(stock, fast, samples.evaluation(samples.batch("molecule")), 1e-10)
+        product.w3j[1] /= 1.5
+
+
+def test_a_call_that_no_kernel_takes_is_allegros_own():
+    for coupled in (True, False):
+        stock = products(build(tp_path_channel_coupling=coupled))[0]
+        fast = clebsch.accelerate(stock, strict=True)
+        x1, x2, centers = operands(stock)
+        x1 = x1.mT.contiguous().mT
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            expected = stock(x1.contiguous(), x2, centers)
+            assert torch.equal(fast(x1, x2, centers), expected)
+        assert vars(fast)["_clebsch_reason"] == "autocast is on"
+
+
+@pytest.mark.parametrize("harm", ["_rtoi[0, 2] = 1", "_rtoi[1, 1] = 0", "_rtoi[1] *= 2", "_rtoi[:] = 0"])
+def test_harmonics_whose_table_is_another_are_left(harm):
+    stock = build().model.func.tensor_embed._edge_weighter
+    exec(f"stock.{harm}")
+    with pytest.raises(ValueError, match="its table does not give every component a degree"):
+        clebsch.accelerate(stock, strict=True)
+
+
 def test_a_table_with_more_than_its_paths_is_left():
     stock = copy.deepcopy(products(build())[0])
     stock.w3j[0, 0, 1, 0] = 1e-3

@@ -18,7 +18,7 @@ from clebsch.o3.coupling_tables import relative_sign
 from clebsch.o3.irreps import Irreps
 from clebsch.ops.tensor_product import PlanSizes, multiply_rows, plan_sizes
 
-__all__ = ["RULES", "Contracter"]
+__all__ = ["RULES", "Contracter", "MakeWeightedChannels"]
 
 
 class Contracter(Accelerated):
@@ -26,6 +26,7 @@ class Contracter(Accelerated):
 
     Allegro's arrays are (rows, channels, components); the kernel's lanes are channels, so they are taken the
     other way round. What comes out is the transpose of such an array: the next product takes it as it lies.
+    Allegro's own code for weights of paths alone, which may come next, wants it contiguous.
     """
 
     does = "couples channels on our kernel; no arrays of all pairs of components"
@@ -36,14 +37,36 @@ class Contracter(Accelerated):
         if not torch.compiler.is_compiling():
             reason = refused({"x1": x1, "x2": x2, "weights": self.weights})
         if reason is None:
-            sizes, reason = _sizes(self)
+            sizes, reason = _kept(self, self.w3j, _find_plan)
         note(self, reason)
         if sizes is None:
-            return super().forward(x1, x2, idxs)
+            return super().forward(x1.contiguous(), x2, idxs)
         x1 = _components_first(x1, self.mul, self.base_dim1)
         x2 = _components_first(x2, self.mul, self.base_dim2).index_select(0, idxs)
-        out = multiply_rows(x1, x2, _weight(self), sizes)
-        return out.view(-1, self.base_dim_out, self.mul).transpose(1, 2)
+        out = (
+            multiply_rows(x1, x2, _weight(self), sizes).view(-1, self.base_dim_out, self.mul).transpose(1, 2)
+        )
+        return out if self.path_channel_coupling else out.contiguous()
+
+
+class MakeWeightedChannels(Accelerated):
+    """Harmonics times a weight for every channel and degree."""
+
+    does = "harmonics of all channels on our kernel; no product with a matrix of zeros and ones"
+
+    def forward(self, edge_attr: Tensor, weights: Tensor) -> Tensor:
+        """edge_attr (edges, in), weights (edges, channels * irreps) to (edges, channels, in)."""
+        reason, sizes = "torch's compiler is given Allegro's own code", None
+        if not torch.compiler.is_compiling():
+            reason = refused({"edge_attr": edge_attr, "weights": weights})
+        if reason is None:
+            sizes, reason = _kept(self, self._rtoi, _find_harmonics)
+        note(self, reason)
+        if sizes is None:
+            return super().forward(edge_attr, weights)
+        x = _components_first(weights, self.multiplicity_out, self._num_irreps)
+        out = multiply_rows(x, edge_attr, x.new_empty(0), sizes)
+        return out.view(-1, sizes.in2, self.multiplicity_out).transpose(1, 2).contiguous()
 
 
 def _components_first(x: Tensor, channels: int, components: int) -> Tensor:
@@ -57,19 +80,37 @@ def _weight(module: Any) -> Tensor:
     return module.weights.reshape(shape).t().expand(module.num_paths, module.mul).reshape(-1)
 
 
-def _sizes(module: Any) -> tuple[PlanSizes | None, str | None]:
-    """(plan, None) of a module and its table as it is now, or (None, why there is none)."""
-    table = module.w3j
+def _kept(module: Any, table: Tensor, find: Any) -> tuple[PlanSizes | None, str | None]:
+    """(plan, None) of a module with its table as it is now, or (None, why there is none)."""
     mark = (id(table), 0 if table.is_inference() else table._version)
     kept = vars(module).get("_clebsch_sizes")
     if kept is None or kept[0] != mark:
         # Whatever records operations here is not to see these.
         with _disable_current_modes(), torch.no_grad():
-            found = _find_plan(module)
+            found = find(module)
         sizes, reason = (None, found) if isinstance(found, str) else (plan_sizes(found), None)
         # The table is kept, so that no other tensor gets its id.
         kept = vars(module)["_clebsch_sizes"] = (mark, sizes, reason, table)
     return kept[1], kept[2]
+
+
+def _find_harmonics(module: Any) -> ProductPlan | str:
+    """The degrees are not stored: a row of the table is alpha at the components of a degree, and else 0."""
+    reason = "its table does not give every component a degree"
+    table = module._rtoi.detach().to("cpu", torch.float64)
+    widths = [int(count) for count in table.ne(0).sum(-1)]
+    if table.dim() != 2 or sum(widths) != table.shape[1] or any(width % 2 == 0 for width in widths):
+        return reason
+    irreps = Irreps([(1, (width // 2, 1)) for width in widths])
+    expected = torch.zeros_like(table)
+    for row, place in zip(expected, irreps.slices(), strict=True):
+        row[place] = table[0, 0]
+    if not torch.equal(table, expected):
+        return reason
+    alpha, mul = float(table[0, 0]), module.multiplicity_out
+    paths = [Path(i, i, i, "uvu", False, alpha * math.sqrt(2 * ir.l + 1)) for i, (_, ir) in enumerate(irreps)]
+    weights = Irreps([(mul, (0, 1))] * len(irreps))
+    return ProductPlan(weights, irreps, Irreps([(mul, ir) for _, ir in irreps]), tuple(paths), "ir_mul")
 
 
 def _find_plan(module: Any) -> ProductPlan | str:
@@ -122,10 +163,20 @@ def _contracter(module: Any) -> Any:
     if list(inspect.signature(base.forward).parameters) != ["self", "x1", "x2", "idxs"]:
         return Left("this version of Allegro hands other arguments to it")
     try:
-        _, reason = _sizes(module)
+        _, reason = _kept(module, module.w3j, _find_plan)
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         reason = f"it is not a Contracter that is known here: {error}"
     return {module: Contracter} if reason is None else Left(reason)
 
 
-RULES = {"Contracter": _contracter}
+def _weighted(module: Any) -> Any:
+    if not module.weight_individual_irreps:
+        return {}  # one product of broadcast arrays: nothing to gain
+    try:
+        _, reason = _kept(module, module._rtoi, _find_harmonics)
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        reason = f"it is not a MakeWeightedChannels that is known here: {error}"
+    return {module: MakeWeightedChannels} if reason is None else Left(reason)
+
+
+RULES = {"Contracter": _contracter, "MakeWeightedChannels": _weighted}

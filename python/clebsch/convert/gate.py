@@ -10,7 +10,7 @@ from torch import Tensor
 from clebsch.convert.left import Left
 from clebsch.convert.radial import is_plain
 from clebsch.convert.swap import Accelerated, original_class
-from clebsch.e3nn.operands import note, refused
+from clebsch.e3nn.operands import is_recorded, note, refused
 from clebsch.nn.gate import Pieces, gated_widths
 from clebsch.o3.irreps import Irreps
 from clebsch.ops.gate import Widths, gate
@@ -32,7 +32,7 @@ class Gate(Accelerated):
     def forward(self, features: Tensor) -> Tensor:
         """As e3nn's."""
         # Torch's compiler fuses e3nn's own code with what is around it.
-        if torch.compiler.is_compiling():
+        if is_recorded():
             return super().forward(features)
         layout = vars(self).get("_clebsch_layout")
         if layout is None:

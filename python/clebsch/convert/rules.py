@@ -14,7 +14,7 @@ import torch
 
 from clebsch.convert import allegro, e3nn, mace, nequip, sevennet
 from clebsch.convert.left import Left
-from clebsch.convert.swap import Accelerated, is_accelerated, original_class
+from clebsch.convert.swap import Accelerated, is_accelerated, original_class, package_of
 
 __all__ = ["Decision", "decide"]
 
@@ -69,7 +69,7 @@ def _apply(module: torch.nn.Module) -> dict[torch.nn.Module, type[Accelerated]] 
         return {}
     changed = None
     for cls in original_class(module).__mro__:
-        rule = RULES.get((cls.__module__.partition(".")[0], cls.__name__))
+        rule = RULES.get((package_of(cls), cls.__name__))
         if rule is not None:
             return rule(module) if changed is None else Left(f"{changed} has a forward of its own")
         if "forward" in vars(cls) and changed is None:

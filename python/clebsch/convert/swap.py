@@ -13,7 +13,7 @@ import torch
 
 from clebsch.e3nn.forwards import ALWAYS
 
-__all__ = ["Accelerated", "is_accelerated", "original_class", "swap", "unswap"]
+__all__ = ["Accelerated", "is_accelerated", "original_class", "package_of", "swap", "unswap"]
 
 # What we keep on a module begins with this; it goes neither into pickles nor into copies.
 PREFIX = "_clebsch_"
@@ -28,6 +28,7 @@ class Accelerated:
     does = "its forward is ours"  # what `explain` says of it
 
     _clebsch_enabled = ALWAYS  # for the routes of clebsch.e3nn
+    _nequip_custom_ops_libs = ("clebsch.ops",)  # what a compiled model of NequIP imports when it is loaded
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Copies and pickles are accelerated too; the class that `swap` made has no name to be found by."""
@@ -76,6 +77,12 @@ def is_accelerated(module: torch.nn.Module) -> bool:
 def original_class(module: torch.nn.Module) -> type:
     """The class of a module, apart from what `swap` did."""
     return type(module)._clebsch_original if is_accelerated(module) else type(module)
+
+
+def package_of(cls: type) -> str:
+    """The package that a class is of; torch.package puts `<torch_package_N>.` before its name."""
+    names = cls.__module__.split(".")
+    return names[1] if names[0].startswith("<torch_package_") and len(names) > 1 else names[0]
 
 
 def _set_class(module: torch.nn.Module, cls: type) -> None:

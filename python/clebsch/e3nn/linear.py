@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from clebsch.e3nn.forwards import is_on
-from clebsch.e3nn.operands import note, refused
+from clebsch.e3nn.operands import is_recorded, note, refused
 from clebsch.o3.linear import Linear
 
 __all__ = ["axes", "counterpart", "forward", "prepare"]
@@ -24,7 +24,7 @@ _entries: weakref.WeakKeyDictionary[torch.nn.Module, Linear | str] = weakref.Wea
 def forward(original: Any, self: Any, features: Tensor, weight: Any = None, bias: Any = None) -> Tensor:
     """In the place of ``Linear.forward``."""
     # Torch's compiler is given e3nn's code, which it fuses with what is around it.
-    if not is_on(self) or torch.compiler.is_compiling():
+    if not is_on(self) or is_recorded():
         return original(self, features, weight, bias)
     ours = _entries.get(self)
     if ours is None:

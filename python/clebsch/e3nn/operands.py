@@ -11,10 +11,18 @@ from torch.autograd import forward_ad
 
 from clebsch.ops.dispatch import in_transform
 
-__all__ = ["FLOATING", "note", "refused"]
+__all__ = ["FLOATING", "is_recorded", "note", "refused"]
 
 FLOATING = (torch.float32, torch.float64)
 _PLAIN = (Tensor, torch.nn.Parameter, FakeTensor)
+
+
+def is_recorded() -> bool:
+    """Whether torch's compiler, or make_fx for it, records operations, to fuse what stands in a row."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    )
 
 
 def refused(operands: dict[str, Any]) -> str | None:
