@@ -33,7 +33,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--memory", type=float, default=12.0, metavar="GIB", help="of the largest problems")
     parser.add_argument("--plot", action="store_true", help="also a picture (matplotlib)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for JSON and picture")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if (options.name == "accelerate") != bool(options.client):
+        parser.error("accelerate needs --client, and no other benchmark takes it")
+    return options
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -68,7 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     command = "python -m benchmarks " + " ".join(sys.argv[1:] if arguments is None else arguments)
     notes, every = report.caveats(options.quick, machine.load()), []
-    for name in NAMES if options.name == "all" else [options.name]:
+    # Models of other packages need environments of their own.
+    every_name = [name for name in NAMES if name != "accelerate"]
+    for name in every_name if options.name == "all" else [options.name]:
         print(name, file=sys.stderr, flush=True)
         place = machine.describe(command)
         rows = list(import_module(f".{name}", __package__).rows(session))

@@ -17,18 +17,12 @@ from .machine import fresh_python
 from .memory import CLEAR, status
 from .session import Session
 
-CLIENTS = ("mace", "nequip", "allegro", "sevennet")
-
 
 def rows(session: Session) -> Iterator[Row]:
-    clients = [session.client] if session.client else []
-    for client in clients:
-        for name, case in import_module(f".clients.{client}", __package__).CASES.items():
-            for dtype in ("float32", "float64"):
-                if session.wants(f"{name}, {dtype}"):
-                    yield from _case(session, client, name, case, dtype)
-    if not clients:
-        session.say("accelerate: say --client mace, nequip, allegro or sevennet")
+    for name, case in import_module(f".clients.{session.client}", __package__).CASES.items():
+        for dtype in ("float32", "float64"):
+            if session.wants(f"{name}, {dtype}"):
+                yield from _case(session, session.client, name, case, dtype)
 
 
 def _case(session: Session, client: str, name: str, case, dtype: str) -> Iterator[Row]:

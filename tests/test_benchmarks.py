@@ -233,7 +233,8 @@ def run_benchmarks(*arguments):
     return done.stdout
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Those of `accelerate` need the packages whose models they accelerate.
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "accelerate"])
 def test_quick_run_writes_a_complete_result(name, tmp_path):
     pytest.importorskip("e3nn")
     if name == "spherical_harmonics":
@@ -272,3 +273,10 @@ def test_unknown_name_is_refused(capsys):
         parse(["nothing"])
     message = capsys.readouterr().err
     assert all(name in message for name in NAMES)
+
+
+@pytest.mark.parametrize("arguments", [["accelerate"], ["linear", "--client", "mace"]])
+def test_models_are_those_of_a_client(arguments, capsys):
+    with pytest.raises(SystemExit):
+        parse(arguments)
+    assert "accelerate needs --client, and no other benchmark takes it" in capsys.readouterr().err

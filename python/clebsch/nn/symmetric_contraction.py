@@ -213,6 +213,8 @@ def species_of(node_attrs: Tensor) -> Tensor | None:
         return None
     if node_attrs.requires_grad and torch.is_grad_enabled():
         return None
+    if node_attrs.dtype not in (torch.float32, torch.float64):
+        node_attrs = node_attrs.float()
     index = call(torch.ops.clebsch.one_hot_index, node_attrs)
     return index if index.shape[0] == node_attrs.shape[0] else None
 
