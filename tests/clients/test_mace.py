@@ -240,3 +240,67 @@ def test_half_known_blocks_are_left():
     assert "left to mace: its convolution is fused by somebody else" in str(
         clebsch.explain(fast, measure=False)
     )
+
+
+def test_parts_on_their_own():
+    """A product that was accelerated before its block, or restored after it, does not break it."""
+    stock, given = build(), batch("molecule")
+    fast = clebsch.accelerate(stock)
+    clebsch.restore(fast)
+    clebsch.accelerate(fast.interactions[0].conv_tp, inplace=True)
+    clebsch.accelerate(fast, inplace=True, strict=True)
+    checks.assert_same_outputs(stock, fast, evaluation(given, stress=False), 1e-10)
+    clebsch.restore(fast.interactions[1].conv_tp)
+    checks.assert_same_outputs(stock, fast, evaluation(given, stress=False), 1e-10)
+    clebsch.restore(fast)
+    checks.assert_same_outputs(stock, fast, evaluation(given, stress=False), 1e-12)
+
+
+def test_classes_make_modules_of_the_package():
+    fast = clebsch.accelerate(build())
+    made = type(fast.interactions[0].linear_up)("2x0e", "3x0e")
+    assert type(made) is o3.Linear and made(torch.ones(1, 2)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "interactions.1.conv_tp",
+        "interactions.1.conv_tp_weights",
+        "interactions.1.conv_tp_weights.layer3",
+        "products.0.symmetric_contractions.contractions.0",
+    ],
+)
+def test_hooks_are_heard(part):
+    """Where somebody listens to a part that our kernels would not call, the package's own code runs."""
+    stock, given = build(), batch("molecule")
+    fast = checks.accelerate_all(stock)
+    for model in (stock, fast):
+        model.get_submodule(part).register_forward_hook(lambda module, inputs, out: out * 1.5)
+    evaluate = evaluation(given, stress=False)
+    theirs, ours = evaluate(stock), evaluate(fast)
+    for name in theirs:
+        checks.assert_close(name, ours[name], theirs[name], 1e-10)
+
+
+def test_adapters_of_mace():
+    lora = pytest.importorskip("mace.modules.lora", reason="needs adapters of mace-torch")
+    stock, given = build(), batch("molecule")
+    lora.inject_lora(stock, rank=2, alpha=1.0)
+    fast = clebsch.accelerate(stock)
+    evaluate = evaluation(given, stress=False)
+    theirs, ours = evaluate(stock), evaluate(fast)
+    for name in theirs:
+        checks.assert_close(name, ours[name], theirs[name], 1e-10)
+
+
+def test_restore_refuses_classes_on_top():
+    fast = clebsch.accelerate(build())
+    linear = fast.interactions[0].linear_up
+    torch.nn.utils.parametrize.register_parametrization(linear, "weight", torch.nn.Identity())
+    with pytest.raises(
+        ValueError, match=r"restore: model\.interactions\.0\.linear_up has a class on top of ours"
+    ):
+        clebsch.restore(fast)
+    torch.nn.utils.parametrize.remove_parametrizations(linear, "weight")
+    clebsch.restore(fast)

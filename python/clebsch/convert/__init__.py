@@ -9,7 +9,7 @@ import torch
 
 from clebsch.convert.left import LEFT
 from clebsch.convert.rules import decide
-from clebsch.convert.swap import swap, unswap
+from clebsch.convert.swap import is_covered, swap, unswap
 
 __all__ = ["accelerate", "restore"]
 
@@ -50,6 +50,7 @@ def accelerate(model: torch.nn.Module, *, inplace: bool = False, strict: bool = 
         raise ValueError(f"accelerate: model has modules that are left as they are: {reasons}")
     for decision in decisions:
         if decision.rule is not None:
+            unswap(decision.module)  # a part may have another rule than the whole gives it
             swap(decision.module, decision.rule)
         else:
             decision.module.__dict__[LEFT] = decision.left
@@ -61,9 +62,17 @@ def restore(model: torch.nn.Module) -> torch.nn.Module:
 
     Raises:
         TypeError: model is no `torch.nn.Module`.
+        ValueError: something has changed the class of an accelerated module since, as parametrizations and
+            sharded parameters do; nothing is undone then.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"restore: model must be a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if is_covered(module):
+            raise ValueError(
+                f"restore: model.{name} has a class on top of ours, {type(module).__qualname__}: "
+                "take away first what was put on after accelerate"
+            )
     for module in model.modules():
         unswap(module)
     return model
@@ -86,5 +95,6 @@ def _copy(model: torch.nn.Module) -> torch.nn.Module:
         ) from error
     # Code of e3nn's that was traced is traced again in a copy, and its constants are buffers there.
     for before, after in zip(model.modules(), made.modules(), strict=True):
-        after._non_persistent_buffers_set.update(after._buffers.keys() - before._buffers.keys())
+        if not isinstance(after, torch.jit.ScriptModule):
+            after._non_persistent_buffers_set.update(after._buffers.keys() - before._buffers.keys())
     return made

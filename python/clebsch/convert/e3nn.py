@@ -11,7 +11,6 @@ from clebsch.convert import gate
 from clebsch.convert.left import Left
 from clebsch.convert.radial import RadialWeights
 from clebsch.convert.swap import Accelerated
-from clebsch.convert.typed_rows import TypedRows, multiply, typed_rows
 from clebsch.e3nn import linear, spherical_harmonics, tensor_product
 from clebsch.e3nn.operands import note, refused
 from clebsch.graph import Graph
@@ -28,25 +27,11 @@ class TensorProduct(Accelerated):
 
     def forward(self, x: Tensor, y: Tensor, weight: Any = None) -> Tensor:
         """As e3nn's."""
-        rows = typed_rows(y) if weight is None and not torch.compiler.is_compiling() else None
-        out = None if rows is None else _multiply_typed(self, x, rows)
-        if out is None:
-            out = tensor_product.forward(self._clebsch_original.forward, self, x, y, weight)
-        return out
+        return tensor_product.forward(self._clebsch_original.forward, self, x, y, weight)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         original = self._clebsch_original._load_from_state_dict
         return tensor_product.load(original, self, *args, **kwargs)
-
-
-def _multiply_typed(product: Any, x: Tensor, rows: TypedRows) -> Tensor | None:
-    if refused({"x": x, "table": rows.table, "weight": product.weight}) is not None:
-        return None
-    sizes, reason = tensor_product.plan_of(product)
-    if sizes is None or not product.internal_weights:
-        return None
-    note(product, reason)
-    return multiply(x, rows, product.weight, sizes)
 
 
 class Linear(Accelerated):
@@ -77,7 +62,9 @@ def convolve_edges(
     product: a live TensorProduct of e3nn with weights for every edge. x: (num_nodes, irreps_in1.dim). None
     if the kernel does not take it; then the reason is on `product`.
     """
-    factored = isinstance(weight, RadialWeights)
+    factored = isinstance(weight, RadialWeights) and weight.is_factored
+    if isinstance(weight, RadialWeights) and not factored:
+        weight = weight.whole()
     factors = {"weight": weight.hidden, "matrix": weight.matrix} if factored else {"weight": weight}
     reason, sizes = refused({"x": x, "y": y, **factors}), None
     if reason is None:

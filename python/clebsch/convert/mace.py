@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clebsch.convert.e3nn import TensorProduct, convolve_edges, is_convolved
 from clebsch.convert.left import Left
-from clebsch.convert.radial import FullyConnectedNet, biased, is_plain
+from clebsch.convert.radial import FullyConnectedNet, biased, is_plain, not_taken_apart
 from clebsch.convert.swap import Accelerated
 from clebsch.e3nn.operands import note, refused
 from clebsch.nn.symmetric_contraction import contract
@@ -25,7 +25,12 @@ class InteractionBlock(Accelerated):
 
     does = "hands features of nodes and edges to its convolution: rows are not gathered"
 
-    conv_fusion = "clebsch"
+    @property
+    def conv_fusion(self) -> str:
+        """What MACE's code looks for, as long as its product is ours and nobody listens to it."""
+        if type(self.conv_tp).__dict__.get("_clebsch_rule") is Convolution and is_plain(self.conv_tp):
+            return "clebsch"
+        raise AttributeError("conv_fusion")
 
 
 class Convolution(TensorProduct):
@@ -52,9 +57,14 @@ class RadialMLP(Accelerated):
 
     def forward(self, inputs: Tensor) -> Any:
         """(num_edges, inputs) to the `RadialWeights` of the edges."""
-        *inner, last = self.net
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not is_plain(last):
+        layers = list(self.net)
+        reason = not_taken_apart(self, (self.net, *layers))
+        if reason is None and type(layers[-1]) is not torch.nn.Linear:
+            reason = "its last layer is not a torch.nn.Linear"
+        note(self, reason)
+        if reason is not None:
             return super().forward(inputs)
+        *inner, last = layers
         for layer in inner:
             inputs = layer(inputs)
         return biased(inputs, last)
@@ -71,6 +81,8 @@ class SymmetricContraction(Accelerated):
             weight for one in self.contractions for weight in (*reversed(list(one.weights)), one.weights_max)
         ]
         reason = refused({"x": x, "y": y, "weight": weights[0]})
+        if reason is None and not all(map(is_plain, self.contractions)):
+            reason = "somebody listens to the calls of its contractions, or stands in for one"
         note(self, reason)
         if reason is not None:
             return super().forward(x, y)
@@ -81,7 +93,9 @@ class SymmetricContraction(Accelerated):
 def _table(module: Any) -> tuple[Tensor, tuple[int, ...]]:
     """The table of a contraction's arrays U, made anew where they were replaced or written."""
     arrays = [[one.U_tensors(nu) for nu in range(1, one.correlation + 1)] for one in module.contractions]
-    marks = [(id(u), 0 if u.is_inference() else u._version) for one in arrays for u in one]
+    if any(u.is_inference() for one in arrays for u in one):
+        raise ValueError("built in torch.inference_mode, writing to its arrays would leave no trace")
+    marks = [(id(u), u._version) for one in arrays for u in one]
     kept = module.__dict__.get("_clebsch_table")
     if kept is None or kept[0] != marks:
         found = contraction_table(arrays)

@@ -14,18 +14,15 @@ from clebsch.algebra.irreps import Irreps
 from clebsch.algebra.plan import ProductPlan
 from clebsch.convert.e3nn import TensorProduct, convolve_edges, is_convolved
 from clebsch.convert.left import Left
-from clebsch.convert.radial import RadialWeights, affine, is_plain
+from clebsch.convert.radial import RadialWeights, affine, is_plain, not_taken_apart
 from clebsch.convert.swap import Accelerated, original_class
-from clebsch.convert.typed_rows import mark
 from clebsch.e3nn import tensor_product
 from clebsch.e3nn.operands import note, refused
+from clebsch.ops.dispatch import will_run
 from clebsch.ops.linear import mix_rows
 from clebsch.ops.tensor_product import PlanSizes, plan_sizes
 
-__all__ = ["RULES", "Convolution", "InteractionBlock", "NodeTypeEmbed", "RadialMLP", "SelfConnection"]
-
-# NequIP's keys.
-NODE_ATTRIBUTES, ATOM_TYPES = "node_attrs", "atom_types"
+__all__ = ["RULES", "Convolution", "InteractionBlock", "RadialMLP", "SelfConnection"]
 
 # NequIP's key of the types of atoms; and where a self-connection finds them while its block is at work.
 ATOM_TYPES, TYPES = "atom_types", "_clebsch_types"
@@ -55,11 +52,12 @@ class RadialMLP(Accelerated):
 
     def forward(self, x: Tensor) -> Any:
         """(num_edges, inputs) to the `RadialWeights` of the edges."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not is_plain(self.mlp):
+        layers = list(self.mlp)
+        reason = not_taken_apart(self, (self.mlp, *layers))
+        note(self, reason)
+        if reason is not None:
             return super().forward(x)
-        *inner, last = self.mlp
-        if not is_plain(last):
-            return super().forward(x)
+        *inner, last = layers
         for layer in inner:
             x = layer(x)
         return affine(x, last.weight * last.alpha, last.bias)
@@ -106,12 +104,14 @@ def _by_type(product: Any, x: Tensor, y: Tensor, types: Tensor) -> Tensor | None
     sizes, _ = tensor_product.plan_of(product)
     if sizes is None or x.dim() != 2 or x.shape[1] != sizes.in1 or y.shape != (x.shape[0], sizes.in2):
         return None
+    source = _embedding(y)
+    if y.requires_grad and source is None:
+        return None
     present, index = torch.unique(types, return_inverse=True)
     if 2 * present.shape[0] > x.shape[0]:
         return None
-    # Any atom of a type stands for all: what its attributes were made from is given the gradient of all.
-    rows = torch.arange(x.shape[0])
-    attributes = y.index_select(0, index.new_empty(present.shape).scatter_(0, index, rows))
+    rows = index.new_empty(present.shape).scatter_(0, index, torch.arange(x.shape[0]))
+    attributes = _OfTypes.apply(y, rows, source)
     if not torch.equal(attributes.index_select(0, index), y):
         return None
     note(product, None)
@@ -124,6 +124,36 @@ def _by_type(product: Any, x: Tensor, y: Tensor, types: Tensor) -> Tensor | None
     return mix_rows(x, torch.cat(weights), x.new_empty(0), by_type, (), index)
 
 
+def _embedding(y: Tensor) -> Any:
+    """The node of the graph that looked y up in a table, or what y is the first rows of; None if none did."""
+    node = y.grad_fn
+    while node is not None and node.name() == "SliceBackward0":
+        node = node.next_functions[0][0]
+    return node if node is not None and node.name() == "EmbeddingBackward0" else None
+
+
+class _OfTypes(torch.autograd.Function):
+    """A row of y for every type. Any atom of a type stands for all: the table that y was looked up in is
+    given the gradient of all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, rows: Tensor, source: Any) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape, ctx.source = y.shape, source
+        return y.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        if not will_run(ctx.source.next_functions[0][0]):
+            raise NotImplementedError(
+                "accelerate: gradients with respect to node_attrs are there for the table that they come "
+                "from alone, not for each atom; clebsch.restore(model) has them"
+            )
+        (rows,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.shape).index_add(0, rows, grad), None, None
+
+
 @lru_cache(maxsize=1024)
 def _plan_of_types(text: str, types: int) -> tuple[PlanSizes, list[tuple[int, int, tuple[int, ...]]]]:
     """The plan for one-hot rows of types; where the weights of paths of the plan `text` begin and end, and
@@ -132,25 +162,6 @@ def _plan_of_types(text: str, types: int) -> tuple[PlanSizes, list[tuple[int, in
     plan = ProductPlan.parse(text)
     slices = [(offset, offset + math.prod(shape), shape) for offset, shape in plan.weight_slices]
     return plan_sizes(replace(plan, irreps_in2=Irreps([(types, plan.irreps_in2[0].ir)]))), slices
-
-
-class NodeTypeEmbed(Accelerated):
-    """Attributes of atoms that say which row of its table they are."""
-
-    does = "lets self-connections take the matrices of each type of atom"
-
-    def forward(self, data: Any) -> Any:
-        """As NequIP's."""
-        data = super().forward(data)
-        table = self.embed_module
-        # Dynamo and what records operations see no attributes of tensors.
-        if (
-            not self.do_categorical_graph_field_embed
-            and is_plain(table)
-            and not torch.compiler.is_compiling()
-        ):
-            mark(data[NODE_ATTRIBUTES], table.weight, data[ATOM_TYPES].view(-1))
-        return data
 
 
 def _whole(weight: Any) -> Any:
@@ -197,11 +208,4 @@ def _ends_in_matrix(net: Any) -> bool:
     return bool(layers) and _forward_of(layers[-1]) == "ScalarLinearLayer"
 
 
-def _embedding(module: Any) -> Any:
-    table = getattr(module, "embed_module", None)
-    if type(table) is not torch.nn.Embedding or table.max_norm is not None or table.padding_idx is not None:
-        return {}
-    return {module: NodeTypeEmbed} if hasattr(module, "do_categorical_graph_field_embed") else {}
-
-
-RULES = {"NodeTypeEmbed": _embedding, "TensorProductScatter": _scatter, "InteractionBlock": _interaction}
+RULES = {"TensorProductScatter": _scatter, "InteractionBlock": _interaction}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clebsch.convert.swap import Accelerated
+from clebsch.convert.swap import Accelerated, original_class
+from clebsch.e3nn.operands import note
 
-__all__ = ["FullyConnectedNet", "RadialWeights", "affine", "biased", "is_plain"]
+__all__ = ["FullyConnectedNet", "RadialWeights", "affine", "biased", "is_plain", "not_taken_apart"]
 
 
 class RadialWeights:
@@ -20,9 +22,12 @@ class RadialWeights:
     features. Whatever else is asked of it, it becomes that tensor: code that knows nothing of it stays right.
     """
 
+    __array_ufunc__ = None  # numpy leaves arithmetic to us
+
     def __init__(self, hidden: Tensor, matrix: Tensor) -> None:
         self.hidden = hidden  # (num_edges, H)
         self.matrix = matrix  # (H, weight_numel)
+        self.is_factored = True  # nobody may have written to the whole
         self._whole: Tensor | None = None
 
     def whole(self) -> Tensor:
@@ -32,29 +37,46 @@ class RadialWeights:
         return self._whole
 
     def __mul__(self, factor: Any) -> Any:
-        if isinstance(factor, (int, float)) or (
-            isinstance(factor, Tensor)
-            and (factor.dim() == 0 or tuple(factor.shape) in ((1,), (1, 1), (self.hidden.shape[0], 1)))
-        ):
+        if self.is_factored and self._is_of_edges(factor):
             return RadialWeights(self.hidden * factor, self.matrix)
-        return self.whole() * (factor.whole() if isinstance(factor, RadialWeights) else factor)
+        return self.whole() * _as_tensor(factor)
+
+    def _is_of_edges(self, factor: Any) -> bool:
+        """Whether it is one number for all or for each edge, of a type that changes nothing."""
+        if isinstance(factor, (int, float)):
+            return True
+        if not isinstance(factor, Tensor) or torch.result_type(self.hidden, factor) != self.hidden.dtype:
+            return False
+        return factor.dim() == 0 or tuple(factor.shape) in ((1,), (1, 1), (self.hidden.shape[0], 1))
 
     __rmul__ = __mul__
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if name.endswith("_") or name == "data":
+            self.is_factored = False
         return getattr(self.whole(), name)
 
     @classmethod
     def __torch_function__(
         cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if function is torch.mul or function is Tensor.mul:
+        if function in (torch.mul, Tensor.mul) and len(args) == 2 and not kwargs:
             ours, other = args if isinstance(args[0], RadialWeights) else args[::-1]
             return ours * other
+        written = [*args[:1], (kwargs or {}).get("out")] if _writes(function, kwargs) else []
+        for value in written:
+            if isinstance(value, RadialWeights):
+                value.is_factored = False
         kwargs = {name: _as_tensor(value) for name, value in (kwargs or {}).items()}
         return function(*map(_as_tensor, args), **kwargs)
+
+
+def _writes(function: Any, kwargs: dict[str, Any] | None) -> bool:
+    return "out" in (kwargs or {}) or getattr(function, "__name__", "").rstrip("_") != getattr(
+        function, "__name__", ""
+    )
 
 
 def _operator(name: str) -> Any:
@@ -68,8 +90,17 @@ def _operator(name: str) -> Any:
 for _name in ("add", "sub", "truediv", "floordiv", "mod", "pow", "matmul"):
     for _form in (f"__{_name}__", f"__r{_name}__"):
         setattr(RadialWeights, _form, _operator(_form))
-for _form in ("__neg__", "__abs__", "__getitem__", "__len__", "__lt__", "__le__", "__gt__", "__ge__"):
-    setattr(RadialWeights, _form, _operator(_form))
+for _form in ("neg", "abs", "getitem", "len", "lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(RadialWeights, f"__{_form}__", _operator(f"__{_form}__"))
+
+
+def _set_item(self: RadialWeights, where: Any, value: Any) -> None:
+    self.is_factored = False
+    self.whole()[where] = _as_tensor(value)
+
+
+RadialWeights.__setitem__ = _set_item
+RadialWeights.__hash__ = object.__hash__
 
 
 def _as_tensor(value: Any) -> Any:
@@ -92,14 +123,26 @@ def affine(hidden: Tensor, matrix: Tensor, bias: Tensor | None) -> RadialWeights
 
 
 def is_plain(layer: torch.nn.Module) -> bool:
-    """Whether a layer may be taken apart: nobody listens to its calls or stands in for its parameters."""
+    """Whether a layer may be taken apart: nobody listens to its calls, or stands in for it or parameters."""
     return not (
         layer._forward_hooks
         or layer._forward_pre_hooks
         or layer._backward_hooks
         or layer._backward_pre_hooks
+        or "forward" in vars(layer)
         or torch.nn.utils.parametrize.is_parametrized(layer)
     )
+
+
+def not_taken_apart(net: torch.nn.Module, layers: Iterable[torch.nn.Module]) -> str | None:
+    """Why the last of the layers of a net has to be applied by the net; None if a convolution may do it."""
+    if torch.compiler.is_compiling():
+        return "torch.compile compiles its own code"
+    if torch.jit.is_tracing():
+        return "torch.jit.trace records its own code"
+    if not all(map(is_plain, (net, *layers))):
+        return "somebody listens to its calls, or stands in for a layer"
+    return None
 
 
 class FullyConnectedNet(Accelerated):
@@ -113,14 +156,16 @@ class FullyConnectedNet(Accelerated):
 
     def forward(self, x: Tensor) -> Any:
         """(num_edges, inputs) to the `RadialWeights` of the edges."""
-        *inner, last = self.children()
-        if (
-            torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-            or last.act is not None
-            or not all(map(is_plain, (*inner, last)))
-        ):
+        layers = list(self.children())
+        reason = not_taken_apart(self, layers)
+        if reason is None and {original_class(layer).__name__ for layer in layers} != {"_Layer"}:
+            reason = "its layers are not those of e3nn"
+        if reason is None and layers[-1].act is not None:
+            reason = "a function follows its last layer"
+        note(self, reason)
+        if reason is not None:
             return super().forward(x)
+        *inner, last = layers
         factor = 1.0
         for layer in inner:
             x = x @ (layer.weight * (factor / math.sqrt(layer.h_in * layer.var_in)))
@@ -133,6 +178,8 @@ class FullyConnectedNet(Accelerated):
 
 def _normalised(act: Any) -> tuple[Any, float]:
     """e3nn's `normalize2mom` as a function and the constant that it is multiplied with; others with 1."""
+    if act is None:
+        return (lambda x: x), 1.0
     if type(act).__name__ == "normalize2mom" and is_plain(act):
         return (act.f, 1.0) if act._is_id else (act.f, float(act.cst))
     return act, 1.0

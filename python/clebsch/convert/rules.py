@@ -50,6 +50,9 @@ def decide(model: torch.nn.Module) -> Iterator[Decision]:
     made: dict[torch.nn.Module, type[Accelerated]] = {}
     for name, module in model.named_modules():
         if is_accelerated(module):
+            # A part that was accelerated on its own may have another task in the whole.
+            if made.get(module, type(module)._clebsch_rule) is not type(module)._clebsch_rule:
+                yield Decision(name, module, made[module], None)
             continue
         left = None
         if module not in made:
@@ -71,6 +74,8 @@ def _apply(module: torch.nn.Module) -> dict[torch.nn.Module, type[Accelerated]] 
     for cls in original_class(module).__mro__:
         rule = RULES.get((package_of(cls), cls.__name__))
         if rule is not None:
+            if "forward" in vars(module):
+                return Left("its forward was replaced")
             return rule(module) if changed is None else Left(f"{changed} has a forward of its own")
         if "forward" in vars(cls) and changed is None:
             changed = f"{cls.__module__}.{cls.__qualname__}"

@@ -6,14 +6,15 @@ references of others stay as they are, and taking the class back is all there is
 
 from __future__ import annotations
 
+import copyreg
 from functools import cache
 from typing import Any
 
 import torch
 
-from clebsch.e3nn.forwards import ALWAYS
+from clebsch.e3nn.forwards import ALWAYS, MARK
 
-__all__ = ["Accelerated", "is_accelerated", "original_class", "package_of", "swap", "unswap"]
+__all__ = ["Accelerated", "is_accelerated", "is_covered", "original_class", "package_of", "swap", "unswap"]
 
 # What we keep on a module begins with this; it goes neither into pickles nor into copies.
 PREFIX = "_clebsch_"
@@ -30,17 +31,27 @@ class Accelerated:
     _clebsch_enabled = ALWAYS  # for the routes of clebsch.e3nn
     _nequip_custom_ops_libs = ("clebsch.ops",)  # what a compiled model of NequIP imports when it is loaded
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """`type(module)(...)` makes a module of the package, which no rule has looked at."""
+        return cls._clebsch_original(*args, **kwargs)
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Copies and pickles are accelerated too; the class that `swap` made has no name to be found by."""
         make, (_, *args), state, *rest = super().__reduce_ex__(protocol)
         if isinstance(state, dict):
-            state = {name: value for name, value in state.items() if not name.startswith(PREFIX)}
+            state = {name: value for name, value in state.items() if not _is_ours(name)}
         cls = type(self)
         return _remake, (make, cls._clebsch_rule, cls._clebsch_original, *args), state, *rest
 
 
 def _remake(make: Any, rule: type[Accelerated], original: type, *args: Any) -> Any:
-    return make(_joined(rule, original), *args)
+    cls = _joined(rule, original)
+    return object.__new__(cls) if make is copyreg.__newobj__ else make(cls, *args)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether what is kept on a module under this name is ours; the mark belongs to clebsch.e3nn."""
+    return name.startswith(PREFIX) and name != MARK
 
 
 @cache
@@ -62,11 +73,21 @@ def swap(module: torch.nn.Module, rule: type[Accelerated]) -> None:
 
 
 def unswap(module: torch.nn.Module) -> None:
-    """Give a module the class back that `swap` took, and forget what was found out about it."""
+    """Give a module the class back that `swap` took, and forget what was found out about it.
+
+    ValueError if somebody has put a class of theirs on top of ours since.
+    """
+    if is_covered(module):
+        raise ValueError(f"unswap: module has a class on top of ours, {type(module).__mro__[0].__qualname__}")
     if is_accelerated(module):
         _set_class(module, original_class(module))
-    for name in [name for name in vars(module) if name.startswith(PREFIX)]:
+    for name in [name for name in vars(module) if _is_ours(name)]:
         del vars(module)[name]
+
+
+def is_covered(module: torch.nn.Module) -> bool:
+    """Whether its class inherits from one that `swap` made, as with parametrizations."""
+    return is_accelerated(module) and "_clebsch_rule" not in vars(type(module))
 
 
 def is_accelerated(module: torch.nn.Module) -> bool:

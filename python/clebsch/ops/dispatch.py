@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["asked_for", "call", "in_transform", "require_alike", "require_one_device", "suits_kernels"]
+__all__ = [
+    "asked_for",
+    "call",
+    "in_transform",
+    "require_alike",
+    "require_one_device",
+    "suits_kernels",
+    "will_run",
+]
 
 
 def call(operator: Any, *arguments: Any) -> Any:
@@ -43,12 +51,13 @@ def asked_for(ctx: Any, count: int, operands: Sequence[Tensor | None] | None = N
     following = iter(nodes)
     present = [True] * count if operands is None else [operand is not None for operand in operands]
     return tuple(
-        is_present and _will_run(next(following)[0]) and is_wanted
+        is_present and will_run(next(following)[0]) and is_wanted
         for is_present, is_wanted in zip(present, wanted, strict=True)
     )
 
 
-def _will_run(node: Any) -> bool:
+def will_run(node: Any) -> bool:
+    """Whether the backward pass at work runs a node of its graph."""
     try:
         return node is not None and torch._C._will_engine_execute_node(node)
     except RuntimeError:  # a leaf that torch.autograd.grad was asked for; or no backward pass of the engine
