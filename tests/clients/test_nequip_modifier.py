@@ -21,6 +21,7 @@ import nequip_samples as samples  # noqa: E402
 from nequip.model.modify_utils import only_apply_persistent_modifiers  # noqa: E402
 from nequip.nn.compile import ListInputOutputWrapper  # noqa: E402
 from nequip.utils.fx import nequip_make_fx  # noqa: E402
+from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 
 import clebsch.nequip_modifier  # noqa: E402
 
@@ -87,6 +88,31 @@ def test_recorded_model_computes_the_same():
     assert "clebsch.radial_convolution_backward" in recorded.code
     expected = stock(dict(given))
     for name, value in zip(outputs, recorded(*[given[name] for name in inputs]), strict=True):
+        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-10)
+
+
+def test_recorded_training_step_of_allegro():
+    """As NequIP's training compiles models: parameters and buffers are arguments of what is recorded."""
+    allegro = pytest.importorskip("allegro.model", reason="needs nequip-allegro")
+    arguments = {"l_max": 2, "num_layers": 2, "num_scalar_features": 5, "num_tensor_features": 3}
+    arguments |= {"radial_chemical_embed": {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed"}}
+    arguments |= {"radial_chemical_embed_dim": 4, "avg_num_neighbors": 6.0}
+    stock = samples.seeded(allegro.AllegroModel, torch.float64, **arguments)
+    fast = checks.accelerate_all(stock)
+    names = [*dict(fast.named_parameters()), *dict(fast.named_buffers())]
+    given = samples.batch("crystal")
+
+    def energy(positions, *tensors):
+        held = dict(zip(names, tensors, strict=True))
+        out = torch.func.functional_call(fast, held, ({**given, "pos": positions},))
+        return out["total_energy"], out["forces"]
+
+    tensors = [value.detach() for value in (*fast.parameters(), *fast.buffers())]
+    record = make_fx(energy, tracing_mode="symbolic", _allow_non_fake_inputs=True)
+    recorded = record(given["pos"], *tensors)
+    assert recorded.code.count("clebsch.tensor_product_backward") >= 2
+    expected = stock(dict(given))
+    for name, value in zip(("total_energy", "forces"), recorded(given["pos"], *tensors), strict=True):
         torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-10)
 
 

@@ -82,8 +82,11 @@ def _weight(module: Any) -> Tensor:
 
 def _kept(module: Any, table: Tensor, find: Any) -> tuple[PlanSizes | None, str | None]:
     """(plan, None) of a module with its table as it is now, or (None, why there is none)."""
-    mark = (id(table), 0 if table.is_inference() else table._version)
     kept = vars(module).get("_clebsch_sizes")
+    if type(table) is not Tensor:
+        # Something records calls, with tensors without numbers in the place of buffers: the last plan holds.
+        return kept[1:3] if kept is not None else (None, "its table is not a plain tensor")
+    mark = (id(table), 0 if table.is_inference() else table._version)
     if kept is None or kept[0] != mark:
         # Whatever records operations here is not to see these.
         with _disable_current_modes(), torch.no_grad():
