@@ -139,7 +139,8 @@ def _visit(name: str, module: torch.nn.Module, seen: set[int]) -> Iterator[Layer
     if kind:
         yield layer
         if origin == "e3nn":
-            yield from (part for part in _parts(name, module, seen) if _is_routed(part.module))
+            parts = _parts(name, module, seen)
+            yield from (part for part in parts if _is_routed(part.module) or part.accelerated is not None)
         return
     if layer.accelerated is not None or LEFT in vars(module):
         yield layer

@@ -118,8 +118,9 @@ def self_connection(features=5):
 
 def outcome(product, types, x, attributes, change=0.0):
     vars(product)[nequip.TYPES] = types
-    y = attributes[torch.tensor([2, 0, 0, 2, 2, 1, 0, 2])]
-    y = y + torch.eye(*y.shape) * change
+    y = torch.nn.functional.embedding(torch.tensor([2, 0, 0, 2, 2, 1, 0, 2]), attributes)
+    if change:
+        y = y + torch.eye(*y.shape) * change
     out = product(x, y)
     return out, *torch.autograd.grad(out.square().sum(), [x, attributes, product.weight])
 
@@ -129,6 +130,20 @@ def test_self_connection_makes_a_matrix_for_every_type(monkeypatch):
     expected = outcome(product, None, *operands)
     monkeypatch.setattr(nequip.TensorProduct, "forward", lambda *_: pytest.fail("a sum for every node"))
     torch.testing.assert_close(outcome(product, types, *operands), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_attributes_themselves_are_refused():
+    """A matrix for every type has no gradient for each atom: an error, and no number."""
+    product, types, x, attributes = self_connection()
+    vars(product)[nequip.TYPES] = types
+    y = torch.nn.functional.embedding(types, attributes)
+    with pytest.raises(
+        NotImplementedError, match="gradients with respect to node_attrs are there for the table"
+    ):
+        torch.autograd.grad(product(x, y).sum(), y)
+    leaf = attributes.detach()[types].requires_grad_()  # not looked up in a table: a sum for every atom
+    (grad,) = torch.autograd.grad(product(x, leaf).square().sum(), leaf)
+    assert (grad != 0).any(dim=1).all()
 
 
 def test_self_connection_with_attributes_that_differ_within_a_type():

@@ -50,7 +50,6 @@ def accelerate(model: torch.nn.Module, *, inplace: bool = False, strict: bool = 
         raise ValueError(f"accelerate: model has modules that are left as they are: {reasons}")
     for decision in decisions:
         if decision.rule is not None:
-            unswap(decision.module)  # a part may have another rule than the whole gives it
             swap(decision.module, decision.rule)
         else:
             decision.module.__dict__[LEFT] = decision.left

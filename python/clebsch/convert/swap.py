@@ -66,10 +66,13 @@ def _joined(rule: type[Accelerated], original: type) -> type:
 
 
 def swap(module: torch.nn.Module, rule: type[Accelerated]) -> None:
-    """Give a module the forward of `rule`, in place. Its class must not be one of ours already."""
-    if is_accelerated(module):
-        raise ValueError(f"swap: module is accelerated already, by {type(module)._clebsch_rule.__name__}")
-    _set_class(module, _joined(rule, type(module)))
+    """Give a module the forward of `rule`, in place, also in the place of another rule's.
+
+    ValueError if somebody has put a class of theirs on top of ours.
+    """
+    if is_covered(module):
+        raise ValueError(f"swap: module has a class on top of ours, {type(module).__qualname__}")
+    _set_class(module, _joined(rule, original_class(module)))
 
 
 def unswap(module: torch.nn.Module) -> None:
