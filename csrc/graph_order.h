@@ -14,8 +14,8 @@ inline std::int64_t order_size(std::int64_t edges, std::int64_t nodes) { return 
 CLEBSCH_API void build_order(const std::int64_t* senders, const std::int64_t* receivers, std::int64_t edges,
                              std::int64_t nodes, std::int64_t* order);
 
-// The view. Throws std::invalid_argument unless every index it holds is in range, so that kernels need not
-// look.
+// The view. That each edge is there once is taken for granted. Throws std::invalid_argument unless every
+// index it holds is in range, so that kernels need not look.
 CLEBSCH_API Graph view_order(const std::int64_t* order, std::int64_t edges, std::int64_t nodes);
 
 }  // namespace clebsch

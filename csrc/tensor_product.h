@@ -14,7 +14,7 @@ template <class T>
 struct Rows {
   T* data;
   std::int64_t stride;
-  T* operator[](std::int64_t r) const { return data + r * stride; }
+  __attribute__((always_inline)) T* operator[](std::int64_t r) const { return data + r * stride; }
 };
 
 // F(g, x, y, w) = <g, product(x, y, w)> is linear in each of its four operands. A kernel computes, in one
@@ -43,7 +43,7 @@ struct ProductArgs {
   bool weights_by_position;
   std::int64_t first_position;
   // The row of the weights of the edge at this position.
-  std::int64_t weight_row(std::int64_t position) const {
+  __attribute__((always_inline)) std::int64_t weight_row(std::int64_t position) const {
     return weights_by_position ? position - first_position : graph->edge[position];
   }
 };

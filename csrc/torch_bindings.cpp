@@ -5,9 +5,12 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <exception>
+#include <mutex>
 #include <new>
 #include <optional>
 #include <sstream>
@@ -39,7 +42,18 @@ using torch::stable::Tensor;
 
 void run_in_torch_threads(int64_t tasks, clebsch::Body body, void* context) {
   if (tasks <= 1) return clebsch::run_here(tasks, body, context);
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+  // An error that leaves a task would lose its type and text on the way through torch.
+  std::exception_ptr error;
+  std::mutex lock;
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    try {
+      body(context, begin, end);
+    } catch (...) {
+      const std::lock_guard<std::mutex> guard(lock);
+      if (!error) error = std::current_exception();
+    }
+  });
+  if (error) std::rethrow_exception(error);
 }
 
 // A plain sentence, which Python shows as ValueError; STD_TORCH_CHECK would put the place in this file before
@@ -81,6 +95,8 @@ Matrix matrix(const char* noun, const char* name, const Tensor& t, const First& 
   require(t.dim() == 2 || (may_be_vector && t.dim() == 1), noun, name, " must have ",
           may_be_vector ? "1 or 2" : "2", " dimensions, got ", t.dim());
   const int64_t last = t.dim() - 1;
+  // Rows of no columns take no memory: a bound below which sizes and pieces do not overflow.
+  require(t.size(0) < int64_t{1} << 48, noun, name, " must have fewer than 2^48 rows, got ", t.size(0));
   require(t.size(last) == columns, noun, name, " must have ", columns, " columns, got ", t.size(last));
   Matrix m;
   m.tensor = (t.size(last) <= 1 || t.stride(last) == 1) ? t : torch::stable::contiguous(t);
@@ -756,9 +772,8 @@ struct Contraction {
             "table must be a vector of int64");
     table = torch::stable::contiguous(table_);
     sizes = clebsch::contraction_sizes(words());
-    int64_t width = 0;
-    for (const int64_t own : widths) width += own;
-    require(width == sizes.out_width, noun, "widths must be those of table");
+    require(std::equal(widths.begin(), widths.end(), sizes.widths.begin(), sizes.widths.end()), noun,
+            "widths must be those of table");
     require(x_.dim() == 3 && x_.size(2) == sizes.components, noun, "x must have shape (nodes, channels, ",
             sizes.components, ")");
     nodes = x_.size(0);
@@ -768,6 +783,7 @@ struct Contraction {
             "index must have shape (", nodes, ",) and dtype int64");
     require(weight_.dim() == 3, noun, "weight must have 3 dimensions, got ", weight_.dim());
     species = weight_.size(0);
+    require(species < int64_t{1} << 32, noun, "weight must be of fewer than 2^32 species, got ", species);
     x = operand("x", x_, {nodes, channels, sizes.components});
     weight = operand("weight", weight_, {species, sizes.weights, channels});
     index = torch::stable::contiguous(index_);

@@ -304,3 +304,21 @@ def test_forward_mode_is_refused():
         x = torch.autograd.forward_ad.make_dual(o["x"], o["ax"])
         with pytest.raises(NotImplementedError, match=r"^symmetric_contraction: "):
             ops.symmetric_contraction(x, o["weight"], *problem.constants)
+
+
+@pytest.mark.parametrize("widths", [[5, -1], [3, 1], [4], [2**63 - 1, 1, 2**63 - 1, 5]], ids=str)
+def test_widths_are_those_of_the_table(widths):
+    problem = Problem("0e+1o", "0e+1o", 2)
+    given = problem.operands
+    operands = given["x"], given["weight"], given["index"], problem.table.tensor
+    with pytest.raises(ValueError, match="symmetric_contraction: widths must be those of table"):
+        torch.ops.clebsch.symmetric_contraction(*operands, widths)
+
+
+def test_a_table_of_more_components_than_kernels_count():
+    """Words that are consistent, for an output of 2^31 numbers."""
+    targets, width = 33_000, 65_535
+    table = torch.tensor([1, 1, 0, 0, 0, targets, 0, 0, 0, 0, *[width] * targets, *[0] * targets, 0, 0])
+    operands = torch.ones(1, 1, 1), torch.empty(1, 0, 1), torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="symmetric_contraction: table must be that of a ContractionTable"):
+        torch.ops.clebsch.symmetric_contraction(*operands, table, [width] * targets)

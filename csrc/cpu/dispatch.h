@@ -30,7 +30,8 @@ CLEBSCH_API std::vector<std::string> compiled_instruction_sets();
 CLEBSCH_API std::vector<std::string> usable_instruction_sets();
 
 // What is compiled: an entry for every noun, type, instruction set and choice of what lies in the lanes of a
-// vector. Products over rows and over the edges of a graph have the same kernels.
+// vector. Products over rows and over the edges of a graph have the same kernels; what a radial_convolution
+// has besides, matrix products, has no entry.
 struct KernelEntry {
   const char *noun, *dtype, *instruction_set, *lanes;
   int unrolled_degree;  // degrees up to this one are known when compiling

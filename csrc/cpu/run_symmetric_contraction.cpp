@@ -4,6 +4,7 @@
 #include <bit>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -79,6 +80,8 @@ struct Counts {
   std::int64_t factors() const { return 1 + components + pairs; }
 };
 
+constexpr std::int64_t kMostComponents = 1 << 24;
+
 template <class T>
 class Table {
  public:
@@ -101,8 +104,9 @@ class Table {
       products += std::int64_t{targets_[t]} * targets_[n.targets + t];
       Words::require(products <= table.size && width <= table.size << 16);
     }
-    Words::require(rows == n.rows);
     const std::int64_t factors = n.factors();
+    // Kernels count vectors of them in int.
+    Words::require(rows == n.rows && std::max({factors, products, width}) < kMostComponents);
     integers_.resize(products + 2 * n.groups + 2 * n.entries + factors + 2 * n.terms + n.rows + n.reductions);
     numbers_.resize(2 * n.entries + n.reductions);
     int* next = integers_.data();
@@ -241,7 +245,8 @@ ContractionSizes contraction_sizes(TableWords table) {
   words.integers(n.targets, 1, 1 << 16, widths.data());
   std::int64_t width = 0;
   for (const int own : widths) width += own;
-  return {n.components, n.weights, width};
+  Words::require(width < kMostComponents);
+  return {n.components, n.weights, width, std::move(widths)};
 }
 
 template <class T>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "api.h"
 #include "cpu/parallel.h"
@@ -19,6 +20,7 @@ struct TableWords {
 
 struct ContractionSizes {
   std::int64_t components, weights, out_width;
+  std::vector<int> widths;  // of the targets
 };
 
 // Throws std::invalid_argument if the words are no table.
