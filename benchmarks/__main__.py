@@ -28,7 +28,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="(accelerate) the package whose models are measured",
     )
     parser.add_argument(
-        "--compile", action="store_true", help="also e3nn, or the model, under torch.compile (slow)"
+        "--compile",
+        action="store_true",
+        help="also peers that compile: e3nn or the model under torch.compile (slow)",
     )
     parser.add_argument("--memory", type=float, default=12.0, metavar="GIB", help="of the largest problems")
     parser.add_argument("--plot", action="store_true", help="also a picture (matplotlib)")

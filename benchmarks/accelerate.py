@@ -30,40 +30,60 @@ def _case(session: Session, client: str, name: str, case, dtype: str) -> Iterato
 
     import clebsch
 
-    problem = import_module(f".clients.{client}", __package__).build(name, getattr(torch, dtype))
+    module = import_module(f".clients.{client}", __package__)
+    problem = module.build(name, getattr(torch, dtype))
     models = {"stock": problem.model, "clebsch": clebsch.accelerate(problem.model, strict=True)}
-    if session.compile:
+    peers = {}
+    if session.compile and dtype == "float32" and case.atoms > 9:
         models["torch.compile"] = torch.compile(problem.model)
+        peers = getattr(module, "peers", lambda problem: {})(problem)
     part = 1 if dtype == "float32" else 0.5
-    detail = {"edges": problem.edges, "atoms": case.atoms}
     for quantity, function, floor in (
         ("energy and forces", problem.evaluate, case.energy_and_forces),
         ("training step", problem.step, case.training_step),
     ):
-        samples = interleave(
-            {who: (lambda model=model, function=function: function(model)) for who, model in models.items()},
-            Effort(budget=0.2, rounds=(2, 3)) if session.quick else Effort(budget=25, rounds=(5, 40)),
-        )
+        calls = {
+            who: (lambda model=model, function=function: function(model)) for who, model in models.items()
+        }
+        calls = _that_run(session, calls | (peers if function is problem.evaluate else {}))
+        effort = Effort(budget=0.2, rounds=(2, 3)) if session.quick else Effort(budget=20, rounds=(5, 40))
+        samples = interleave(calls, effort)
         medians = samples.medians()
         title = f"{name}, {dtype}: {quantity}"
         session.say(f"{title}: " + ", ".join(f"{who} {1e3 * s:.4g} ms" for who, s in medians.items()))
-        for who in models:
-            if who != "clebsch":
-                asked = at_least(floor * part) if floor and who == "stock" else None
-                ratio = samples.ratio(who, "clebsch")
-                yield Row(title, f"{who} / clebsch", ratio, "x", asked, medians, detail)
+        for who in set(calls) - {"clebsch"}:
+            asked = at_least(floor * part) if floor and who == "stock" else None
+            ratio = samples.ratio(who, "clebsch")
+            detail = {"edges": problem.edges, "atoms": case.atoms}
+            yield Row(title, f"{who} / clebsch", ratio, "x", asked, medians, detail)
     if case.memory and dtype == "float32" and CLEAR.exists():
-        command = ("-m", "benchmarks.accelerate", client, name, dtype)
-        peaks = {
-            who: [fresh_python(*command, who) for _ in range(session.pick(3, 1))]
-            for who in ("stock", "clebsch")
-        }
-        ratio = Spread.of(a / b for a, b in zip(peaks["stock"], peaks["clebsch"], strict=True))
-        megabytes = {f"{who}, MB": max(peak) for who, peak in peaks.items()}
-        session.say(f"{name}: extra memory {megabytes}")
-        yield Row(
-            f"{name}: extra memory", "stock / clebsch", ratio, "x", at_least(case.memory), {}, megabytes
-        )
+        yield _memory(session, client, name, dtype, case.memory)
+
+
+def _that_run(session: Session, calls):
+    """Without what fails, as compilers do with some models."""
+    found = {}
+    for who, call in calls.items():
+        try:
+            call()
+        except Exception as error:
+            if who in ("stock", "clebsch"):
+                raise
+            session.say(f"{who} fails: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
+        else:
+            found[who] = call
+    return found
+
+
+def _memory(session: Session, client: str, name: str, dtype: str, floor: float) -> Row:
+    command = ("-m", "benchmarks.accelerate", client, name, dtype)
+    peaks = {
+        who: [fresh_python(*command, who) for _ in range(session.pick(3, 1))] for who in ("stock", "clebsch")
+    }
+    ratio = Spread.of(a / b for a, b in zip(peaks["stock"], peaks["clebsch"], strict=True))
+    megabytes = {f"{who}, MB": max(peak) for who, peak in peaks.items()}
+    session.say(f"{name}: extra memory {megabytes}")
+    return Row(f"{name}: extra memory", "stock / clebsch", ratio, "x", at_least(floor), {}, megabytes)
 
 
 def _peak(client: str, name: str, dtype: str, who: str) -> float:

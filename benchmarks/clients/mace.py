@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 import warnings
+from pathlib import Path
 
 os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # e3nn 0.4.4 loads its constants
 
@@ -73,6 +77,22 @@ def build(name: str, dtype: torch.dtype) -> Problem:
         lambda model: model(dict(few)),
         batch["edge_index"].shape[1],
     )
+
+
+def peers(problem: Problem):
+    """Symmetrix-XL, if installed: it compiles code for a model, some minutes at the first call, and keeps it."""
+    try:
+        from symmetrix import Symmetrix
+    except ImportError:
+        return {}
+    from ase.calculators.calculator import all_changes
+
+    folder = Path(tempfile.mkdtemp())
+    torch.save(problem.model, folder / "model.pt")
+    command = [Path(sys.executable).with_name("symmetrix_extract_mace"), "--model", folder / "model.pt"]
+    subprocess.run([*command, "--output", folder / "model.json"], check=True, capture_output=True)
+    calculator, atoms = Symmetrix(str(folder / "model.json")), copper()
+    return {"Symmetrix-XL": lambda: calculator.calculate(atoms, ["energy", "forces"], all_changes)}
 
 
 def _batch(atoms, numbers):
