@@ -80,7 +80,7 @@ def build(name: str, dtype: torch.dtype) -> Problem:
 
 
 def peers(problem: Problem):
-    """Symmetrix-XL, if installed: it compiles code for a model, some minutes at the first call, and keeps it."""
+    """Symmetrix-XL, if installed: it compiles code for a model at the first call, minutes, and keeps it."""
     try:
         from symmetrix import Symmetrix
     except ImportError:
