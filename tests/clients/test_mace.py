@@ -304,3 +304,28 @@ def test_restore_refuses_classes_on_top():
         clebsch.restore(fast)
     torch.nn.utils.parametrize.remove_parametrizations(linear, "weight")
     clebsch.restore(fast)
+
+
+def test_dynamics_conserve_energy():
+    """In ASE, as the unmodified model does: the same trajectory, which keeps the total energy."""
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+    from ase.md.verlet import VelocityVerlet
+    from ase.units import fs
+    from mace.calculators import MACECalculator
+
+    stock = build()
+    energies = []
+    for model in (stock, checks.accelerate_all(stock)):
+        atoms = _rattled(bulk("Cu", "fcc", a=3.6, cubic=True))
+        atoms.calc = MACECalculator(models=[model], device="cpu", default_dtype="float64")
+        MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
+        dynamics = VelocityVerlet(atoms, timestep=0.2 * fs)
+        totals = [atoms.get_total_energy()]
+        for _ in range(20):
+            dynamics.run(1)
+            totals.append(atoms.get_total_energy())
+        moved = abs(atoms.get_kinetic_energy() - 0.5 * 3 * len(atoms) * 300 * ase.units.kB)
+        energies.append((totals, moved))
+    (theirs, exchanged), (ours, _) = energies
+    np.testing.assert_allclose(ours, theirs, rtol=1e-10)
+    assert np.ptp(ours) < 0.02 * max(exchanged, 1e-3)
