@@ -91,10 +91,14 @@ def test_writing_is_seen(case):
 
 @pytest.mark.parametrize(
     "arguments",
-    [dict(act=torch.tanh), dict(act=torch.tanh, variance_in=2.0, variance_out=3.0), dict(act=None),
-     dict(act=torch.relu, out_act=True)],
-    ids=str,
-)  # fmt: skip
+    [
+        {"act": torch.tanh},
+        {"act": torch.tanh, "variance_in": 2.0, "variance_out": 3.0},
+        {"act": None},
+        {"act": torch.relu, "out_act": True},
+    ],
+    ids=["tanh", "variances", "no function", "function at the end"],
+)
 @pytest.mark.parametrize("sizes", [[3, 5], [3, 4, 5], [3, 4, 4, 5]])
 def test_net(sizes, arguments):
     from e3nn.nn import FullyConnectedNet as Theirs
