@@ -45,8 +45,9 @@ def _case(session: Session, client: str, name: str, case, dtype: str) -> Iterato
         calls = {
             who: (lambda model=model, function=function: function(model)) for who, model in models.items()
         }
-        calls = _that_run(session, calls | (peers if function is problem.evaluate else {}))
-        effort = Effort(budget=0.2, rounds=(2, 3)) if session.quick else Effort(budget=20, rounds=(5, 40))
+        if len(models) > 2:
+            calls = _that_run(session, calls | (peers if function is problem.evaluate else {}))
+        effort = Effort(budget=0.2, rounds=(2, 3)) if session.quick else Effort(budget=10, rounds=(3, 40))
         samples = interleave(calls, effort)
         medians = samples.medians()
         title = f"{name}, {dtype}: {quantity}"
@@ -78,7 +79,7 @@ def _that_run(session: Session, calls):
 def _memory(session: Session, client: str, name: str, dtype: str, floor: float) -> Row:
     command = ("-m", "benchmarks.accelerate", client, name, dtype)
     peaks = {
-        who: [fresh_python(*command, who) for _ in range(session.pick(3, 1))] for who in ("stock", "clebsch")
+        who: [fresh_python(*command, who) for _ in range(session.pick(2, 1))] for who in ("stock", "clebsch")
     }
     ratio = Spread.of(a / b for a, b in zip(peaks["stock"], peaks["clebsch"], strict=True))
     megabytes = {f"{who}, MB": max(peak) for who, peak in peaks.items()}

@@ -7,10 +7,9 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
-#include <exception>
-#include <mutex>
 #include <new>
 #include <optional>
 #include <sstream>
@@ -42,18 +41,16 @@ using torch::stable::Tensor;
 
 void run_in_torch_threads(int64_t tasks, clebsch::Body body, void* context) {
   if (tasks <= 1) return clebsch::run_here(tasks, body, context);
-  // An error that leaves a task would lose its type and text on the way through torch.
-  std::exception_ptr error;
-  std::mutex lock;
+  // What can go wrong in a task is its memory; an error that leaves it would lose its type in torch.
+  std::atomic<bool> out_of_memory{false};
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     try {
       body(context, begin, end);
-    } catch (...) {
-      const std::lock_guard<std::mutex> guard(lock);
-      if (!error) error = std::current_exception();
+    } catch (const std::bad_alloc&) {
+      out_of_memory = true;
     }
   });
-  if (error) std::rethrow_exception(error);
+  if (out_of_memory) throw std::bad_alloc();
 }
 
 // A plain sentence, which Python shows as ValueError; STD_TORCH_CHECK would put the place in this file before
