@@ -19,8 +19,9 @@ from .session import Session
 
 
 def rows(session: Session) -> Iterator[Row]:
-    for name, case in import_module(f".clients.{session.client}", __package__).CASES.items():
-        for dtype in ("float32", "float64"):
+    module = import_module(f".clients.{session.client}", __package__)
+    for name, case in module.CASES.items():
+        for dtype in getattr(module, "DTYPES", ("float32", "float64")):
             if session.wants(f"{name}, {dtype}"):
                 yield from _case(session, session.client, name, case, dtype)
 
@@ -34,8 +35,9 @@ def _case(session: Session, client: str, name: str, case, dtype: str) -> Iterato
     problem = module.build(name, getattr(torch, dtype))
     models = {"stock": problem.model, "clebsch": clebsch.accelerate(problem.model, strict=True)}
     peers = {}
-    if session.compile and dtype == "float32" and case.atoms > 9:
-        models["torch.compile"] = torch.compile(problem.model)
+    if dtype == "float32" and case.atoms > 9:
+        if session.compile:
+            models["torch.compile"] = torch.compile(problem.model)
         peers = getattr(module, "peers", lambda problem: {})(problem)
     part = 1 if dtype == "float32" else 0.5
     for quantity, function, floor in (
@@ -45,8 +47,9 @@ def _case(session: Session, client: str, name: str, case, dtype: str) -> Iterato
         calls = {
             who: (lambda model=model, function=function: function(model)) for who, model in models.items()
         }
-        if len(models) > 2:
-            calls = _that_run(session, calls | (peers if function is problem.evaluate else {}))
+        calls |= peers if function is problem.evaluate else {}
+        if len(calls) > 2:
+            calls = _that_run(session, calls)
         effort = Effort(budget=0.2, rounds=(2, 3)) if session.quick else Effort(budget=10, rounds=(3, 40))
         samples = interleave(calls, effort)
         medians = samples.medians()
