@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clebsch.convert import gate
 from clebsch.convert.left import Left
-from clebsch.convert.radial import RadialWeights
+from clebsch.convert.radial import RadialWeights, as_tensor
 from clebsch.convert.swap import Accelerated
 from clebsch.e3nn import linear, spherical_harmonics, tensor_product
 from clebsch.e3nn.operands import note, refused
@@ -78,6 +78,15 @@ def convolve_edges(
     if factored:
         return convolve_radially(x, y, weight.hidden, weight.matrix, graph, sizes)
     return convolve(x, y, weight, graph, sizes)
+
+
+def sum_edges(product: Any, x: Tensor, y: Tensor, weight: Any, senders: Tensor, receivers: Tensor) -> Tensor:
+    """`convolve_edges`; where no kernel does so, rows are gathered, multiplied and summed in three steps."""
+    out = convolve_edges(product, x, y, weight, senders, receivers, x.shape[0])
+    if out is None:
+        messages = TensorProduct.forward(product, x[senders], y, as_tensor(weight))
+        out = messages.new_zeros(x.shape[0], messages.shape[1]).index_add(0, receivers, messages)
+    return out
 
 
 def _product(module: Any) -> Any:

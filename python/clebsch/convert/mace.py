@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clebsch.convert.e3nn import TensorProduct, convolve_edges, is_convolved
+from clebsch.convert.e3nn import TensorProduct, is_convolved, sum_edges
 from clebsch.convert.left import Left
 from clebsch.convert.radial import FullyConnectedNet, biased, is_plain, not_taken_apart
 from clebsch.convert.swap import Accelerated
@@ -42,12 +42,7 @@ class Convolution(TensorProduct):
         """With edge_index, x (num_nodes, ...) to sums at receivers (num_nodes, ...); without, as e3nn's."""
         if edge_index is None:
             return super().forward(x, y, weight)
-        senders, receivers = edge_index[0], edge_index[1]
-        out = convolve_edges(self, x, y, weight, senders, receivers, x.shape[0])
-        if out is None:
-            messages = self._clebsch_original.forward(self, x[senders], y, torch.add(weight, 0))
-            out = messages.new_zeros(x.shape[0], messages.shape[1]).index_add(0, receivers, messages)
-        return out
+        return sum_edges(self, x, y, weight, edge_index[0], edge_index[1])
 
 
 class RadialMLP(Accelerated):

@@ -14,7 +14,7 @@ from clebsch.algebra.irreps import Irreps
 from clebsch.algebra.plan import ProductPlan
 from clebsch.convert.e3nn import TensorProduct, convolve_edges, is_convolved
 from clebsch.convert.left import Left
-from clebsch.convert.radial import RadialWeights, affine, is_plain, not_taken_apart
+from clebsch.convert.radial import affine, as_tensor, is_plain, not_taken_apart
 from clebsch.convert.swap import Accelerated, original_class
 from clebsch.e3nn import tensor_product
 from clebsch.e3nn.operands import note, refused
@@ -41,7 +41,7 @@ class Convolution(Accelerated):
         if not torch.compiler.is_compiling() and is_plain(self.tp):
             out = convolve_edges(self.tp, x, edge_attr, edge_weight, edge_src, edge_dst, x.shape[0])
         if out is None:
-            out = super().forward(x, edge_attr, _whole(edge_weight), edge_dst, edge_src)
+            out = super().forward(x, edge_attr, as_tensor(edge_weight), edge_dst, edge_src)
         return out
 
 
@@ -162,10 +162,6 @@ def _plan_of_types(text: str, types: int) -> tuple[PlanSizes, list[tuple[int, in
     plan = ProductPlan.parse(text)
     slices = [(offset, offset + math.prod(shape), shape) for offset, shape in plan.weight_slices]
     return plan_sizes(replace(plan, irreps_in2=Irreps([(types, plan.irreps_in2[0].ir)]))), slices
-
-
-def _whole(weight: Any) -> Any:
-    return weight.whole() if isinstance(weight, RadialWeights) else weight
 
 
 def _scatter(module: Any) -> Any:

@@ -12,7 +12,15 @@ from torch import Tensor
 from clebsch.convert.swap import Accelerated, original_class
 from clebsch.e3nn.operands import note
 
-__all__ = ["FullyConnectedNet", "RadialWeights", "affine", "biased", "is_plain", "not_taken_apart"]
+__all__ = [
+    "FullyConnectedNet",
+    "RadialWeights",
+    "affine",
+    "as_tensor",
+    "biased",
+    "is_plain",
+    "not_taken_apart",
+]
 
 
 class RadialWeights:
@@ -39,7 +47,7 @@ class RadialWeights:
     def __mul__(self, factor: Any) -> Any:
         if self.is_factored and self._is_of_edges(factor):
             return RadialWeights(self.hidden * factor, self.matrix)
-        return self.whole() * _as_tensor(factor)
+        return self.whole() * as_tensor(factor)
 
     def _is_of_edges(self, factor: Any) -> bool:
         """Whether it is one number for all or for each edge, of a type that changes nothing."""
@@ -69,19 +77,17 @@ class RadialWeights:
         for value in written:
             if isinstance(value, RadialWeights):
                 value.is_factored = False
-        kwargs = {name: _as_tensor(value) for name, value in (kwargs or {}).items()}
-        return function(*map(_as_tensor, args), **kwargs)
+        kwargs = {name: as_tensor(value) for name, value in (kwargs or {}).items()}
+        return function(*map(as_tensor, args), **kwargs)
 
 
 def _writes(function: Any, kwargs: dict[str, Any] | None) -> bool:
-    return "out" in (kwargs or {}) or getattr(function, "__name__", "").rstrip("_") != getattr(
-        function, "__name__", ""
-    )
+    return "out" in (kwargs or {}) or getattr(function, "__name__", "").endswith("_")
 
 
 def _operator(name: str) -> Any:
     def applied(self, *others):
-        return getattr(self.whole(), name)(*map(_as_tensor, others))
+        return getattr(self.whole(), name)(*map(as_tensor, others))
 
     return applied
 
@@ -96,17 +102,18 @@ for _form in ("neg", "abs", "getitem", "len", "lt", "le", "gt", "ge", "eq", "ne"
 
 def _set_item(self: RadialWeights, where: Any, value: Any) -> None:
     self.is_factored = False
-    self.whole()[where] = _as_tensor(value)
+    self.whole()[where] = as_tensor(value)
 
 
 RadialWeights.__setitem__ = _set_item
 RadialWeights.__hash__ = object.__hash__
 
 
-def _as_tensor(value: Any) -> Any:
+def as_tensor(value: Any) -> Any:
+    """What weights in factors stand for, also within lists and tuples; any other value as it is."""
     if isinstance(value, RadialWeights):
         return value.whole()
-    return type(value)(map(_as_tensor, value)) if type(value) in (list, tuple) else value
+    return type(value)(map(as_tensor, value)) if type(value) in (list, tuple) else value
 
 
 def biased(hidden: Tensor, layer: torch.nn.Linear) -> RadialWeights:

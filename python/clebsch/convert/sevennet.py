@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clebsch.convert.e3nn import TensorProduct, convolve_edges, is_convolved
+from clebsch.convert.e3nn import TensorProduct, is_convolved, sum_edges
 from clebsch.convert.left import Left
-from clebsch.convert.radial import FullyConnectedNet, RadialWeights, is_plain
+from clebsch.convert.radial import FullyConnectedNet, as_tensor, is_plain
 from clebsch.convert.swap import Accelerated
 
 __all__ = ["RULES", "Convolution", "Product"]
@@ -32,7 +32,7 @@ class Convolution(Accelerated):
         if self.is_parallel:
             x = torch.cat([x, data[GHOSTS]])
         receivers, senders = data[self.key_edge_idx]
-        out = _sums(self.convolution, x, data[self.key_filter], weight, senders, receivers)
+        out = sum_edges(self.convolution, x, data[self.key_filter], weight, senders, receivers)
         out = out.div(self.denominator)
         data[self.key_x] = torch.tensor_split(out, data[NUM_LOCAL])[0] if self.is_parallel else out
         return data
@@ -43,19 +43,7 @@ class Product(TensorProduct):
 
     def forward(self, x: Tensor, y: Tensor, weight: Any = None) -> Tensor:
         """As e3nn's."""
-        return super().forward(x, y, _whole(weight))
-
-
-def _sums(product: Any, x: Tensor, y: Tensor, weight: Any, senders: Tensor, receivers: Tensor) -> Tensor:
-    out = convolve_edges(product, x, y, weight, senders, receivers, x.shape[0])
-    if out is None:
-        messages = product(x[senders], y, weight)
-        out = messages.new_zeros(x.shape[0], messages.shape[1]).index_add(0, receivers, messages)
-    return out
-
-
-def _whole(weight: Any) -> Any:
-    return weight.whole() if isinstance(weight, RadialWeights) else weight
+        return super().forward(x, y, as_tensor(weight))
 
 
 def _convolution(module: Any) -> Any:

@@ -31,7 +31,7 @@ from torch import Tensor
 from clebsch.algebra.plan import ProductPlan
 from clebsch.ops.dispatch import asked_for, call
 
-__all__ = ["register_derivatives"]
+__all__ = ["bits", "chosen", "register_derivatives"]
 
 
 def register_derivatives(noun: str, operands: int = 3) -> None:
@@ -52,11 +52,12 @@ def register_derivatives(noun: str, operands: int = 3) -> None:
         torch.library.register_autograd(f"clebsch::{name}", backward, setup_context=setup)
 
 
-def _bits(wanted: Sequence[bool]) -> int:
+def bits(wanted: Sequence[bool]) -> int:
+    """`needs` of an operator: a bit for every output."""
     return sum(1 << i for i, is_wanted in enumerate(wanted) if is_wanted)
 
 
-def _chosen(outputs: Sequence[Tensor | None], needs: int) -> list[Tensor | None]:
+def chosen(outputs: Sequence[Tensor | None], needs: int) -> list[Tensor | None]:
     """The outputs whose bit is set; None for the others, whatever stands in their place."""
     return [output if needs >> i & 1 else None for i, output in enumerate(outputs)]
 
@@ -107,24 +108,24 @@ class _Operators:
 
     def backward(self, operands: Sequence[Tensor], fixed: Sequence[Any], needs: int) -> list[Tensor | None]:
         operator = getattr(torch.ops.clebsch, f"{self.noun}_backward")
-        return _chosen(call(operator, *operands, *fixed, needs), needs)
+        return chosen(call(operator, *operands, *fixed, needs), needs)
 
     def double_backward(
         self, tangents: Sequence[Tensor | None], operands: Sequence[Tensor], fixed: Sequence[Any], needs: int
     ) -> list[Tensor | None]:
         operator = getattr(torch.ops.clebsch, f"{self.noun}_double_backward")
-        return _chosen(call(operator, *tangents, *operands, *fixed, needs), needs)
+        return chosen(call(operator, *tangents, *operands, *fixed, needs), needs)
 
     def differentiate_forward(self, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         operands, fixed = _saved(ctx, self.count)
-        needs = _bits(asked_for(ctx, self.count))
+        needs = bits(asked_for(ctx, self.count))
         return (*self.backward((grad, *operands), fixed, needs), *[None] * len(fixed))
 
     def differentiate_backward(self, ctx: Any, *tangents: Tensor | None) -> tuple[Any, ...]:
         count = self.count + 1
         operands, fixed = _saved(ctx, count)
-        tangents = _chosen(tangents, ctx.needs)
-        needs = _bits(asked_for(ctx, count))
+        tangents = chosen(tangents, ctx.needs)
+        needs = bits(asked_for(ctx, count))
         grads = [None] * count
         if any(tangent is not None for tangent in tangents):
             grads = self.double_backward(tangents, operands, fixed, needs)
@@ -139,7 +140,7 @@ class _Operators:
         n = self.count
         saved, fixed = _saved(ctx, 2 * n + 1)
         substitutes, grad, operands = saved[:n], saved[n], saved[n + 1 :]
-        cotangent, *directions = _chosen(cotangents, ctx.needs)
+        cotangent, *directions = chosen(cotangents, ctx.needs)
         wanted = asked_for(ctx, 2 * n + 1, saved)
         grads: list[Tensor | None] = [None] * (2 * n + 1)
         for i, substitute in enumerate(substitutes):
@@ -151,13 +152,13 @@ class _Operators:
             at = [substitute if j == i else operand for j, operand in enumerate(operands)]
             along = [None if j == i else direction for j, direction in enumerate(directions)]
             constants = fixed if i < 2 else (*fixed[:-1], _weighted_part(fixed[-1]))
-            needs = _bits([wanted[target] for target in targets])
+            needs = bits([wanted[target] for target in targets])
             if cotangent is not None and needs:
                 for target, value in zip(
                     targets, self.backward((cotangent, *at), constants, needs), strict=True
                 ):
                     grads[target] = _plus(grads[target], value)
-            needs = _bits([wanted[target] for target in (n, *targets)])
+            needs = bits([wanted[target] for target in (n, *targets)])
             if needs and any(direction is not None for direction in along):
                 values = self.double_backward(along, (grad, *at), constants, needs)
                 for target, value in zip((n, *targets), values, strict=True):

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from clebsch.ops.dispatch import asked_for, call, require_alike, require_one_device
-from clebsch.ops.tensor_product import refuse_tangents
+from clebsch.ops.multilinear import bits, chosen
+from clebsch.ops.tensor_product import refuse_tangents, wanted_like
 
 __all__ = ["symmetric_contraction"]
 
@@ -103,7 +104,7 @@ def _(x, weight, index, table, widths):
 @torch.library.register_fake("clebsch::symmetric_contraction_backward")
 def _(grad, x, weight, index, table, widths, needs):
     require_one_device("symmetric_contraction", grad=grad, x=x, weight=weight, index=index, table=table)
-    return tuple(_wanted(operand, needs >> i & 1) for i, operand in enumerate((x, weight)))
+    return wanted_like(needs, x, weight)
 
 
 @torch.library.register_fake("clebsch::symmetric_contraction_double_backward")
@@ -111,20 +112,7 @@ def _(ax, aw, grad, x, weight, index, table, widths, needs):
     require_one_device(
         "symmetric_contraction", grad=grad, x=x, weight=weight, index=index, table=table, ax=ax, aw=aw
     )
-    return tuple(_wanted(operand, needs >> i & 1) for i, operand in enumerate((grad, x, weight)))
-
-
-def _wanted(operand: Tensor, wanted: int) -> Tensor:
-    return operand.new_empty(operand.shape if wanted else 0)
-
-
-def _bits(wanted: Sequence[bool]) -> int:
-    return sum(1 << i for i, is_wanted in enumerate(wanted) if is_wanted)
-
-
-def _chosen(outputs: Sequence[Tensor | None], needs: int) -> list[Tensor | None]:
-    """The outputs whose bit is set; None for the others, whatever stands in their place."""
-    return [output if needs >> i & 1 else None for i, output in enumerate(outputs)]
+    return wanted_like(needs, grad, x, weight)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -133,10 +121,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    needs = _bits(asked_for(ctx, 2))
+    needs = bits(asked_for(ctx, 2))
     operator = torch.ops.clebsch.symmetric_contraction_backward
     grads = call(operator, grad, *ctx.saved_tensors, ctx.widths, needs)
-    return (*_chosen(grads, needs), None, None, None)
+    return (*chosen(grads, needs), None, None, None)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -146,12 +134,12 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _differentiate_backward(ctx: Any, *tangents: Tensor | None) -> tuple[Any, ...]:
-    tangents = tuple(_chosen(tangents, ctx.needs))
-    needs = _bits(asked_for(ctx, 3))
+    tangents = tuple(chosen(tangents, ctx.needs))
+    needs = bits(asked_for(ctx, 3))
     grads: list[Tensor | None] = [None] * 3
     if any(tangent is not None for tangent in tangents):
         operator = torch.ops.clebsch.symmetric_contraction_double_backward
-        grads = _chosen(call(operator, *tangents, *ctx.saved_tensors, ctx.widths, needs), needs)
+        grads = chosen(call(operator, *tangents, *ctx.saved_tensors, ctx.widths, needs), needs)
     return (*grads, None, None, None, None)
 
 
