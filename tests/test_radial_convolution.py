@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clebsch import Graph, ops
-from clebsch.algebra.plan import LAYOUTS, MODES, ProductPlan
+from clebsch.algebra.plan import LAYOUTS, MODES, Path, ProductPlan
 from clebsch.testing import RandomGraph, random_graphs, random_plans, relative_error
 from product_calls import (
     RadialProblem,
@@ -257,6 +257,132 @@ def test_same_bits_in_concurrent_threads(large):
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for results in pool.map(RadialProblem.results, [large] * 4):
             assert same_bits(results, expected)
+
+
+# Nodes whose scalars are the same bits
+
+
+def scalar_plan(mul, layout="mul_ir", others=0):
+    """Scalars with harmonics: a block of y twice, one not at all, results in another order, one that nothing
+    reaches; `others` more channels in a block of their own."""
+    blocks = f"{mul}x0e+{others}x0o" if others else f"{mul}x0e"
+    paths = [
+        Path(0, 2, 0, "uvu", True, 0.5),
+        Path(0, 0, 1, "uvu", True, -1.5),
+        Path(0, 1, 3, "uvu", True, 1.25),
+        Path(0, 2, 4, "uvu", True, 2.0),
+        Path(0, 2, 0, "uvu", True, 0.75),
+    ]
+    out = f"{mul}x2e+{mul}x0e+5x1e+{mul}x1o+{mul}x2e"
+    if others:
+        paths.append(Path(1, 1, 5, "uvu", True, -0.5))
+        out += f"+{others}x1e"
+    return ProductPlan(blocks, "1x0e+1x1o+1x2e+1x3o", out, tuple(paths), layout)
+
+
+def of_kinds(problem, kinds):
+    """The same with x of node n that of node n mod `kinds`."""
+    x = problem.operands[0]
+    return replace(problem, operands=(x[torch.arange(len(x)) % kinds], *problem.operands[1:]))
+
+
+def with_other_nodes(problem):
+    """The same and twenty nodes without edges, each of a kind of its own."""
+    x, *rest = problem.operands
+    more = torch.randn(20, x.shape[1], dtype=x.dtype, generator=torch.Generator().manual_seed(1))
+    grad = torch.cat([problem.grad, problem.grad.new_ones(20, problem.grad.shape[1])])
+    tangents = (torch.cat([problem.tangents[0], more]), *problem.tangents[1:])
+    edges = problem.graph._replace(num_nodes=len(x) + 20)
+    operands = (torch.cat([x, more]), *rest)
+    return replace(problem, operands=operands, grad=grad, tangents=tangents, graph=edges)
+
+
+@layouts
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mul, others, kinds", [(16, 0, 1), (17, 0, 3), (33, 2, 2), (129, 17, 1), (2, 1, 1)])
+def test_nodes_in_common(mul, others, kinds, size, layout):
+    problem = RadialProblem.random(scalar_plan(mul, layout, others), random_graph(6, 500), size, seed=mul)
+    of_kinds(problem, kinds).check_everywhere()
+
+
+@pytest.mark.parametrize("edges", [star(1000), random_graph(60, 6000), random_graph(300, 3000)])
+@pytest.mark.parametrize("kinds", [1, 5, 40])
+def test_nodes_in_common_of_many_blocks(edges, kinds):
+    problem = of_kinds(RadialProblem.random(scalar_plan(32), edges, 64, dtype=torch.float32), kinds)
+    for _ in instruction_sets():
+        with poisoned_memory():
+            results = problem.results()
+        expected = as_convolution(problem)
+        for name, found, other in zip(problem.names, results, expected, strict=True):
+            assert relative_error(found, other) < 2e-5, name
+
+
+@pytest.mark.parametrize("kinds", [1, 3])
+def test_nodes_in_common_take_the_density_of_neighbours(kinds):
+    """Its sums have another order, so other bits, of the results that it gives and of no others."""
+    problem = of_kinds(RadialProblem.random(scalar_plan(32), random_graph(20, 2000), 64), kinds)
+    other = with_other_nodes(problem)
+    for _ in instruction_sets():
+        found = (problem.forward(), *problem.backward())
+        expected = (other.forward(), *other.backward())
+        by_density = dict(zip(problem.names, (True, False, True, True, False), strict=False))
+        for name, left, right in zip(problem.names, found, expected, strict=False):
+            right = right[: len(left)]
+            assert relative_error(left, right) < 1e-14, name
+            assert torch.equal(left, right) != by_density[name], name
+
+
+def test_nodes_in_common_have_the_same_bits_whatever_is_asked_for():
+    problem = of_kinds(RadialProblem.random(scalar_plan(17), random_graph(5, 300), 7), 2)
+    with poisoned_memory():
+        every = problem.backward()
+        for needs in range(16):
+            for i, (some, whole) in enumerate(zip(problem.backward(needs), every, strict=True)):
+                assert same_bits((some,), (whole,)) if needs >> i & 1 else some.shape == (0,), (needs, i)
+
+
+def test_nodes_in_common_have_the_same_bits_for_any_number_of_threads():
+    problem = of_kinds(
+        RadialProblem.random(scalar_plan(32), random_graph(300, 20_000), 33, dtype=torch.float32), 2
+    )
+    for _ in instruction_sets():
+        torch.set_num_threads(1)
+        expected = problem.results()
+        for threads in (2, 4):
+            torch.set_num_threads(threads)
+            assert same_bits(problem.results(), expected), threads
+
+
+def test_operands_of_nodes_in_common_that_are_not_contiguous():
+    problem = of_kinds(RadialProblem.random(scalar_plan(17), random_graph(4, 200), 7), 2)
+    for _ in instruction_sets():
+        expected = (problem.forward(), *problem.backward())
+        for i in range(5):
+            given = [*problem.operands, problem.grad]
+            for name, view in views(given[i]):
+                moved = [*given[:i], view, *given[i + 1 :]]
+                other = replace(problem, operands=tuple(moved[:4]), grad=moved[4])
+                assert same_bits((other.forward(), *other.backward()), expected), (i, name)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e300])
+@pytest.mark.parametrize("operand", [0, 2, 3])
+def test_not_finite_values_of_nodes_in_common(operand, bad):
+    """What one kind of node, one edge or the matrix spoils is what it reaches, as for any other nodes."""
+    plan = scalar_plan(16)
+    problem = of_kinds(RadialProblem.random(plan, random_graph(9, 600), 5), 3)
+    given = [operand.clone() for operand in problem.operands]
+    where = (torch.arange(9) % 3 == 1) if operand == 0 else slice(4, 5)
+    given[operand][where] = bad
+    if operand == 3:
+        given[0] *= 1e10  # 1e300 times this is not finite
+    at = replace(problem, operands=tuple(given))
+    other = with_other_nodes(at)
+    for _ in instruction_sets():
+        with np.errstate(all="ignore"):
+            pairs = zip((at.forward(), *at.backward()), (other.forward(), *other.backward()), strict=True)
+        for left, right in pairs:
+            assert torch.equal(left.isfinite(), right[: len(left)].isfinite())
 
 
 # Values that are not finite

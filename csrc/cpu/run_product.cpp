@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "cpu/dispatch.h"
+#include "cpu/run_density.h"
 #include "cpu/run_radial_convolution.h"
 #include "cpu/work.h"
 #include "graph_order.h"
@@ -248,7 +249,16 @@ void set_private_bytes(std::int64_t bytes) { private_bytes_of_tests = bytes; }
 
 template <class T>
 void run_product(const ProductCall<T>& call, Derivative derivative, Parallel parallel) {
-  ProductRun<T>(call, derivative, parallel).run();
+  if (!call.radial) return ProductRun<T>(call, derivative, parallel).run();
+  ProductCall<T> rest = call;
+  RadialWeights<T> weights = *call.radial;
+  rest.radial = &weights;
+  if (const DensityRun<T> density(call, derivative); density.serves()) {
+    density.run(parallel);
+    rest.out = rest.gy = weights.grad_hidden = {};
+    if (!rest.gx.data && !weights.grad_matrix) return;
+  }
+  ProductRun<T>(rest, derivative, parallel).run();
 }
 
 template CLEBSCH_API void run_product(const ProductCall<float>&, Derivative, Parallel);

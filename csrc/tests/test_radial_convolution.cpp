@@ -12,6 +12,7 @@
 #include "buffer.h"
 #include "check.h"
 #include "cpu/dispatch.h"
+#include "cpu/run_density.h"
 #include "cpu/run_product.h"
 #include "form.h"
 #include "graph_order.h"
@@ -53,6 +54,16 @@ Description channelwise(int mul, bool mul_ir) {
            {1, 1, 2, "uvu", true, 0.25}},
           mul_ir};
 }
+Description scalars(int mul, bool mul_ir) {
+  return {{{mul, 0, 'e'}, {3, 0, 'o'}},
+          {{1, 0, 'e'}, {1, 1, 'o'}},
+          {{mul, 1, 'o'}, {4, 0, 'e'}, {mul, 0, 'e'}, {3, 1, 'e'}},
+          {{0, 1, 0, "uvu", true, 0.5},
+           {0, 0, 2, "uvu", true, 1.5},
+           {1, 1, 3, "uvu", true, -1},
+           {0, 1, 0, "uvu", true, 0.25}},
+          mul_ir};
+}
 Description dense(bool mul_ir) {
   return {{{5, 1, 'o'}}, {{3, 1, 'o'}}, {{9, 2, 'e'}}, {{0, 0, 0, "uvw", true, -1.5}}, mul_ir};
 }
@@ -70,11 +81,15 @@ struct Problem {
   std::array<std::vector<double>, 9> operand;
   std::array<std::vector<double>, 10> expected;
 
-  Problem(const Description& d, const Edges& e, int64_t size_, int given = 15)
+  // kinds: of rows of x, 0 where every node has one of its own.
+  Problem(const Description& d, const Edges& e, int64_t size_, int given = 15, int64_t kinds = 0)
       : description(d), form(d), edges(e), size(size_), tangents(given) {
     rows = static_cast<int64_t>(edges.senders.size());
     std::mt19937 generator(static_cast<unsigned>(7 * rows + size));
     for (int i = G; i <= AM; ++i) operand[i] = random_numbers(count(i) * width(i), generator);
+    for (int64_t n = kinds; kinds > 0 && n < edges.nodes; ++n) {
+      std::copy_n(operand[X].begin() + n % kinds * width(X), width(X), operand[X].begin() + n * width(X));
+    }
     for (int i = AX; i <= AM; ++i) {
       if (!(tangents >> (i - AX) & 1)) std::fill(operand[i].begin(), operand[i].end(), 0.0);
     }
@@ -350,6 +365,47 @@ TEST(radial_convolutions_in_parts_and_chunks) {
 TEST(radial_convolutions_without_some_tangents) {
   for (const Description& d : {channelwise(17, true), dense(false)}) {
     for (int given = 0; given < 15; ++given) check_everywhere(Problem(d, random_edges(4, 9), 5, given));
+  }
+}
+
+TEST(kinds_of_nodes) {
+  const std::vector<double> rows{1, 2, 0, 1, 2, 9, 3, 2, 9, 1, 2, 9, -0.0, 0, 9, 0.0, 0, 9};
+  const clebsch::Rows<const double> x{rows.data(), 3};
+  const auto found = clebsch::find_kinds(x, 6, 2, 4);
+  CHECK((found.of == std::vector<unsigned char>{0, 0, 1, 0, 2, 3}));
+  CHECK((found.first == std::vector<int64_t>{0, 2, 4, 5}));
+  CHECK(clebsch::find_kinds(x, 6, 2, 3).first.empty());
+  CHECK(clebsch::find_kinds(x, 0, 2, 3).first.empty());
+  CHECK(clebsch::find_kinds(x, 6, 0, 1).first.size() == 1);
+}
+
+TEST(radial_convolutions_of_nodes_in_common) {
+  for (const Description& d : {scalars(17, true), scalars(32, false), scalars(2, true)}) {
+    for (const int64_t size : {0, 1, 7, 17}) {
+      for (const int64_t kinds : {1, 2, 3}) {
+        check_everywhere(Problem(d, random_edges(4, 137), size, 15, kinds));
+        check_everywhere(Problem(d, random_edges(3, 2), size, 15, kinds));  // too few edges to gain
+      }
+    }
+    check_everywhere(Problem(d, star(600), 5, 15, 2));
+    check_everywhere(Problem(d, random_edges(30, 1100), 3, 15, 2));
+  }
+}
+
+TEST(radial_results_of_nodes_in_common_that_are_not_wanted) {
+  const Problem problem(scalars(17, true), random_edges(30, 1100), 5, 15, 2);
+  Arrays<float> every(problem, Place::heap);
+  every.run(&run_in_threads);
+  for (int wanted = 0; wanted < 32; ++wanted) {
+    Arrays<float> some(problem, Place::page_end);
+    some.run(&run_backwards, wanted | 1);
+    for (int i = 0; i < 5; ++i) {
+      const bool here = (wanted | 1) >> i & 1;
+      const Buffer<float>& a = *some.outputs[i];
+      CHECK(here ? std::memcmp(a.data(), every.outputs[i]->data(), a.size() * sizeof(float)) == 0
+                 : std::all_of(a.data(), a.data() + a.size(), [](float v) { return v != v; }),
+            results[i], wanted);
+    }
   }
 }
 
