@@ -84,7 +84,7 @@ class DensityRun {
 
  private:
   static constexpr std::int64_t kMostKinds = 16, kMostEdges = 64, kMostReceivers = 8;
-  static constexpr std::int64_t kBlockBytes = 256 << 10;  // of the densities of a block of receivers
+  static constexpr std::int64_t kBlockBytes = 256 << 10;  // of the densities and sums of a block of receivers
 
   // y of an edge to the components of all paths: at += value y[column].
   struct Term {
@@ -142,8 +142,8 @@ class DensityRun {
       q_ += degree(p);
       sums_size_ += degree(p) * stride(p);
     }
-    block_ = std::clamp<std::int64_t>(
-        kBlockBytes / (q_ * h_stride() * static_cast<std::int64_t>(sizeof(T)) + 1), 1, kMostReceivers);
+    const std::int64_t bytes = (q_ * h_stride() + sums_size_) * static_cast<std::int64_t>(sizeof(T));
+    block_ = std::clamp<std::int64_t>(kBlockBytes / bytes, 1, kMostReceivers);
   }
 
   // x_z M of every kind and path, as products read it (transposed, for gradients). False where one is not
