@@ -92,6 +92,11 @@ def test_forces_are_gradients_of_the_energy():
     samples.assert_forces_are_gradients(fast, "crystal")
 
 
+def test_dynamics_conserve_energy():
+    stock = build()
+    samples.assert_conserves_energy(stock, checks.accelerate_all(stock))
+
+
 def test_fine_tuning():
     stock = build(num_layers=2)
     loss = samples.loss_of(samples.batch("molecule"))
@@ -107,6 +112,38 @@ def test_copies_and_explanation():
     fast = checks.accelerate_all(build())
     checks.assert_copies(fast, samples.evaluation(samples.batch("molecule")), 1e-12)
     checks.assert_explained(fast)
+
+
+def replace_product(convolution):
+    convolution.tp = checks.OwnProduct(convolution.tp)
+
+
+@pytest.mark.parametrize(
+    "name, harm, reason",
+    [
+        ("conv", checks.own_forward, "client_checks.own_forward.<locals>.Own has a forward of its own"),
+        ("conv.tp_scatter", checks.own_forward, "client_checks.own_forward.<locals>.Own has a forward of"),
+        ("conv.tp_scatter", replace_product, "its product is a OwnProduct, not one of e3nn's"),
+        ("conv.tp_scatter.tp", checks.no_coupling, "_compiled_main_left_right._w3j_1_1_"),
+        ("conv.sc", checks.own_forward, "client_checks.own_forward.<locals>.Own has a forward of its own"),
+    ],
+)
+def test_what_is_unlike_the_expected_is_left(name, harm, reason):
+    stock, name = build(), f"model.func.layer1_convnet.{name}"
+    harm(stock.get_submodule(name))
+    checks.assert_left(stock, name, reason, samples.evaluation(samples.batch("molecule")))
+
+
+def test_autocast_is_nequips():
+    stock = build(torch.float32)
+    evaluate = samples.evaluation(samples.batch("crystal"))
+    checks.assert_autocast_is_the_packages(stock, checks.accelerate_all(stock), evaluate)
+
+
+def test_all_hooks_are_heard():
+    stock = build(num_layers=2)
+    evaluate = samples.evaluation(samples.batch("crystal"))
+    checks.assert_hooks_are_heard(stock, checks.accelerate_all(stock), evaluate, 1e-10)
 
 
 def self_connection(features=5):
