@@ -48,8 +48,9 @@ def _case(session: Session, client: str, name: str, case, dtype: str) -> Iterato
             who: (lambda model=model, function=function: function(model)) for who, model in models.items()
         }
         calls |= peers if function is problem.evaluate else {}
+        failed: dict[str, str] = {}
         if len(calls) > 2:
-            calls = _that_run(session, calls)
+            calls, failed = _that_run(session, calls)
         effort = Effort(budget=0.2, rounds=(2, 3)) if session.quick else Effort(budget=10, rounds=(3, 40))
         samples = interleave(calls, effort)
         medians = samples.medians()
@@ -58,25 +59,27 @@ def _case(session: Session, client: str, name: str, case, dtype: str) -> Iterato
         for who in set(calls) - {"clebsch"}:
             asked = at_least(floor * part) if floor and who == "stock" else None
             ratio = samples.ratio(who, "clebsch")
-            detail = {"edges": problem.edges, "atoms": case.atoms}
+            detail = {"edges": problem.edges, "atoms": case.atoms} | ({"failed": failed} if failed else {})
             yield Row(title, f"{who} / clebsch", ratio, "x", asked, medians, detail)
     if case.memory and dtype == "float32" and CLEAR.exists():
         yield _memory(session, client, name, dtype, case.memory)
 
 
 def _that_run(session: Session, calls):
-    """Without what fails, as compilers do with some models."""
-    found = {}
+    """(the calls without those that fail, as compilers do with some models; {which: why} of the others)."""
+    found, failed = {}, {}
     for who, call in calls.items():
         try:
             call()
         except Exception as error:
             if who in ("stock", "clebsch"):
                 raise
-            session.say(f"{who} fails: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
+            lines = str(error).splitlines() or [""]
+            failed[who] = f"{type(error).__name__}: {lines[0]}"[:300]
+            session.say(f"{who} fails: {failed[who]}")
         else:
             found[who] = call
-    return found
+    return found, failed
 
 
 def _memory(session: Session, client: str, name: str, dtype: str, floor: float) -> Row:

@@ -6,16 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import types
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(REPOSITORY))  # benchmarks are not installed
 
-from benchmarks import NAMES, linear, memory, problems, report  # noqa: E402
+from benchmarks import NAMES, accelerate, linear, memory, problems, report  # noqa: E402
 from benchmarks.__main__ import parse, stem  # noqa: E402
+from benchmarks.clients import Case, Problem  # noqa: E402
 from benchmarks.harness import Effort, Row, Samples, Spread, at_least, at_most, interleave  # noqa: E402
 from benchmarks.session import Session  # noqa: E402
 
@@ -257,6 +260,54 @@ def test_quick_run_writes_a_complete_result(name, tmp_path):
         assert entry["median"] > 0 or name == "memory"  # of which there may be no more than before
         assert (entry["floor"] is None) == (entry["met"] is None)
         assert set(entry["seconds"]) == timed
+
+
+def test_peers_that_fail_are_in_the_result(monkeypatch, tmp_path):
+    """What failed and why; the others are measured."""
+    o3 = pytest.importorskip("e3nn.o3")
+    x = torch.randn(5, 8)
+
+    class Fake(types.ModuleType):
+        CASES = {"small": Case(), "of a molecule": Case(atoms=9)}
+
+        @staticmethod
+        def build(name, dtype):
+            model = o3.Linear("2x0e + 2x1o", "2x0e + 2x1o").to(dtype)
+            return Problem(
+                model, lambda model: model(x.to(dtype)), lambda model: model(x.to(dtype)), None, 20
+            )
+
+        @staticmethod
+        def peers(problem):
+            return {"other": lambda: x.sum()}
+
+    def compiled(model):
+        def call(x):
+            raise ValueError("cannot trace\nthis model")
+
+        return call
+
+    monkeypatch.setitem(sys.modules, "benchmarks.clients.fake", Fake("benchmarks.clients.fake"))
+    monkeypatch.setattr(torch, "compile", compiled)
+    session = Session(quick=True, quiet=True, compile=True, client="fake")
+    report.write_json(tmp_path / "rows.json", "accelerate", {}, list(accelerate.rows(session)))
+    found = {}
+    for entry in json.loads((tmp_path / "rows.json").read_text())["rows"]:
+        found.setdefault(entry["name"], []).append((entry["quantity"], entry["detail"].get("failed")))
+    failed = {"torch.compile": "ValueError: cannot trace"}
+    stock, other = ("stock / clebsch", None), ("other / clebsch", failed)
+    assert sorted(found["small, float32: energy and forces"]) == [other, ("stock / clebsch", failed)]
+    assert found["small, float32: training step"] == [("stock / clebsch", failed)]
+    for name in ("small, float64", "of a molecule, float32", "of a molecule, float64"):
+        assert [found[f"{name}: {part}"] for part in ("energy and forces", "training step")] == [[stock]] * 2
+
+
+def test_a_model_that_fails_itself_is_no_result():
+    def fail():
+        raise ValueError("wrong")
+
+    with pytest.raises(ValueError, match="wrong"):
+        accelerate._that_run(Session(quiet=True), {"stock": fail, "clebsch": fail})
 
 
 @pytest.mark.skipif(not memory.CLEAR.exists(), reason="no /proc/self/clear_refs")

@@ -1,15 +1,19 @@
 import importlib.util
+import logging
 import os
 import platform
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 
 import clebsch
 from clebsch import backend, cli
+from clebsch.convert import command
+from clebsch.convert.swap import is_accelerated
 
 
 def run(*arguments, **environment):
@@ -62,7 +66,7 @@ def test_info_shows_the_versions_even_when_nothing_compiled_runs():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "a command is needed: info, check, demo or sevenn"),
+        ([], "a command is needed: info, check, demo, sevenn, mace_run_train or mace_eval_configs"),
         (["inform"], "invalid choice: 'inform'"),
         (["check", "--rows", "0"], "argument --rows: must be an integer >= 1, got '0'"),
         (["check", "--seed", "-1"], "argument --seed: "),
@@ -126,13 +130,106 @@ def test_demo_is_handed_its_arguments(monkeypatch):
     assert given == [["--data", "frames.npz"]]
 
 
-def test_sevenn_is_told_what_it_cannot_do(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "command, package, requirement",
+    [
+        ("sevenn", "sevenn", '"clebsch[sevennet]"'),
+        ("mace_run_train", "mace", "mace-torch"),
+        ("mace_eval_configs", "mace", "mace-torch"),
+    ],
+)
+def test_commands_of_packages_that_are_not_there(command, package, requirement, capsys, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sevenn" else find(name))
-    assert cli.main(["sevenn", "train", "input.yaml"]) == 2
-    message = 'clebsch sevenn: needs sevenn: pip install "clebsch[sevennet]"\n'
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    assert cli.main([command, "--help"]) == 2
+    message = f"clebsch {command}: needs {package}: pip install {requirement}\n"
     assert capsys.readouterr().err == message
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+
+
+def test_sevenn_is_told_what_it_cannot_do(capsys):
     assert cli.main(["sevenn", "get_model", "7net-0"]) == 2
     message = "clebsch sevenn: a deployed model is TorchScript, which cannot be accelerated\n"
     assert capsys.readouterr().err == message
+
+
+@pytest.fixture
+def program():
+    """A module of somebody else's, with a function that builds a model and one that fails."""
+    place = types.SimpleNamespace(seen=[])
+    place.build = lambda: place.seen.append(list(sys.argv))
+    return place
+
+
+def test_commands_of_others_run_switched_on(program):
+    switch, stock, given = command.Switch(), program.build, list(sys.argv)
+
+    def double(function):
+        return lambda: (function(), function())
+
+    def enable():
+        switch.replace((program, "build", double))
+
+    needs = ("os", "nothing")
+    assert command.run("name", ["a", "b"], needs, enable, switch.off, lambda: lambda: program.build()) == 0
+    assert program.seen == [["name", "a", "b"]] * 2
+    assert program.build is stock and sys.argv == given and not switch.is_on
+
+    def fail():
+        assert switch.is_on
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit, match="3"):
+        command.run("name", [], needs, enable, switch.off, lambda: fail)
+    assert program.build is stock and sys.argv == given
+
+
+def test_commands_of_versions_that_are_not_known(program, capsys):
+    switch = command.Switch()
+
+    def enable():
+        switch.replace(*((program, name, lambda function: function) for name in ("build", "train")))
+
+    stock = program.build
+    assert command.run("name", [], ("os", "nothing"), enable, switch.off, lambda: pytest.fail) == 2
+    message = "clebsch name: this version of os is not known: "
+    assert capsys.readouterr().err.startswith(message)
+    assert program.build is stock and not switch.is_on
+
+
+def small_model():
+    o3 = pytest.importorskip("e3nn.o3")
+    return torch.nn.Sequential(o3.Linear("2x0e", "2x0e"))
+
+
+def test_what_is_said_once(capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    switch = command.Switch()
+    model = clebsch.accelerate(small_model())
+    switch.say(model.modules())
+    switch.say(model.modules())
+    assert capsys.readouterr().err == "clebsch: 1 module accelerated\n"
+    switch.off()
+    switch.say([torch.nn.ReLU()])
+    assert capsys.readouterr().err == "clebsch: no module is accelerated, the model runs as it is\n"
+    switch.off()
+    changed = small_model()
+    changed[0].forward = changed[0].forward
+    switch.say(clebsch.accelerate(changed, inplace=True).modules())
+    message = (
+        "clebsch: no module is accelerated, the model runs as it is; left: Linear, its forward was replaced\n"
+    )
+    assert capsys.readouterr().err == message
+
+
+def test_an_error_is_shown_whatever_comes_of_restoring(caplog):
+    model = small_model()
+    with pytest.raises(ZeroDivisionError), command.while_accelerated(model):
+        raise ZeroDivisionError
+    assert not any(map(is_accelerated, model.modules()))
+    with pytest.raises(ZeroDivisionError), command.while_accelerated(model):
+        torch.nn.utils.parametrize.register_parametrization(model[0], "weight", torch.nn.Identity())
+        raise ZeroDivisionError
+    assert "restore: model.0 has a class on top of ours" in caplog.text
+    model = small_model()
+    with pytest.raises(ValueError, match="restore: "), command.while_accelerated(model):
+        torch.nn.utils.parametrize.register_parametrization(model[0], "weight", torch.nn.Identity())

@@ -15,11 +15,17 @@ with warnings.catch_warnings():
     from nequip.model import NequIPGNNModel
     from nequip.utils.global_state import set_global_state
 
-CASES = {"NequIP 128x0e+64x1o+32x2e, 4 layers": Case(8, 6, 5)}
+# Hidden layers of the radial net and their width; the second is what NequIP makes unless told otherwise.
+RADIAL_NETS = {
+    "NequIP 128x0e+64x1o+32x2e, 4 layers": (2, 64),
+    "NequIP 128x0e+64x1o+32x2e, 4 layers, radial net 1 x 128": (1, 128),
+}
+CASES = dict(zip(RADIAL_NETS, (Case(8, 6, 5), Case()), strict=True))
 
 
 def build(name: str, dtype: torch.dtype) -> Problem:
     set_global_state()
+    depth, width = RADIAL_NETS[name]
     model = NequIPGNNModel(
         seed=0,
         model_dtype=str(dtype).removeprefix("torch."),
@@ -29,8 +35,8 @@ def build(name: str, dtype: torch.dtype) -> Problem:
         l_max=2,
         parity=False,
         num_features=[128, 64, 32],
-        radial_mlp_depth=2,
-        radial_mlp_width=64,
+        radial_mlp_depth=depth,
+        radial_mlp_width=width,
         avg_num_neighbors=44.0,
     )
     return problem(model)

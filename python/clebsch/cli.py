@@ -24,10 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from clebsch.convert import sevennet_command
 
         return sevennet_command.main(arguments[1:])
+    if arguments[:1] and arguments[0] in ("mace_run_train", "mace_eval_configs"):
+        from clebsch.convert import mace_command
+
+        return mace_command.main(arguments[0], arguments[1:])
     parser = _parser()
     parsed = parser.parse_args(arguments)
     if parsed.command is None:
-        parser.error("a command is needed: info, check, demo or sevenn")
+        parser.error("a command is needed: info, check, demo, sevenn, mace_run_train or mace_eval_configs")
     return _check(parsed.rows, parsed.seed) if parsed.command == "check" else _info()
 
 
@@ -41,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--seed", type=_natural, default=0, help="of the operands (default: 0)")
     commands.add_parser("demo", help="train a potential, or run a trained one (see clebsch demo --help)")
     commands.add_parser("sevenn", help="SevenNet's own command line, its models accelerated")
+    commands.add_parser("mace_run_train", help="MACE's own training, accelerated")
+    commands.add_parser("mace_eval_configs", help="MACE's own evaluation of structures, accelerated")
     return parser
 
 

@@ -106,6 +106,7 @@ class Layer:
             and seam is not None
             and seam.is_enabled(self.module)
             and not _is_routed(self.module)
+            and not is_accelerated(self.module)
         )
 
     @property

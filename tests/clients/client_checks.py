@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import copy
 import io
+import re
+from functools import partial
 
+import numpy as np
+import pytest
 import torch
 
 import clebsch
@@ -140,3 +144,176 @@ def assert_explained(fast):
     named = {entry.name for entry in explanation if (entry.advice or "").startswith("accelerated: ")}
     assert {name for name, part in fast.named_modules() if is_accelerated(part)} <= named
     assert "accelerated: " in str(explanation)
+    assert "clebsch.e3nn is enabled" not in str(explanation)  # whether it has run already or not
+
+
+def own_forward(module):
+    """A class of somebody's, with a forward that may do anything."""
+
+    class Own(type(module)):
+        def forward(self, *arguments, **keywords):
+            return super().forward(*arguments, **keywords)
+
+    module.__class__ = Own
+
+
+class OwnProduct(torch.nn.Module):
+    """In the place of one of e3nn's."""
+
+    def __init__(self, product):
+        super().__init__()
+        self.product = product
+
+    def forward(self, *arguments):
+        return self.product(*arguments)
+
+
+def no_coupling(product):
+    """One of e3nn's, with a table of couplings that are none."""
+    tables = {name: table for name, table in product.named_buffers() if "_w3j_" in name}
+    tables[min(tables)].mul_(1.5)
+
+
+def assert_left(model, name, reason, evaluate, tolerance=1e-10):
+    """A module that is known but unlike what is expected: an error that names it with strict, else left,
+    listed by `explain`, while others are accelerated; what comes out stays.
+    """
+    part = model.get_submodule(name)
+    with pytest.raises(ValueError, match=re.escape(f"{name} ({type(part).__name__}): {reason}")):
+        clebsch.accelerate(model, strict=True)
+    fast = clebsch.accelerate(model)
+    assert not is_accelerated(fast.get_submodule(name)) and any(map(is_accelerated, fast.modules()))
+    reasons = {entry.name: entry.reasons for entry in clebsch.explain(fast, measure=False)}
+    assert any(re.match(f"left to [a-z0-9_]+: {re.escape(reason)}", line) for line in reasons[name]), reasons
+    theirs, ours = evaluate(model), evaluate(fast)
+    for key in theirs:
+        assert_close(key, ours[key], theirs[key], tolerance)
+
+
+def _calls(model, evaluate):
+    """{name: (arguments, keyword arguments)} of the first call of each module in an evaluation."""
+    calls, handles = {}, []
+    for name, part in model.named_modules():
+        if not isinstance(part, torch.jit.ScriptModule):
+            hook = partial(_keep, calls, name)
+            handles.append(part.register_forward_pre_hook(hook, with_kwargs=True))
+    evaluate(model)
+    for handle in handles:
+        handle.remove()
+    return calls
+
+
+def _keep(calls, name, module, arguments, keywords):
+    calls.setdefault(name, ([_copied(one) for one in arguments], dict(keywords)))
+
+
+def _copied(value):
+    """Modules write to the dictionary that they are given."""
+    return copy.copy(value) if isinstance(value, dict) else value
+
+
+def _outcome(module, arguments, keywords):
+    """The tensors that a call gives under autocast, by name or place; or its error."""
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = module(*map(_copied, arguments), **keywords)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    if isinstance(out, torch.Tensor):
+        return {0: out}
+    out = out if isinstance(out, dict) else dict(enumerate(out))
+    return {name: value for name, value in out.items() if isinstance(value, torch.Tensor)}
+
+
+def assert_autocast_is_the_packages(stock, fast, evaluate):
+    """Under autocast, of the whole model and of each accelerated module with the arguments that it gets
+    without: the same bits, or the same error where the package has no way either; and a note.
+    """
+    assert {value.dtype for value in stock.parameters()} == {torch.float32}  # float64 is left by autocast
+    # Of a copy: TorchScript optimises code by what it was given first, and then rounds otherwise.
+    calls = _calls(clebsch.restore(clebsch.accelerate(stock)), evaluate)
+    accelerated = [name for name, part in fast.named_modules() if is_accelerated(part) and name in calls]
+    assert accelerated
+    ran = 0
+    for name in ["", *accelerated]:
+        theirs, ours = (_outcome(model.get_submodule(name), *calls[name]) for model in (stock, fast))
+        if isinstance(theirs, str):
+            assert ours == theirs, name
+        else:
+            assert list(ours) == list(theirs), name
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+            ran += name != ""
+    assert ran > len(accelerated) / 2
+    reasons = {name: vars(part).get("_clebsch_reason") for name, part in fast.named_modules()}
+    noted = {name: reason for name, reason in reasons.items() if reason is not None}
+    assert set(noted.values()) == {"autocast is on"}, noted
+    assert "left to" in str(clebsch.explain(fast, measure=False))
+
+
+def assert_hooks_are_heard(stock, fast, evaluate, tolerance):
+    """A hook on any module that the package calls, be it one that our kernels would not call, is called as
+    often, and changes what it changes; e3nn's generated code has no modules of its own.
+    """
+    called = [name for name in _calls(stock, evaluate) if name]
+    assert any(is_accelerated(fast.get_submodule(name)) for name in called)
+    for name in called:
+        heard, outputs = [], []
+        for model in (stock, fast):
+            part = model.get_submodule(name)
+            if isinstance(part, torch.fx.GraphModule) or name.rpartition(".")[2].startswith("_compiled"):
+                break
+            handle = part.register_forward_hook(partial(_change, heard))
+            outputs.append(evaluate(model))
+            handle.remove()
+        else:
+            assert len(heard) > 0 and heard[: len(heard) // 2] == heard[len(heard) // 2 :], name
+            for key, theirs in outputs[0].items():
+                assert_close(f"{name}: {key}", outputs[1][key], theirs, tolerance)
+    assert_same_outputs(stock, fast, evaluate, tolerance)
+
+
+def _change(heard, module, arguments, out):
+    heard.append(kind(module) if not is_accelerated(module) else type(module)._clebsch_original)
+    return out * 1.5 if isinstance(out, torch.Tensor) and out.is_floating_point() else None
+
+
+def _trajectory(atoms, calculator, timestep, steps):
+    """Total energies and forces on a trajectory of velocity Verlet, and the energies of its shadow.
+
+    The steps of velocity Verlet are, to fourth order in the timestep t, exact dynamics of
+    H + t^2 (v.U''v / 12 - F.F/m / 24), with U''v = -dF/dt.
+    """
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+    from ase.md.verlet import VelocityVerlet
+
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
+    dynamics = VelocityVerlet(atoms, timestep=timestep)
+    energies, velocities, forces = [], [], []
+    for _ in range(steps + 1):
+        energies.append(atoms.get_total_energy())
+        velocities.append(atoms.get_velocities())
+        forces.append(atoms.get_forces())
+        dynamics.run(1)
+    energies, velocities, forces = map(np.array, (energies, velocities, forces))
+    curvature = -(velocities[1:-1] * (forces[2:] - forces[:-2])).sum((1, 2)) / (2 * timestep)
+    squares = (forces[1:-1] ** 2 / atoms.get_masses()[:, None]).sum((1, 2))
+    shadow = energies[1:-1] + timestep**2 * (curvature / 12 - squares / 24)
+    return energies, forces, shadow
+
+
+def assert_conserves_energy(stock, fast, atoms, timestep, steps=30):
+    """Dynamics of ASE calculators: of an accelerated model as of the unmodified one, along the whole way.
+
+    The total energy varies by what the integrator does, of second order in the timestep. With that taken
+    away, what is left is of fourth order, (frequency * timestep)^2 smaller: less than a hundredth at these
+    timesteps. Forces that are not the gradient of the energy do work that no power of the timestep takes
+    away: one part in ten thousand of the forces leaves more than a tenth.
+    """
+    theirs, ours = (_trajectory(atoms, calculator, timestep, steps) for calculator in (stock, fast))
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-9)
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=0, atol=1e-8 * np.abs(theirs[1]).max())
+    energies, _, shadow = ours
+    assert np.ptp(energies) > 1e-9 * np.abs(energies).max()  # more than rounding
+    assert np.ptp(shadow) < 0.02 * np.ptp(energies), (np.ptp(shadow), np.ptp(energies))

@@ -95,3 +95,15 @@ def assert_forces_are_gradients(model, name):
 
     forces = model(dict(given))["forces"]
     checks.assert_forces_are_gradients(energy, forces, given["pos"])
+
+
+def assert_conserves_energy(stock, fast):
+    """Dynamics of a crystal, in ASE."""
+    from ase.units import fs
+    from nequip.data.transforms import NeighborListTransform
+    from nequip.integrations.ase import NequIPCalculator
+
+    transforms = [ChemicalSpeciesToAtomTypeMapper(NAMES), NeighborListTransform(r_max=CUTOFF)]
+    calculators = [NequIPCalculator(model.eval(), "cpu", transforms=transforms) for model in (stock, fast)]
+    checks.assert_conserves_energy(*calculators, _diamond(1), 1 * fs)
+    checks.assert_on_kernels(calculators[1].model)

@@ -91,6 +91,11 @@ def test_forces_are_gradients_of_the_energy():
     samples.assert_forces_are_gradients(checks.accelerate_all(build()).eval(), "crystal")
 
 
+def test_dynamics_conserve_energy():
+    stock = build()
+    samples.assert_conserves_energy(stock, checks.accelerate_all(stock))
+
+
 def test_fine_tuning():
     stock = build(num_layers=2)
     loss = samples.loss_of(samples.batch("molecule"))
@@ -152,6 +157,49 @@ def test_a_table_that_is_no_coupling_is_left():
     )
     with pytest.raises(ValueError, match=message):
         clebsch.accelerate(stock, strict=True)
+
+
+def own_product(product):
+    class Own(type(product)):
+        def _contract_conv(self, *arguments):
+            return super()._contract_conv(*arguments)
+
+    product.__class__ = Own
+
+
+def no_coupling(product):
+    product.w3j[1] *= 1.5
+
+
+@pytest.mark.parametrize(
+    "name, harm, reason",
+    [
+        ("allegro.tps.1", checks.own_forward, "client_checks.own_forward.<locals>.Own has a forward of its"),
+        ("allegro.tps.1", own_product, "its class has a product of its own"),
+        (
+            "allegro.tps.1",
+            no_coupling,
+            "path 1 of w3j is not +1 or -1 times the coupling coefficients of l =",
+        ),
+        ("tensor_embed._edge_weighter", checks.own_forward, "client_checks.own_forward.<locals>.Own has a"),
+    ],
+)
+def test_what_is_unlike_the_expected_is_left(name, harm, reason):
+    stock, name = build(), f"model.func.{name}"
+    harm(stock.get_submodule(name))
+    checks.assert_left(stock, name, reason, samples.evaluation(samples.batch("molecule")))
+
+
+def test_autocast_is_allegros():
+    stock = build(torch.float32)
+    evaluate = samples.evaluation(samples.batch("crystal"))
+    checks.assert_autocast_is_the_packages(stock, checks.accelerate_all(stock), evaluate)
+
+
+def test_all_hooks_are_heard():
+    stock = build(num_layers=2)
+    evaluate = samples.evaluation(samples.batch("crystal"))
+    checks.assert_hooks_are_heard(stock, checks.accelerate_all(stock), evaluate, 1e-10)
 
 
 def test_allegros_own_code_takes_what_ours_makes():

@@ -242,6 +242,41 @@ def test_half_known_blocks_are_left():
     )
 
 
+def replace_product(block):
+    block.conv_tp = checks.OwnProduct(block.conv_tp)
+
+
+@pytest.mark.parametrize(
+    "name, harm, reason",
+    [
+        ("interactions.1", checks.own_forward, "client_checks.own_forward.<locals>.Own has a forward of its"),
+        ("interactions.1", replace_product, "its product is a OwnProduct, not one of e3nn's"),
+        ("interactions.1.conv_tp", checks.no_coupling, "_compiled_main_left_right._w3j_1_1_"),
+        ("products.0.symmetric_contractions", checks.own_forward, "client_checks.own_forward.<locals>.Own"),
+        ("interactions.0.linear", checks.own_forward, "client_checks.own_forward.<locals>.Own has a forward"),
+    ],
+)
+def test_what_is_unlike_the_expected_is_left(name, harm, reason):
+    stock = build()
+    harm(stock.get_submodule(name))
+    checks.assert_left(stock, name, reason, evaluation(batch("molecule"), stress=False))
+
+
+def test_autocast_is_maces():
+    stock = build(torch.float32)
+    evaluate = evaluation(batch("molecule", torch.float32), stress=False)
+    checks.assert_autocast_is_the_packages(stock, checks.accelerate_all(stock), evaluate)
+
+
+@pytest.mark.parametrize(
+    "block", ["RealAgnosticResidualInteractionBlock", "RealAgnosticResidualNonLinearInteractionBlock"]
+)
+def test_all_hooks_are_heard(block):
+    stock = build(block=block)
+    evaluate = evaluation(batch("molecule"), stress=False)
+    checks.assert_hooks_are_heard(stock, checks.accelerate_all(stock), evaluate, 1e-10)
+
+
 def test_parts_on_their_own():
     """A product that was accelerated before its block, or restored after it, does not break it."""
     stock, given = build(), batch("molecule")
@@ -307,25 +342,14 @@ def test_restore_refuses_classes_on_top():
 
 
 def test_dynamics_conserve_energy():
-    """In ASE, as the unmodified model does: the same trajectory, which keeps the total energy."""
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
-    from ase.md.verlet import VelocityVerlet
     from ase.units import fs
     from mace.calculators import MACECalculator
 
     stock = build()
-    energies = []
-    for model in (stock, checks.accelerate_all(stock)):
-        atoms = _rattled(bulk("Cu", "fcc", a=3.6, cubic=True))
-        atoms.calc = MACECalculator(models=[model], device="cpu", default_dtype="float64")
-        MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
-        dynamics = VelocityVerlet(atoms, timestep=0.2 * fs)
-        totals = [atoms.get_total_energy()]
-        for _ in range(20):
-            dynamics.run(1)
-            totals.append(atoms.get_total_energy())
-        moved = abs(atoms.get_kinetic_energy() - 0.5 * 3 * len(atoms) * 300 * ase.units.kB)
-        energies.append((totals, moved))
-    (theirs, exchanged), (ours, _) = energies
-    np.testing.assert_allclose(ours, theirs, rtol=1e-10)
-    assert np.ptp(ours) < 0.02 * max(exchanged, 1e-3)
+    calculators = [
+        MACECalculator(models=[model], device="cpu", default_dtype="float64")
+        for model in (stock, checks.accelerate_all(stock))
+    ]
+    atoms = _rattled(bulk("Cu", "fcc", a=3.6, cubic=True))
+    checks.assert_conserves_energy(*calculators, atoms, 2 * fs)
+    checks.assert_on_kernels(calculators[1].models[0])

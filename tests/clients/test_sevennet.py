@@ -18,6 +18,8 @@ import ase.io
 import client_checks
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.calculator import Calculator, all_changes
+from ase.units import fs
 from e3nn.o3 import Irreps
 from sevenn import _const
 from sevenn import _keys as KEY
@@ -278,6 +280,29 @@ def test_in_a_calculator(trained):
     client_checks.assert_on_kernels(calculators[1].model)
 
 
+class InDouble(Calculator):
+    """SevenNet's own makes float32 of positions."""
+
+    implemented_properties = ("energy", "forces")
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        out = evaluation([atoms], torch.float64)(self.model)
+        self.results = {"energy": float(out["energy"].sum()), "forces": out["forces"].numpy(force=True)}
+
+
+@pytest.mark.parametrize("trained_in_double", TRAINED[:1], indirect=True)
+def test_dynamics_conserve_energy(trained_in_double):
+    fast = client_checks.accelerate_all(trained_in_double)
+    calculators = [InDouble(model) for model in (trained_in_double, fast)]
+    client_checks.assert_conserves_energy(*calculators, alloy(), 1 * fs, steps=15)
+    client_checks.assert_on_kernels(fast)
+
+
 def test_a_model_of_several_fidelities():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -328,6 +353,41 @@ def test_ghosts_of_another_process(hooked):
     assert results[0][0].shape[0] == 3 and len(heard) == hooked
     for index, (theirs, ours) in enumerate(zip(*results, strict=True)):
         client_checks.assert_close(str(index), ours, theirs, 1e-12)
+
+
+def replace_product(convolution):
+    convolution.convolution = client_checks.OwnProduct(convolution.convolution)
+
+
+@pytest.mark.parametrize(
+    "name, harm, reason",
+    [
+        (
+            "1_convolution",
+            client_checks.own_forward,
+            "client_checks.own_forward.<locals>.Own has a forward of",
+        ),
+        ("1_convolution", replace_product, "its product is a OwnProduct, not one of e3nn's"),
+        ("1_convolution.convolution", client_checks.no_coupling, "_compiled_main_left_right._w3j_1_1_"),
+        ("1_equivariant_gate.gate", client_checks.own_forward, "client_checks.own_forward.<locals>.Own has"),
+    ],
+)
+def test_what_is_unlike_the_expected_is_left(name, harm, reason):
+    stock = in_double(lambda: make_random(**{KEY.NUM_CONVOLUTION: 3}))
+    harm(stock.get_submodule(name))
+    client_checks.assert_left(stock, name, reason, evaluation([alloy()], torch.float64))
+
+
+def test_autocast_is_sevennets():
+    stock = make_random()
+    evaluate = evaluation([alloy()], torch.float32)
+    client_checks.assert_autocast_is_the_packages(stock, client_checks.accelerate_all(stock), evaluate)
+
+
+def test_all_hooks_are_heard(random_model):
+    fast = client_checks.accelerate_all(random_model)
+    evaluate = evaluation([alloy()], torch.float64)
+    client_checks.assert_hooks_are_heard(random_model, fast, evaluate, 1e-10)
 
 
 def test_what_is_left():

@@ -52,7 +52,7 @@ def _refused(module: Any, features: Any, layout: _Layout) -> str | None:
     reason = refused({"features": features})
     if reason is None and (features.dim() != 2 or features.shape[1] != layout.dim):
         reason = f"features are not rows of {layout.dim} numbers"
-    if reason is None and not (is_plain(module.sc) and is_plain(module.mul)):
+    if reason is None and not all(map(is_plain, (module.sc, module.sc.cut, module.mul))):
         reason = "somebody listens to the calls of its parts"
     return reason
 
@@ -66,6 +66,8 @@ def decide(module: Any) -> dict[torch.nn.Module, type[Accelerated]] | Left:
         own = type(part).__name__ if part is None else original_class(part).__name__
         if own != kind:
             return Left(f"its {name} is a {own}, not e3nn's {kind}")
+    if not isinstance(getattr(module.sc, "cut", None), torch.nn.Module):
+        return Left("its sc has no cut")
     if _layout(module).dim != Irreps(str(module.irreps_in)).dim:
         return Left("its irreps_in are not the sum of its scalars, gates and gated irreps")
     return {module: Gate}

@@ -28,7 +28,8 @@ class InteractionBlock(Accelerated):
     @property
     def conv_fusion(self) -> str:
         """What MACE's code looks for, as long as its product is ours and nobody listens to it."""
-        if type(self.conv_tp).__dict__.get("_clebsch_rule") is Convolution and is_plain(self.conv_tp):
+        is_ours = type(self.conv_tp).__dict__.get("_clebsch_rule") is Convolution and is_plain(self.conv_tp)
+        if is_ours and not torch.is_autocast_enabled("cpu"):
             return "clebsch"
         raise AttributeError("conv_fusion")
 

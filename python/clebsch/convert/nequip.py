@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -24,8 +25,11 @@ from clebsch.ops.tensor_product import PlanSizes, plan_sizes
 
 __all__ = ["RULES", "Convolution", "InteractionBlock", "RadialMLP", "SelfConnection"]
 
-# NequIP's key of the types of atoms; and where a self-connection finds them while its block is at work.
-ATOM_TYPES, TYPES = "atom_types", "_clebsch_types"
+ATOM_TYPES = "atom_types"  # NequIP's key
+
+# The types of the atoms of the block that is at work, where its self-connection finds them; threads may run
+# one model at the same time, each on other atoms.
+TYPES: ContextVar[Tensor | None] = ContextVar("clebsch_atom_types", default=None)
 
 
 class Convolution(Accelerated):
@@ -72,11 +76,11 @@ class InteractionBlock(Accelerated):
         """As NequIP's."""
         if torch.compiler.is_compiling():
             return super().forward(data)
-        vars(self.sc)[TYPES] = data[ATOM_TYPES]
+        before = TYPES.set(data[ATOM_TYPES])
         try:
             return super().forward(data)
         finally:
-            vars(self.sc).pop(TYPES, None)
+            TYPES.reset(before)
 
 
 class SelfConnection(TensorProduct):
@@ -89,7 +93,7 @@ class SelfConnection(TensorProduct):
 
     def forward(self, x: Tensor, y: Tensor, weight: Any = None) -> Tensor:
         """As e3nn's."""
-        types = vars(self).get(TYPES)
+        types = None if torch.compiler.is_compiling() else TYPES.get()
         out = None
         if types is not None and weight is None:
             out = _by_type(self, x, y, types.view(-1)[: x.shape[0]])

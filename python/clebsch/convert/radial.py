@@ -147,6 +147,8 @@ def not_taken_apart(net: torch.nn.Module, layers: Iterable[torch.nn.Module]) -> 
         return "torch.compile compiles its own code"
     if torch.jit.is_tracing():
         return "torch.jit.trace records its own code"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
     if not all(map(is_plain, (net, *layers))):
         return "somebody listens to its calls, or stands in for a layer"
     return None

@@ -25,7 +25,8 @@ class Convolution(Accelerated):
 
     def forward(self, data: Any) -> Any:
         """As SevenNet's: the features of `data`, a dictionary, become their sums at receivers."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not is_plain(self.convolution):
+        is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if is_recorded or torch.is_autocast_enabled("cpu") or not is_plain(self.convolution):
             return super().forward(data)
         weight = self.weight_nn(data[self.key_weight_input])
         x = data[self.key_x]

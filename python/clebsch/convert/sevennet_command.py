@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from clebsch.convert import accelerate
+from clebsch.convert import accelerate, command
 
 __all__ = ["disable", "enable", "main"]
 
-_replaced: list[Any] = []
+_switch = command.Switch()
 
 
 def enable() -> None:
@@ -27,46 +25,38 @@ def enable() -> None:
     """
     from sevenn import model_build
 
-    if _replaced:
+    if _switch.is_on:
         return
-    original = model_build.patch_modules
 
-    @functools.wraps(original)
-    def patch_modules(layers: Any, config: Any) -> Any:
-        layers = original(layers, config)
-        for layer in layers.values():
-            if not getattr(layer, "layer_instantiated", True):
-                layer.instantiate()
-            accelerate(layer, inplace=True)
-        return layers
+    def make(original: Any) -> Any:
+        def patch_modules(layers: Any, config: Any) -> Any:
+            layers = original(layers, config)
+            for layer in layers.values():
+                if not getattr(layer, "layer_instantiated", True):
+                    layer.instantiate()
+                accelerate(layer, inplace=True)
+            _switch.say(part for layer in layers.values() for part in layer.modules())
+            return layers
 
-    model_build.patch_modules = patch_modules
-    _replaced.append(original)
+        return patch_modules
+
+    _switch.replace((model_build, "patch_modules", make))
 
 
 def disable() -> None:
     """Undo `enable`. Models that were built stay accelerated; `clebsch.restore` gives them back."""
-    from sevenn import model_build
-
-    while _replaced:
-        model_build.patch_modules = _replaced.pop()
+    _switch.off()
 
 
 def main(arguments: Sequence[str]) -> int:
     """SevenNet's command `sevenn` with these arguments; the exit status is 2 for what cannot be run."""
-    if importlib.util.find_spec("sevenn") is None:
-        print('clebsch sevenn: needs sevenn: pip install "clebsch[sevennet]"', file=sys.stderr)
-        return 2
     if {"get_model", "deploy"} & set(arguments[:1]):
         print("clebsch sevenn: a deployed model is TorchScript, which cannot be accelerated", file=sys.stderr)
         return 2
-    from sevenn.main.sevenn import main as run
 
-    enable()
-    given, sys.argv = sys.argv, ["sevenn", *arguments]
-    try:
-        run()
-    finally:
-        sys.argv = given
-        disable()
-    return 0
+    def find() -> Any:
+        from sevenn.main.sevenn import main as run
+
+        return run
+
+    return command.run("sevenn", arguments, ("sevenn", '"clebsch[sevennet]"'), enable, disable, find)

@@ -29,6 +29,8 @@ def refused(operands: dict[str, Any]) -> str | None:
     """Why these operands, by name, do not go to a kernel here and now; None if they do."""
     if in_transform():
         return "a transform of torch.func is at work"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
     if not torch.compiler.is_compiling():
         if torch.jit.is_tracing():
             return "torch.jit.trace records e3nn's own code"
@@ -47,8 +49,6 @@ def refused(operands: dict[str, Any]) -> str | None:
         if value.dtype not in FLOATING or value.dtype != first.dtype:
             kinds = ", ".join(str(each.dtype).removeprefix("torch.") for each in operands.values())
             return f"dtypes are {kinds}: kernels take float32 or float64, the same for all"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is on"
     return None
 
 
