@@ -14,15 +14,22 @@ from clebsch.algebra.irreps import Irreps
 from clebsch.algebra.plan import ProductPlan
 from clebsch.convert.e3nn import TensorProduct, convolve_edges, is_convolved
 from clebsch.convert.left import Left
-from clebsch.convert.radial import affine, as_tensor, is_plain, not_taken_apart
-from clebsch.convert.swap import Accelerated, original_class
+from clebsch.convert.radial import (
+    Deferred,
+    affine,
+    as_tensor,
+    is_plain,
+    multiply,
+    not_taken_apart,
+)
+from clebsch.convert.swap import Accelerated, forward_of
 from clebsch.e3nn import tensor_product
 from clebsch.e3nn.operands import note, refused
 from clebsch.ops.dispatch import will_run
 from clebsch.ops.linear import mix_rows
 from clebsch.ops.tensor_product import PlanSizes, plan_sizes
 
-__all__ = ["RULES", "Convolution", "InteractionBlock", "RadialMLP", "SelfConnection"]
+__all__ = ["RULES", "Convolution", "InteractionBlock", "RadialMLP", "ScalarNet", "SelfConnection"]
 
 # NequIP's key of the types of atoms; and where a self-connection finds them while its block is at work.
 ATOM_TYPES, TYPES = "atom_types", "_clebsch_types"
@@ -45,22 +52,56 @@ class Convolution(Accelerated):
         return out
 
 
+class ScalarNet(Accelerated):
+    """ScalarMLPFunction: what comes in factors goes out in factors, and nothing is joined in between."""
+
+    does = "matrices that follow each other are multiplied before features meet them"
+
+    def forward(self, x: Any) -> Any:
+        """(rows, inputs), which may not be made yet, to (rows, outputs), made if the inputs were."""
+        out = factored(self, x)
+        if out is None:
+            return super().forward(as_tensor(x))
+        return out if isinstance(x, Deferred) else out.whole()
+
+
 class RadialMLP(Accelerated):
     """ScalarMLPFunction whose last layer is not applied: a convolution takes its matrix."""
 
     does = "its last layer is applied by the convolution, a few edges at a time"
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Any) -> Any:
         """(num_edges, inputs) to the `RadialWeights` of the edges."""
-        layers = list(self.mlp)
-        reason = not_taken_apart(self, (self.mlp, *layers))
-        note(self, reason)
-        if reason is not None:
-            return super().forward(x)
-        *inner, last = layers
-        for layer in inner:
-            x = layer(x)
-        return affine(x, last.weight * last.alpha, last.bias)
+        out = factored(self, x)
+        return super().forward(as_tensor(x)) if out is None else out
+
+
+def factored(net: Any, x: Any) -> Deferred | None:
+    """net(x) without its last matrix product; None, and the reason on the net, if its own code has to run."""
+    *inner, last = net.mlp if isinstance(net.mlp, torch.nn.Sequential) else [net.mlp]
+    reason = not_taken_apart(net, (net.mlp, *inner, last))
+    if reason is None and not _is_matrix(last):
+        reason = "its last layer is no matrix"
+    note(net, reason)
+    if reason is not None:
+        return None
+    for layer in inner:
+        x = multiply(x, *_affine_map(layer)) if _is_matrix(layer) else layer(as_tensor(x))
+    matrix, bias = _affine_map(last)
+    if bias is None and isinstance(x, Deferred) and x.is_product and x.is_factored:
+        return x.through(matrix)
+    return affine(as_tensor(x), matrix, bias)
+
+
+def _is_matrix(layer: Any) -> bool:
+    return forward_of(layer) in ("ScalarLinearLayer", "DeepLinearMLP")
+
+
+def _affine_map(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """Matrix and bias of a ScalarLinearLayer, or of a DeepLinearMLP, which is one matrix, too."""
+    if forward_of(layer) == "DeepLinearMLP":
+        return torch.linalg.multi_dot(list(layer.weights)) * layer.alpha, None
+    return layer.weight * layer.alpha, layer.bias
 
 
 class InteractionBlock(Accelerated):
@@ -173,12 +214,12 @@ def _scatter(module: Any) -> Any:
 def _interaction(block: Any) -> Any:
     """The block's code stays; its net ends early where its convolution is ours."""
     convolution, net = getattr(block, "tp_scatter", None), getattr(block, "edge_mlp", None)
-    if _forward_of(convolution) != "TensorProductScatter" or "forward" in vars(convolution):
+    if forward_of(convolution) != "TensorProductScatter":
         return {}
     found = _scatter(convolution)
     if isinstance(found, Left) or not is_plain(convolution):
         return {}
-    if _forward_of(net) == "ScalarMLPFunction" and "forward" not in vars(net) and _ends_in_matrix(net):
+    if is_scalar_net(net):
         found[net] = RadialMLP
     if _has_attributes_of_types(getattr(block, "sc", None)):
         found |= {block: InteractionBlock, block.sc: SelfConnection}
@@ -187,21 +228,17 @@ def _interaction(block: Any) -> Any:
 
 def _has_attributes_of_types(product: Any) -> bool:
     """Whether it is a product of e3nn's with one block of scalars, all channels with all, weights its own."""
-    if _forward_of(product) != "TensorProduct" or "forward" in vars(product) or not product.internal_weights:
+    if forward_of(product) != "TensorProduct" or not product.internal_weights:
         return False
     sizes, _ = tensor_product.plan_of(product)
     return sizes is not None and sizes.elements > 0
 
 
-def _forward_of(module: Any) -> str:
-    """Name of the class whose forward a module has."""
-    classes = () if module is None else original_class(module).__mro__
-    return next((cls.__name__ for cls in classes if "forward" in vars(cls)), "")
-
-
-def _ends_in_matrix(net: Any) -> bool:
-    layers = list(net.mlp) if type(getattr(net, "mlp", None)) is torch.nn.Sequential else []
-    return bool(layers) and _forward_of(layers[-1]) == "ScalarLinearLayer"
+def is_scalar_net(net: Any) -> bool:
+    """Whether it is a ScalarMLPFunction whose last layer is a matrix."""
+    if forward_of(net) != "ScalarMLPFunction":
+        return False
+    return _is_matrix(net.mlp[-1] if isinstance(net.mlp, torch.nn.Sequential) and len(net.mlp) else net.mlp)
 
 
 RULES = {"TensorProductScatter": _scatter, "InteractionBlock": _interaction}
