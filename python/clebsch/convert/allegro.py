@@ -76,7 +76,7 @@ class MakeWeightedChannels(Accelerated):
         return super().forward(edge_attr, as_tensor(weights)) if out is None else out.contiguous()
 
     def _as_rows(self, edge_attr: Tensor, weights: Any) -> Tensor | None:
-        """As the kernel leaves it, a transposed view of rows (edges, in * channels); None if it takes none."""
+        """As the kernel leaves it, a transposed view of (edges, in * channels); None if it takes none."""
         reason, sizes = "torch's compiler is given Allegro's own code", None
         if not torch.compiler.is_compiling():
             weights = weights_by_degree(self, weights)
@@ -219,6 +219,7 @@ def _instructions(module: Any, irreps: list[Irreps]) -> list[tuple[int, int, int
 
 
 def decide_product(module: Any) -> Any:
+    """The rule of a live Contracter."""
     base = next(cls for cls in type(module).__mro__ if cls.__name__ == "Contracter")
     if type(module)._contract_conv is not base._contract_conv:
         return Left("its class has a product of its own")
@@ -232,6 +233,7 @@ def decide_product(module: Any) -> Any:
 
 
 def decide_weighter(module: Any) -> Any:
+    """The rule of a live MakeWeightedChannels."""
     if not module.weight_individual_irreps:
         return {}  # one product of broadcast arrays: nothing to gain
     try:

@@ -62,9 +62,11 @@ class TypedFeatures(Deferred):
 
     @property
     def columns(self) -> int:
+        """Length of a row."""
         return self.matrices.shape[2]
 
     def through(self, matrix: Tensor) -> TypedFeatures:
+        """The rows of the tensor times a matrix (columns, any number)."""
         return TypedFeatures(self.features, self.matrices @ matrix, self.pair)
 
     def _make(self) -> Tensor:
@@ -87,7 +89,8 @@ class Network(Accelerated):
 
     def forward(self, data: Any) -> Any:
         """As NequIP's."""
-        reason = not_taken_apart(self, self.children())
+        # Whoever listens to a part is to hear tensors.
+        reason = not_taken_apart(self, self.modules())
         note(self, reason)
         if reason is not None:
             return super().forward(data)
@@ -135,7 +138,7 @@ class TypeEmbedding(Accelerated):
 
 
 class Layers(Accelerated):
-    """Allegro_Module: sums over the edges of centers in one kernel; no arrays of edges are put side by side."""
+    """Allegro_Module: sums over the edges of centers in one kernel; no arrays of edges are joined or cut."""
 
     does = "sums at centers in one kernel; features of edges are neither joined nor cut"
 
@@ -254,7 +257,10 @@ def _layers(module: Any) -> Any:
     if not all(map(is_scalar_net, latents)) or set(module._n_scalar_outs) != {1}:
         return {}
     found = {module: Layers}
-    for part, decide in ((module._env_weighter, decide_weighter), *((tp, decide_product) for tp in module.tps)):
+    for part, decide in (
+        (module._env_weighter, decide_weighter),
+        *((tp, decide_product) for tp in module.tps),
+    ):
         rule = decide(part) if forward_of(part) in ("Contracter", "MakeWeightedChannels") else {}
         if not isinstance(rule, dict) or part not in rule:
             return {}
@@ -291,7 +297,8 @@ def _is_taken(module: Any) -> bool:
         and len(list(net.mlp)) == 1
         and net.mlp[0].bias is None
         and all(
-            type(one) is torch.nn.Embedding and all(getattr(one, name) == value for name, value in plain.items())
+            type(one) is torch.nn.Embedding
+            and all(getattr(one, name) == value for name, value in plain.items())
             for one in embeddings
         )
     )

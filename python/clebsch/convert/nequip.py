@@ -16,6 +16,7 @@ from clebsch.convert.e3nn import TensorProduct, convolve_edges, is_convolved
 from clebsch.convert.left import Left
 from clebsch.convert.radial import (
     Deferred,
+    activation,
     affine,
     as_tensor,
     is_plain,
@@ -32,7 +33,31 @@ from clebsch.ops.tensor_product import PlanSizes, plan_sizes
 __all__ = ["RULES", "Convolution", "InteractionBlock", "RadialMLP", "ScalarNet", "SelfConnection"]
 
 # NequIP's key of the types of atoms; and where a self-connection finds them while its block is at work.
+EDGE_INDEX, POSITIONS, CELL, CELL_SHIFT = "edge_index", "pos", "cell", "edge_cell_shift"
+VECTORS, BATCH = "edge_vectors", "batch"
 ATOM_TYPES, TYPES = "atom_types", "_clebsch_types"
+
+
+class EdgeLengths(Accelerated):
+    """EdgeLengthNormalizer: vectors across the faces of one cell by a product of matrices."""
+
+    does = "shifts of edges by a product with the cell, not by sums over an array (edges, 3, 3)"
+
+    def forward(self, data: Any) -> Any:
+        """As NequIP's, which takes vectors that are there."""
+        if not torch.compiler.is_compiling() and _is_one_cell(data):
+            senders, receivers = data[EDGE_INDEX]
+            pos, shift, cell = data[POSITIONS], data[CELL_SHIFT], data[CELL].view(3, 3)
+            between = pos.index_select(0, receivers) - pos.index_select(0, senders)
+            data[VECTORS] = torch.addmm(between, shift, cell)
+        return super().forward(data)
+
+
+def _is_one_cell(data: Any) -> bool:
+    if VECTORS in data or BATCH in data or not {CELL, CELL_SHIFT, POSITIONS, EDGE_INDEX} <= data.keys():
+        return False
+    tensors = {name: data[name] for name in (POSITIONS, CELL_SHIFT, CELL)}
+    return data[CELL].numel() == 9 and refused(tensors) is None
 
 
 class Convolution(Accelerated):
@@ -86,7 +111,10 @@ def factored(net: Any, x: Any) -> Deferred | None:
     if reason is not None:
         return None
     for layer in inner:
-        x = multiply(x, *_affine_map(layer)) if _is_matrix(layer) else layer(as_tensor(x))
+        if _is_matrix(layer):
+            x = multiply(x, *_affine_map(layer))
+        else:
+            x = activation(layer, as_tensor(x))
     matrix, bias = _affine_map(last)
     if bias is None and isinstance(x, Deferred) and x.is_product and x.is_factored:
         return x.through(matrix)
@@ -241,4 +269,8 @@ def is_scalar_net(net: Any) -> bool:
     return _is_matrix(net.mlp[-1] if isinstance(net.mlp, torch.nn.Sequential) and len(net.mlp) else net.mlp)
 
 
-RULES = {"TensorProductScatter": _scatter, "InteractionBlock": _interaction}
+def _lengths(module: Any) -> Any:
+    return {module: EdgeLengths}
+
+
+RULES = {"EdgeLengthNormalizer": _lengths, "TensorProductScatter": _scatter, "InteractionBlock": _interaction}

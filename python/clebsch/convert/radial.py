@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from clebsch.convert.swap import Accelerated, original_class
-from clebsch.e3nn.operands import note
+from clebsch.e3nn.operands import is_recorded, note
+from clebsch.ops.dispatch import suits_kernels
+from clebsch.ops.silu import silu
 
 __all__ = [
     "Deferred",
     "FullyConnectedNet",
     "RadialWeights",
     "SideBySide",
+    "activation",
     "affine",
     "as_tensor",
     "biased",
@@ -24,6 +27,10 @@ __all__ = [
     "multiply",
     "not_taken_apart",
 ]
+
+
+# So many numbers make up for calls of Python's in derivatives.
+SILU_SIZE = 1 << 16
 
 
 class Deferred:
@@ -105,9 +112,11 @@ class RadialWeights(Deferred):
 
     @property
     def columns(self) -> int:
+        """Length of a row."""
         return self.matrix.shape[1]
 
     def through(self, matrix: Tensor) -> RadialWeights:
+        """The rows of the tensor times a matrix (columns, any number)."""
         return RadialWeights(self.hidden, self.matrix @ matrix)
 
     def _make(self) -> Tensor:
@@ -140,10 +149,37 @@ class SideBySide(Deferred):
 
     @property
     def columns(self) -> int:
+        """Length of a row."""
         return sum(map(columns_of, self.parts))
 
     def _make(self) -> Tensor:
+        if all(isinstance(part, RadialWeights) and part.is_factored for part in self.parts):
+            return _Products.apply(*(factor for part in self.parts for factor in (part.hidden, part.matrix)))
         return torch.cat([as_tensor(part) for part in self.parts], dim=1)
+
+
+class _Products(torch.autograd.Function):
+    """Products of matrices side by side, each written where it belongs."""
+
+    @staticmethod
+    def forward(ctx: Any, *factors: Tensor) -> Tensor:
+        ctx.save_for_backward(*factors)
+        lefts, rights = factors[::2], factors[1::2]
+        out = lefts[0].new_empty(lefts[0].shape[0], sum(right.shape[1] for right in rights))
+        places = out.split([right.shape[1] for right in rights], dim=1)
+        for left, right, place in zip(lefts, rights, places, strict=True):
+            torch.mm(left, right, out=place)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        factors = ctx.saved_tensors
+        widths = [right.shape[1] for right in factors[1::2]]
+        grads: list[Tensor | None] = []
+        for i, part in zip(range(0, len(factors), 2), grad.split(widths, dim=1), strict=True):
+            grads.append(part @ factors[i + 1].t() if ctx.needs_input_grad[i] else None)
+            grads.append(factors[i].t() @ part if ctx.needs_input_grad[i + 1] else None)
+        return tuple(grads)
 
 
 def columns_of(x: Tensor | Deferred) -> int:
@@ -165,6 +201,19 @@ def multiply(x: Tensor | Deferred, matrix: Tensor, bias: Tensor | None = None) -
         part = as_tensor(part)
         out = part @ rows if out is None else torch.addmm(out, part, rows)
     return out
+
+
+def activation(function: Any, x: Tensor) -> Tensor:
+    """function(x); silu of many numbers by our kernel."""
+    if x.numel() >= SILU_SIZE and _is_silu(function) and not is_recorded() and suits_kernels(x):
+        return silu(x)
+    return function(x)
+
+
+def _is_silu(function: Any) -> bool:
+    if type(function) is torch.nn.SiLU:
+        return is_plain(function) and not function.inplace
+    return function is torch.nn.functional.silu
 
 
 def _writes(function: Any, kwargs: dict[str, Any] | None) -> bool:
@@ -255,7 +304,7 @@ class FullyConnectedNet(Accelerated):
             x = x @ (layer.weight * (factor / math.sqrt(layer.h_in * layer.var_in)))
             factor = math.sqrt(layer.var_out)
             function, constant = _normalised(layer.act)
-            x, factor = function(x), factor * constant
+            x, factor = activation(function, x), factor * constant
         scale = factor / math.sqrt(last.h_in * last.var_in / last.var_out)
         return RadialWeights(x, last.weight * scale)
 
