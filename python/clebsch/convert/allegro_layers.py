@@ -8,6 +8,7 @@ features, in factors; what is left in the data at its end is made.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -29,7 +30,7 @@ from clebsch.convert.allegro import (
 from clebsch.convert.nequip import ScalarNet, factored, is_scalar_net
 from clebsch.convert.radial import Deferred, RadialWeights, SideBySide, as_tensor, not_taken_apart
 from clebsch.convert.swap import Accelerated, forward_of, original_class
-from clebsch.e3nn.operands import note, refused
+from clebsch.e3nn.operands import is_recorded, note, refused
 from clebsch.graph import Graph
 from clebsch.ops.convolution import convolve
 from clebsch.ops.linear import mix_rows
@@ -90,7 +91,7 @@ class Network(Accelerated):
     def forward(self, data: Any) -> Any:
         """As NequIP's."""
         # Whoever listens to a part is to hear tensors.
-        reason = not_taken_apart(self, self.modules())
+        reason = _own_code(self, self.modules())
         note(self, reason)
         if reason is not None:
             return super().forward(data)
@@ -115,7 +116,7 @@ class TypeEmbedding(Accelerated):
         """As Allegro's."""
         lengths = data[self.in_field]
         layer = self.basis_linear.mlp[0]
-        reason = not_taken_apart(self, (*self.children(), self.basis_linear.mlp, layer))
+        reason = _own_code(self, (*self.children(), self.basis_linear.mlp, layer))
         if reason is None:
             reason = refused({"lengths": lengths, "weight": layer.weight, "types": self.center_embed.weight})
         note(self, reason)
@@ -179,7 +180,7 @@ class Layers(Accelerated):
 
     def _plans(self, basis: Tensor, features: Tensor, given: Any) -> tuple[list[tuple[Any, Any]], str | None]:
         """For each layer the plans of its sums and its product; or why Allegro's own code has to run."""
-        reason = not_taken_apart(self, (self._env_weighter, *self.tps))
+        reason = _own_code(self, (self._env_weighter, *self.tps))
         if reason is not None:
             return [], reason
         operands = {"features": features, "basis": basis, "weights": self.tps[0].weights}
@@ -195,6 +196,13 @@ class Layers(Accelerated):
                 plan, reason = plan_of_product(product)
                 plans.append((sums_plan, plan))
         return plans, reason
+
+
+def _own_code(module: Any, parts: Iterable[torch.nn.Module]) -> str | None:
+    """Why a module has to run as Allegro wrote it; None if its parts may be taken apart."""
+    if is_recorded():
+        return "torch's compiler is given Allegro's own code"
+    return not_taken_apart(module, parts)
 
 
 def _globals(module: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from clebsch.convert.radial import (
 )
 from clebsch.convert.swap import Accelerated, forward_of
 from clebsch.e3nn import tensor_product
-from clebsch.e3nn.operands import note, refused
+from clebsch.e3nn.operands import is_recorded, note, refused
 from clebsch.ops.dispatch import will_run
 from clebsch.ops.linear import mix_rows
 from clebsch.ops.tensor_product import PlanSizes, plan_sizes
@@ -45,7 +45,7 @@ class EdgeLengths(Accelerated):
 
     def forward(self, data: Any) -> Any:
         """As NequIP's, which takes vectors that are there."""
-        if not torch.compiler.is_compiling() and _is_one_cell(data):
+        if not is_recorded() and _is_one_cell(data):
             senders, receivers = data[EDGE_INDEX]
             pos, shift, cell = data[POSITIONS], data[CELL_SHIFT], data[CELL].view(3, 3)
             between = pos.index_select(0, receivers) - pos.index_select(0, senders)

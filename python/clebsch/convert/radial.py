@@ -205,7 +205,7 @@ def multiply(x: Tensor | Deferred, matrix: Tensor, bias: Tensor | None = None) -
 
 def activation(function: Any, x: Tensor) -> Tensor:
     """function(x); silu of many numbers by our kernel."""
-    if x.numel() >= SILU_SIZE and _is_silu(function) and not is_recorded() and suits_kernels(x):
+    if _is_silu(function) and not is_recorded() and x.numel() >= SILU_SIZE and suits_kernels(x):
         return silu(x)
     return function(x)
 
