@@ -365,3 +365,29 @@ def test_large_systems_train_alike():
     given = samples.batch("crystal", 5.5)
     assert 128 * edges_of(given) >= 1 << 16
     checks.assert_same_gradients(stock, checks.accelerate_all(stock), samples.loss_of(given), 1e-10)
+
+
+def test_bessel_functions_with_trainable_frequencies():
+    bessel = {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "bessel_trainable": True}
+    stock = build(radial_chemical_embed=bessel | {"polynomial_cutoff_p": 5})
+    fast = checks.accelerate_all(stock)
+    given = samples.batch("batch", samples.CUTOFF + 1)  # also lengths beyond the cutoff
+    checks.assert_same_outputs(stock, fast, samples.evaluation(given), 1e-10)
+    checks.assert_same_gradients(stock, fast, samples.loss_of(given), 1e-10)
+
+
+def test_bessel_functions_at_zero_and_beyond():
+    stock = network_of(build()).radial_chemical_embed.bessel_encode
+    fast = clebsch.accelerate(stock, strict=True)
+    assert rule_of(fast) == "BesselEncoding"
+    x = torch.tensor([[0.0], [1e-8], [0.3], [1.0 - 1e-9], [1.0], [1.7]], requires_grad=True)
+    found = []
+    for one in (stock, fast):
+        data = one({"normed_edge_lengths": x})
+        first = torch.autograd.grad(data["edge_embedding"].sin().sum(), x, create_graph=True)[0]
+        # Formulas that divide by x lose digits near 0, NequIP's as well.
+        second = torch.autograd.grad(first[2:].sin().sum(), x)[0][2:]
+        found.append((data["edge_embedding"], data["edge_cutoff"], first[2:], second))
+        assert first[0] == 0
+    for ours, theirs in zip(*found[::-1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)

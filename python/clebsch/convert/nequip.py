@@ -34,7 +34,7 @@ __all__ = ["RULES", "Convolution", "InteractionBlock", "RadialMLP", "ScalarNet",
 
 # NequIP's key of the types of atoms; and where a self-connection finds them while its block is at work.
 EDGE_INDEX, POSITIONS, CELL, CELL_SHIFT = "edge_index", "pos", "cell", "edge_cell_shift"
-VECTORS, BATCH = "edge_vectors", "batch"
+VECTORS, BATCH, EDGE_CUTOFF = "edge_vectors", "batch", "edge_cutoff"
 ATOM_TYPES, TYPES = "atom_types", "_clebsch_types"
 
 
@@ -51,6 +51,33 @@ class EdgeLengths(Accelerated):
             between = pos.index_select(0, receivers) - pos.index_select(0, senders)
             data[VECTORS] = torch.addmm(between, shift, cell)
         return super().forward(data)
+
+
+class BesselEncoding(Accelerated):
+    """BesselEdgeLengthEncoding with a polynomial cutoff: a sine of every number, the rest once an edge."""
+
+    does = "of each function of a length only the sine; what all share once for an edge"
+
+    def forward(self, data: Any) -> Any:
+        """As NequIP's."""
+        x, frequencies = data[self.norm_length_field], self.bessel_weights
+        reason = "torch's compiler fuses NequIP's own code"
+        if not is_recorded():
+            reason = not_taken_apart(self, (self.cutoff,)) or refused({"x": x, "weights": frequencies})
+        if reason is None and x.dtype != torch.float64:
+            reason = "lengths are not float64"
+        note(self, reason)
+        if reason is not None:
+            return super().forward(data)
+        p = self.cutoff.p
+        a, b, c = (p + 1) * (p + 2) / 2, p * (p + 2), p * (p + 1) / 2
+        cutoff = (1 - x**p * (a - x * (b - c * x))).masked_fill(x >= 1, 0)
+        # sin(pi n x) / (pi x) at 0 is n: so small an x leaves it n, and cubes of it are numbers still.
+        x = x.clamp(min=1e-60)
+        waves, shared = torch.sin(x * (frequencies * math.pi)), cutoff / (x * math.pi)
+        data[EDGE_CUTOFF] = cutoff.to(self._output_dtype)
+        data[self.edge_invariant_field] = waves.to(self._output_dtype) * shared.to(self._output_dtype)
+        return data
 
 
 def _is_one_cell(data: Any) -> bool:
@@ -273,4 +300,16 @@ def _lengths(module: Any) -> Any:
     return {module: EdgeLengths}
 
 
-RULES = {"EdgeLengthNormalizer": _lengths, "TensorProductScatter": _scatter, "InteractionBlock": _interaction}
+def _bessel(module: Any) -> Any:
+    """TorchScript says what it was."""
+    cutoff = module.cutoff
+    name = getattr(cutoff, "original_name", "") or forward_of(cutoff)
+    return {module: BesselEncoding} if name == "PolynomialCutoff" else {}
+
+
+RULES = {
+    "EdgeLengthNormalizer": _lengths,
+    "BesselEdgeLengthEncoding": _bessel,
+    "TensorProductScatter": _scatter,
+    "InteractionBlock": _interaction,
+}
