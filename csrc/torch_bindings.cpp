@@ -752,6 +752,89 @@ std::tuple<Tensor, Tensor> spherical_harmonics_double_backward(const Tensor& gra
   return {grad_grad, grad_points};
 }
 
+// Arrays of one shape and type, met number by number.
+struct Silu {
+  static constexpr const char* noun = "silu";
+  Tensor x;
+  std::vector<int64_t> sizes;
+
+  explicit Silu(const Tensor& x_) : x(torch::stable::contiguous(x_)) {
+    require_float(noun, "x", x_);
+    for (int64_t d = 0; d < x.dim(); ++d) sizes.push_back(x.size(d));
+  }
+  Tensor operand(const char* name, const Tensor& t) const {
+    bool fits = t.scalar_type() == x.scalar_type() && t.dim() == x.dim();
+    for (int64_t d = 0; fits && d < x.dim(); ++d) fits = t.size(d) == x.size(d);
+    require(fits, noun, name, " must have the shape and dtype of x");
+    return torch::stable::contiguous(t);
+  }
+  Tensor result() const { return sizes.empty() ? torch::stable::new_empty(x, sizes) : fresh(x, sizes); }
+
+  // f(args, kernels) fills in the arguments and names the kernel.
+  template <class F>
+  void dispatch(F f) const {
+    if (x.scalar_type() == ScalarType::Float) {
+      run<float>(f);
+    } else {
+      run<double>(f);
+    }
+  }
+
+ private:
+  template <class T, class F>
+  void run(F f) const {
+    clebsch::SiluArgs<T> args{};
+    args.x = read<T>(x);
+    const auto kernel = f(args, clebsch::kernels<T>().silu);
+    constexpr int64_t grain = 1 << 15;
+    if (x.numel() <= grain) return kernel(args, 0, x.numel());
+    torch::stable::parallel_for(0, x.numel(), grain,
+                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  }
+};
+
+template <class T>
+T* elements(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+Tensor silu(const Tensor& x) {
+  const Silu s(x);
+  Tensor out = s.result();
+  s.dispatch([&]<class T>(clebsch::SiluArgs<T>& args, const auto& kernels) {
+    args.out = elements<T>(out);
+    return kernels.forward;
+  });
+  return out;
+}
+
+Tensor silu_backward(const Tensor& grad, const Tensor& x) {
+  const Silu s(x);
+  const Tensor g = s.operand("grad", grad);
+  Tensor grad_x = s.result();
+  s.dispatch([&]<class T>(clebsch::SiluArgs<T>& args, const auto& kernels) {
+    args.grad = read<T>(g);
+    args.grad_x = elements<T>(grad_x);
+    return kernels.backward;
+  });
+  return grad_x;
+}
+
+std::tuple<Tensor, Tensor> silu_double_backward(const Tensor& grad_grad_x, const Tensor& grad,
+                                                const Tensor& x) {
+  const Silu s(x);
+  const Tensor a = s.operand("grad_grad_x", grad_grad_x), g = s.operand("grad", grad);
+  Tensor grad_grad = s.result(), grad_x = s.result();
+  s.dispatch([&]<class T>(clebsch::SiluArgs<T>& args, const auto& kernels) {
+    args.grad_grad_x = read<T>(a);
+    args.grad = read<T>(g);
+    args.out = elements<T>(grad_grad);
+    args.grad_x = elements<T>(grad_x);
+    return kernels.double_backward;
+  });
+  return {grad_grad, grad_x};
+}
+
 // The operands that a symmetric contraction and its derivatives share, checked.
 struct Contraction {
   static constexpr const char* noun = "symmetric_contraction";
@@ -924,6 +1007,9 @@ STABLE_TORCH_LIBRARY(clebsch, m) {
   m.def("gate(Tensor scalars, Tensor gates, Tensor gated, int[] muls, int[] widths) -> Tensor");
   m.def(
       "gate_backward(Tensor grad, Tensor gates, Tensor gated, int[] muls, int[] widths) -> (Tensor, Tensor)");
+  m.def("silu(Tensor x) -> Tensor");
+  m.def("silu_backward(Tensor grad, Tensor x) -> Tensor");
+  m.def("silu_double_backward(Tensor grad_grad_x, Tensor grad, Tensor x) -> (Tensor, Tensor)");
   m.def("linear(Tensor x, Tensor weight, Tensor bias, str plan, int[] biased, Tensor? index=None) -> Tensor");
   m.def("linear_grad_x(Tensor grad, Tensor weight, str plan, Tensor? index=None) -> Tensor");
   m.def("linear_grad_weight(Tensor x, Tensor grad, str plan, Tensor? index=None) -> Tensor");
@@ -965,6 +1051,9 @@ STABLE_TORCH_LIBRARY_IMPL(clebsch, CPU, m) {
   m.impl("tensor_product_double_backward", TORCH_BOX(&tensor_product_double_backward));
   m.impl("gate", TORCH_BOX(&gate));
   m.impl("gate_backward", TORCH_BOX(&gate_backward));
+  m.impl("silu", TORCH_BOX(&silu));
+  m.impl("silu_backward", TORCH_BOX(&silu_backward));
+  m.impl("silu_double_backward", TORCH_BOX(&silu_double_backward));
   m.impl("linear", TORCH_BOX(&linear));
   m.impl("linear_grad_x", TORCH_BOX(&linear_grad_x));
   m.impl("linear_grad_weight", TORCH_BOX(&linear_grad_weight));

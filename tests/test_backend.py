@@ -132,12 +132,13 @@ def test_the_catalogue_of_kernels():
     by_kernel = {tuple(entry.values())[:4]: entry["unrolled_degree"] for entry in entries}
     assert len(by_kernel) == len(entries)
     lanes = {("spherical_harmonics", "points"), ("tensor_product", "channels"), ("tensor_product", "rows")}
-    lanes |= {("linear", "channels"), ("gate", "elements"), ("symmetric_contraction", "channels")}
+    lanes |= {("linear", "channels"), ("gate", "elements"), ("silu", "elements")}
+    lanes.add(("symmetric_contraction", "channels"))
     assert lanes == {(noun, lanes) for noun, _, _, lanes in by_kernel}
     for isa in backend.compiled_instruction_sets():
         for noun, what in lanes:
             for dtype in ("float32", "float64"):
-                assert by_kernel[noun, dtype, isa, what] >= (noun != "symmetric_contraction")
+                assert by_kernel[noun, dtype, isa, what] >= (noun not in ("silu", "symmetric_contraction"))
                 if noun in ("linear", "gate"):
                     assert by_kernel[noun, dtype, isa, what] == 6
     path = ProductPlan("16x1o", "1x1o", "16x2e", ((0, 0, 0, "uvu", True, 1.0),))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from clebsch.convert.radial import FullyConnectedNet, RadialWeights
+from clebsch.convert.radial import FullyConnectedNet, RadialWeights, SideBySide, activation, multiply
 from clebsch.convert.swap import swap
 
 E, H, N = 6, 4, 5
@@ -110,3 +110,78 @@ def test_net(sizes, arguments):
     ours = net(x)
     assert isinstance(ours, RadialWeights) != arguments.get("out_act", False)
     torch.testing.assert_close(torch.add(ours, 0), expected, rtol=1e-12, atol=1e-12)
+
+
+def parts():
+    """Factors, a tensor, factors; all with gradients."""
+    generator = torch.Generator().manual_seed(2)
+    shapes = [(E, H), (H, 2), (E, 3), (E, 1), (1, 4), (9, 5), (5,)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_products_of_what_is_side_by_side(with_bias):
+    given = parts()
+    a, b, x, c, d, matrix, bias = given
+    bias = bias if with_bias else None
+    joined = SideBySide([RadialWeights(a, b), x, RadialWeights(c, d)])
+    expected = torch.cat([a @ b, x, c @ d], dim=1)
+    assert joined.columns == 9
+    torch.testing.assert_close(joined.whole(), expected)
+    expected = expected @ matrix + (0 if bias is None else bias)
+    ours = multiply(joined, matrix, bias)
+    torch.testing.assert_close(ours, expected, rtol=1e-13, atol=1e-13)
+    wanted = given[:-1] + [bias] * with_bias
+    for one, other in zip(
+        *(torch.autograd.grad(value.sin().sum(), wanted) for value in (ours, expected)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_what_was_written_is_what_is_multiplied():
+    a, b, x, _, _, matrix, _ = (value.detach() for value in parts())
+    joined, part = SideBySide([RadialWeights(a, b), x, x]), RadialWeights(a, b)
+    expected = joined.whole()[:, :8].clone()
+    joined[0] = 7.0
+    expected[0] = 7.0
+    torch.testing.assert_close(multiply(joined, matrix[:8]), expected @ matrix[:8])
+    part.mul_(2)
+    torch.testing.assert_close(
+        multiply(SideBySide([part, x]), matrix[:5]), torch.cat([2 * (a @ b), x], 1) @ matrix[:5]
+    )
+
+
+def test_wholes_of_products_to_second_order():
+    a, b, _, c, d, _, _ = parts()
+
+    def whole(a, b, c, d):
+        return SideBySide([RadialWeights(a, b), RadialWeights(c, d)]).whole()
+
+    torch.testing.assert_close(whole(a, b, c, d), torch.cat([a @ b, c @ d], 1))
+    assert torch.autograd.gradcheck(whole, (a, b, c, d))
+    assert torch.autograd.gradgradcheck(whole, (a, b, c, d))
+
+
+def test_looked_at_without_gradients_and_used_with_them():
+    a, b, *_ = parts()
+    weights = RadialWeights(a, b)
+    with torch.no_grad():
+        assert weights.shape == (E, 2) and weights.whole().requires_grad
+        assert not RadialWeights(a, b).whole().requires_grad
+    (found,) = torch.autograd.grad(torch.add(weights, 0).sin().sum(), b)
+    (expected,) = torch.autograd.grad((a @ b).sin().sum(), b)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("size", [4, 1 << 16])
+def test_functions(size):
+    x = torch.linspace(-9, 9, size, dtype=torch.float64)
+    for function in (torch.nn.SiLU(), torch.nn.functional.silu, torch.tanh, torch.nn.SiLU(inplace=True)):
+        torch.testing.assert_close(
+            activation(function, x.clone()), function(x.clone()), rtol=1e-13, atol=1e-15
+        )
+    listened = torch.nn.SiLU()
+    listened.register_forward_hook(lambda module, given, out: 2 * out)
+    torch.testing.assert_close(activation(listened, x), listened(x), rtol=1e-13, atol=1e-15)
+    half = x.to(torch.bfloat16)
+    assert torch.equal(activation(torch.nn.SiLU(), half), torch.nn.functional.silu(half))

@@ -31,7 +31,7 @@ def build(name: str, dtype: torch.dtype) -> Problem:
         allegro_mlp_hidden_layers_depth=1,
         allegro_mlp_hidden_layers_width=64,
         readout_mlp_hidden_layers_depth=1,
-        readout_mlp_hidden_layers_width=32,
+        readout_mlp_hidden_layers_width=64,
         avg_num_neighbors=44.0,
     )
     return problem(model)

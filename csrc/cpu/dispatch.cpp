@@ -15,6 +15,8 @@ namespace clebsch {
   extern const LinearKernels<double> linear_double_##isa;                          \
   extern const GateKernels<float> gate_float_##isa;                                \
   extern const GateKernels<double> gate_double_##isa;                              \
+  extern const SiluKernels<float> silu_float_##isa;                                \
+  extern const SiluKernels<double> silu_double_##isa;                              \
   extern const RadialKernels<float> radial_convolution_float_##isa;                \
   extern const RadialKernels<double> radial_convolution_double_##isa;              \
   extern const ContractionKernels<float> symmetric_contraction_float_##isa;        \
@@ -36,12 +38,17 @@ struct InstructionSet {
   Kernels<double> in_double;
 };
 
-#define CLEBSCH_TABLES(isa)                                                                                 \
-  {spherical_harmonics_float_##isa, tensor_product_float_##isa,       linear_float_##isa, gate_float_##isa, \
-   radial_convolution_float_##isa,  symmetric_contraction_float_##isa},                                     \
-  {                                                                                                         \
-    spherical_harmonics_double_##isa, tensor_product_double_##isa, linear_double_##isa, gate_double_##isa,  \
-        radial_convolution_double_##isa, symmetric_contraction_double_##isa                                 \
+#define CLEBSCH_TABLES(isa)                                                                                \
+  {spherical_harmonics_float_##isa,                                                                        \
+   tensor_product_float_##isa,                                                                             \
+   linear_float_##isa,                                                                                     \
+   gate_float_##isa,                                                                                       \
+   silu_float_##isa,                                                                                       \
+   radial_convolution_float_##isa,                                                                         \
+   symmetric_contraction_float_##isa},                                                                     \
+  {                                                                                                        \
+    spherical_harmonics_double_##isa, tensor_product_double_##isa, linear_double_##isa, gate_double_##isa, \
+        silu_double_##isa, radial_convolution_double_##isa, symmetric_contraction_double_##isa             \
   }
 
 // Narrowest first.
@@ -104,6 +111,7 @@ void add_entries(std::vector<KernelEntry>& entries, const char* dtype, const cha
   entries.push_back({"tensor_product", dtype, isa, "rows", degree});
   entries.push_back({"linear", dtype, isa, "channels", kPanelDegree});
   entries.push_back({"gate", dtype, isa, "elements", kPanelDegree});
+  entries.push_back({"silu", dtype, isa, "elements", 0});
   entries.push_back({"symmetric_contraction", dtype, isa, "channels", 0});
 }
 

@@ -8,6 +8,7 @@
 #include "gate.h"
 #include "linear.h"
 #include "radial_convolution.h"
+#include "silu.h"
 #include "spherical_harmonics.h"
 #include "symmetric_contraction.h"
 #include "tensor_product.h"
@@ -21,6 +22,7 @@ struct Kernels {
   TensorProductKernels<T> tensor_product;
   LinearKernels<T> linear;
   GateKernels<T> gate;
+  SiluKernels<T> silu;
   RadialKernels<T> radial_convolution;
   ContractionKernels<T> symmetric_contraction;
 };

@@ -237,3 +237,205 @@ def test_a_table_with_more_than_its_paths_is_left():
     stock.w3j[0, 0, 1, 0] = 1e-3
     with pytest.raises(ValueError, match="its table holds more than its paths"):
         clebsch.accelerate(stock, strict=True)
+
+
+# What the layers as a whole and the network around them do besides.
+
+
+def rule_of(module):
+    return type(module)._clebsch_rule.__name__ if is_accelerated(module) else None
+
+
+def network_of(model):
+    return model.model.func
+
+
+def edges_of(given):
+    return given["edge_index"].shape[1]
+
+
+SPLINES = {"_target_": "allegro.nn.TwoBodySplineScalarEmbed", "num_splines": 6, "spline_span": 4}
+
+
+@pytest.mark.parametrize("name", ["batch", "one atom", "crystal"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"radial_chemical_embed": SPLINES},
+        {"scalar_embed_mlp_nonlinearity": None, "readout_mlp_nonlinearity": None},
+        {"scalar_embed_mlp_hidden_layers_depth": 2, "allegro_mlp_hidden_layers_depth": 2},
+        {"readout_mlp_hidden_layers_depth": 0, "num_layers": 1},
+        {"pair_potential": {"_target_": "nequip.nn.pair_potential.ZBL", "units": "metal"}},
+        {"num_tensor_features": 1, "num_scalar_features": 1},
+    ],
+    ids=["splines", "linear nets", "deep nets", "linear readout", "pair potential", "single features"],
+)
+def test_networks(name, changes):
+    if "pair_potential" in changes:
+        changes = {"pair_potential": changes["pair_potential"] | {"chemical_species": samples.NAMES}}
+    stock = build(**changes)
+    fast = checks.accelerate_all(stock)
+    assert rule_of(network_of(fast)) == "Network" and rule_of(network_of(fast).allegro) == "Layers"
+    given = samples.batch(name)
+    checks.assert_same_outputs(stock, fast, samples.evaluation(given), 1e-10)
+    checks.assert_same_gradients(stock, fast, samples.loss_of(given), 1e-10)
+
+
+@pytest.mark.parametrize("types", [["C"], samples.NAMES])
+def test_matrices_of_pairs_of_types(types, monkeypatch):
+    """One type, and three whose pairs are few beside the edges."""
+    stock = samples.seeded(
+        model.AllegroModel,
+        torch.float64,
+        l_max=1,
+        radial_chemical_embed={"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "num_bessels": 4},
+        avg_num_neighbors=6.0,
+    )
+    if len(types) == 1:
+        monkeypatch.setattr(samples, "NAMES", types)
+        stock = build()
+    fast = checks.accelerate_all(stock)
+    given = samples.batch("crystal")
+    assert edges_of(given) >= 2 * 9 * 5
+    made = []
+    embedding = network_of(fast).radial_chemical_embed.type_embed
+    forward = type(embedding).forward
+
+    def seen(self, data):
+        data = forward(self, data)
+        made.append(type(data["edge_embedding"]).__name__)
+        return data
+
+    monkeypatch.setattr(type(embedding), "forward", seen)
+    checks.assert_same_outputs(stock, fast, samples.evaluation(given), 1e-10)
+    checks.assert_same_gradients(stock, fast, samples.loss_of(given), 1e-10)
+    assert set(made) == {"RadialWeights" if len(types) == 1 else "TypedFeatures"}
+
+
+def test_what_a_network_leaves_in_its_data():
+    """All of it tensors, the same, with the same gradients."""
+    stock = build()
+    fast = checks.accelerate_all(stock)
+    given = samples.batch("crystal")
+    theirs, ours = stock(dict(given)), fast(dict(given))
+    assert set(theirs) == set(ours)
+    for name, value in theirs.items():
+        assert type(ours[name]) is type(value), name
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            checks.assert_close(name, ours[name], value, 1e-10)
+    parameter = "model.func.radial_chemical_embed.type_embed.basis_linear.mlp.0.weight"
+    for name in ("edge_features", "edge_embedding", "node_features"):
+        grads = [
+            torch.autograd.grad(out[name].sin().sum(), model.get_parameter(parameter), retain_graph=True)[0]
+            for model, out in ((stock, theirs), (fast, ours))
+        ]
+        checks.assert_close(name, grads[1], grads[0], 1e-10)
+
+
+LISTENED = ["allegro", "edge_readout", "allegro.latents.0", "allegro.tps.1", "allegro._env_weighter"]
+LISTENED += ["radial_chemical_embed", "radial_chemical_embed.type_embed", "tensor_embed.env_embed_linear"]
+LISTENED += ["scalar_embed_mlp.mlp_module", "tensor_embed._edge_weighter", "allegro.latents.1.mlp.0"]
+
+
+@pytest.mark.parametrize("name", LISTENED)
+def test_who_listens_sees_tensors(name):
+    stock = build(num_layers=2)
+    fast = checks.accelerate_all(stock)
+    heard = {}
+
+    def listen(who):
+        def hook(module, given, out):
+            flat = [*(given[0].values() if isinstance(given[0], dict) else given)]
+            flat += out.values() if isinstance(out, dict) else [out]
+            tensors = [one for one in flat if not isinstance(one, (bool, int))]
+            assert all(isinstance(one, torch.Tensor) for one in tensors), list(map(type, tensors))
+            heard[who] = [one.detach().clone() for one in tensors if one.is_floating_point()]
+
+        return hook
+
+    given = samples.batch("crystal")
+    for who, one in (("stock", stock), ("fast", fast)):
+        network_of(one).get_submodule(name).register_forward_hook(listen(who))
+    theirs, ours = stock(dict(given)), fast(dict(given))
+    checks.assert_close("forces", ours["forces"], theirs["forces"], 1e-10)
+    assert sum(map(torch.numel, heard["fast"])) == sum(map(torch.numel, heard["stock"])) > 0
+    loss = samples.loss_of(given)
+    checks.assert_same_gradients(stock, fast, loss, 1e-10)
+
+
+def test_autocast_is_allegros_own():
+    stock, given = build(torch.float32), samples.batch("crystal")
+    fast = checks.accelerate_all(stock)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        theirs, ours = stock(dict(given)), fast(dict(given))
+    checks.assert_close("energy", ours["total_energy"], theirs["total_energy"], 1e-2)
+    assert vars(network_of(fast).allegro)["_clebsch_reason"] is not None
+
+
+def test_a_coupling_that_changes_while_it_runs():
+    stock, given = build(), samples.batch("crystal")
+    fast = checks.accelerate_all(stock)
+    for one in (stock, fast):
+        products(one)[1].w3j[0] *= 1.5
+    theirs, ours = stock(dict(given)), fast(dict(given))
+    checks.assert_close("forces", ours["forces"], theirs["forces"], 1e-10)
+    assert "is not +1 or -1 times" in vars(network_of(fast).allegro)["_clebsch_reason"]
+
+
+def test_layers_of_another_version_are_left(monkeypatch):
+    from allegro.nn import Allegro_Module
+
+    def forward(self, data):
+        return given_forward(self, data)
+
+    given_forward = Allegro_Module.forward
+    monkeypatch.setattr(Allegro_Module, "forward", forward)
+    stock, given = build(), samples.batch("crystal")
+    fast = checks.accelerate_all(stock)
+    assert rule_of(network_of(fast)) is rule_of(network_of(fast).allegro) is None
+    assert all(map(is_accelerated, products(fast)))
+    checks.assert_same_outputs(stock, fast, samples.evaluation(given), 1e-10)
+
+
+def test_a_graph_that_goes_nowhere():
+    """Energies alone, without gradients."""
+    stock, given = build(do_derivatives=False), samples.batch("crystal")
+    fast = checks.accelerate_all(stock)
+    with torch.no_grad():
+        theirs, ours = stock(dict(given)), fast(dict(given))
+    checks.assert_close("energy", ours["atomic_energy"], theirs["atomic_energy"], 1e-10)
+    assert not ours["edge_features"].requires_grad
+
+
+def test_large_systems_train_alike():
+    """So many edges that functions run on our kernel."""
+    stock = build(num_layers=2, allegro_mlp_hidden_layers_width=128)
+    given = samples.batch("crystal", 5.5)
+    assert 128 * edges_of(given) >= 1 << 16
+    checks.assert_same_gradients(stock, checks.accelerate_all(stock), samples.loss_of(given), 1e-10)
+
+
+def test_bessel_functions_with_trainable_frequencies():
+    bessel = {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "bessel_trainable": True}
+    stock = build(radial_chemical_embed=bessel | {"polynomial_cutoff_p": 5})
+    fast = checks.accelerate_all(stock)
+    given = samples.batch("batch", samples.CUTOFF + 1)  # also lengths beyond the cutoff
+    checks.assert_same_outputs(stock, fast, samples.evaluation(given), 1e-10)
+    checks.assert_same_gradients(stock, fast, samples.loss_of(given), 1e-10)
+
+
+def test_bessel_functions_at_zero_and_beyond():
+    stock = network_of(build()).radial_chemical_embed.bessel_encode
+    fast = clebsch.accelerate(stock, strict=True)
+    assert rule_of(fast) == "BesselEncoding"
+    x = torch.tensor([[0.0], [1e-8], [0.3], [1.0 - 1e-9], [1.0], [1.7]], requires_grad=True)
+    found = []
+    for one in (stock, fast):
+        data = one({"normed_edge_lengths": x})
+        first = torch.autograd.grad(data["edge_embedding"].sin().sum(), x, create_graph=True)[0]
+        # Formulas that divide by x lose digits near 0, NequIP's as well.
+        second = torch.autograd.grad(first[2:].sin().sum(), x)[0][2:]
+        found.append((data["edge_embedding"], data["edge_cutoff"], first[2:], second))
+        assert first[0] == 0
+    for ours, theirs in zip(*found[::-1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)

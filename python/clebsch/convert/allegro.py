@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,13 +14,25 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from clebsch.algebra.plan import Path, ProductPlan
 from clebsch.convert.left import Left
+from clebsch.convert.radial import RadialWeights, as_tensor
 from clebsch.convert.swap import Accelerated
 from clebsch.e3nn.operands import note, refused
 from clebsch.o3.coupling_tables import relative_sign
 from clebsch.o3.irreps import Irreps
 from clebsch.ops.tensor_product import PlanSizes, multiply_rows, plan_sizes
 
-__all__ = ["RULES", "Contracter", "MakeWeightedChannels"]
+__all__ = [
+    "RULES",
+    "Contracter",
+    "MakeWeightedChannels",
+    "WeightedRows",
+    "decide_product",
+    "decide_weighter",
+    "plan_of_product",
+    "plan_of_sums",
+    "weight_of_paths",
+    "weights_by_degree",
+]
 
 
 class Contracter(Accelerated):
@@ -37,14 +51,16 @@ class Contracter(Accelerated):
         if not torch.compiler.is_compiling():
             reason = refused({"x1": x1, "x2": x2, "weights": self.weights})
         if reason is None:
-            sizes, reason = _kept(self, self.w3j, _find_plan)
+            sizes, reason = plan_of_product(self)
         note(self, reason)
         if sizes is None:
             return super().forward(x1.contiguous(), x2, idxs)
         x1 = _components_first(x1, self.mul, self.base_dim1)
         x2 = _components_first(x2, self.mul, self.base_dim2).index_select(0, idxs)
         out = (
-            multiply_rows(x1, x2, _weight(self), sizes).view(-1, self.base_dim_out, self.mul).transpose(1, 2)
+            multiply_rows(x1, x2, weight_of_paths(self), sizes)
+            .view(-1, self.base_dim_out, self.mul)
+            .transpose(1, 2)
         )
         return out if self.path_channel_coupling else out.contiguous()
 
@@ -54,27 +70,50 @@ class MakeWeightedChannels(Accelerated):
 
     does = "harmonics of all channels on our kernel; no product with a matrix of zeros and ones"
 
-    def forward(self, edge_attr: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, edge_attr: Tensor, weights: Any) -> Tensor:
         """edge_attr (edges, in), weights (edges, channels * irreps) to (edges, channels, in)."""
+        out = self._as_rows(edge_attr, weights)
+        return super().forward(edge_attr, as_tensor(weights)) if out is None else out.contiguous()
+
+    def _as_rows(self, edge_attr: Tensor, weights: Any) -> Tensor | None:
+        """As the kernel leaves it, a transposed view of (edges, in * channels); None if it takes none."""
         reason, sizes = "torch's compiler is given Allegro's own code", None
         if not torch.compiler.is_compiling():
+            weights = weights_by_degree(self, weights)
             reason = refused({"edge_attr": edge_attr, "weights": weights})
         if reason is None:
             sizes, reason = _kept(self, self._rtoi, _find_harmonics)
         note(self, reason)
         if sizes is None:
-            return super().forward(edge_attr, weights)
-        x = _components_first(weights, self.multiplicity_out, self._num_irreps)
-        out = multiply_rows(x, edge_attr, x.new_empty(0), sizes)
-        return out.view(-1, sizes.in2, self.multiplicity_out).transpose(1, 2).contiguous()
+            return None
+        out = multiply_rows(weights, edge_attr, weights.new_empty(0), sizes)
+        return out.view(-1, sizes.in2, self.multiplicity_out).transpose(1, 2)
+
+
+class WeightedRows(MakeWeightedChannels):
+    """Harmonics times weights, for layers that take them as the kernel leaves them."""
+
+    def forward(self, edge_attr: Tensor, weights: Any) -> Tensor:
+        """As that of all."""
+        out = self._as_rows(edge_attr, weights)
+        return super().forward(edge_attr, weights) if out is None else out
+
+
+def weights_by_degree(module: Any, weights: Any) -> Tensor:
+    """(edges, channels * irreps) to (edges, irreps * channels)."""
+    channels, irreps = module.multiplicity_out, module._num_irreps
+    if isinstance(weights, RadialWeights) and weights.is_factored:
+        return weights.hidden @ _components_first(weights.matrix, channels, irreps)
+    return _components_first(as_tensor(weights), channels, irreps)
 
 
 def _components_first(x: Tensor, channels: int, components: int) -> Tensor:
     """(rows, channels, components) to rows of components of all channels."""
-    return x.reshape(-1, channels, components).transpose(1, 2).reshape(-1, components * channels)
+    shape = (x.shape[0], channels, components)
+    return x.reshape(shape).transpose(1, 2).reshape(x.shape[0], components * channels)
 
 
-def _weight(module: Any) -> Tensor:
+def weight_of_paths(module: Any) -> Tensor:
     """(paths * channels,), in the order of the plan."""
     shape = (-1, module.num_paths) if module.path_channel_coupling else (1, module.num_paths)
     return module.weights.reshape(shape).t().expand(module.num_paths, module.mul).reshape(-1)
@@ -95,6 +134,26 @@ def _kept(module: Any, table: Tensor, find: Any) -> tuple[PlanSizes | None, str 
         # The table is kept, so that no other tensor gets its id.
         kept = vars(module)["_clebsch_sizes"] = (mark, sizes, reason, table)
     return kept[1], kept[2]
+
+
+def plan_of_product(module: Any) -> tuple[PlanSizes | None, str | None]:
+    """(plan, None) of a Contracter as it is now, or (None, why there is none)."""
+    return _kept(module, module.w3j, _find_plan)
+
+
+def plan_of_sums(module: Any) -> tuple[PlanSizes | None, str | None]:
+    """(plan, None) of what sums weighted harmonics over edges: ones for every channel of the nodes, harmonics
+    and weights of edges, a channel and degree each; or (None, why there is none).
+    """
+    sizes, reason = _kept(module, module._rtoi, _find_harmonics)
+    return (None, reason) if sizes is None else (_sums(sizes.plan), None)
+
+
+@lru_cache(maxsize=256)
+def _sums(text: str) -> PlanSizes:
+    plan = ProductPlan.parse(text)
+    paths = tuple(replace(path, i_in1=0, has_weight=True) for path in plan.paths)
+    return plan_sizes(replace(plan, irreps_in1=Irreps([plan.irreps_in1[0]]), paths=paths))
 
 
 def _find_harmonics(module: Any) -> ProductPlan | str:
@@ -159,20 +218,22 @@ def _instructions(module: Any, irreps: list[Irreps]) -> list[tuple[int, int, int
     ]
 
 
-def _contracter(module: Any) -> Any:
+def decide_product(module: Any) -> Any:
+    """The rule of a live Contracter."""
     base = next(cls for cls in type(module).__mro__ if cls.__name__ == "Contracter")
     if type(module)._contract_conv is not base._contract_conv:
         return Left("its class has a product of its own")
     if list(inspect.signature(base.forward).parameters) != ["self", "x1", "x2", "idxs"]:
         return Left("this version of Allegro hands other arguments to it")
     try:
-        _, reason = _kept(module, module.w3j, _find_plan)
+        _, reason = plan_of_product(module)
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         reason = f"it is not a Contracter that is known here: {error}"
     return {module: Contracter} if reason is None else Left(reason)
 
 
-def _weighted(module: Any) -> Any:
+def decide_weighter(module: Any) -> Any:
+    """The rule of a live MakeWeightedChannels."""
     if not module.weight_individual_irreps:
         return {}  # one product of broadcast arrays: nothing to gain
     try:
@@ -182,4 +243,4 @@ def _weighted(module: Any) -> Any:
     return {module: MakeWeightedChannels} if reason is None else Left(reason)
 
 
-RULES = {"Contracter": _contracter, "MakeWeightedChannels": _weighted}
+RULES = {"Contracter": decide_product, "MakeWeightedChannels": decide_weighter}

@@ -15,21 +15,80 @@ from clebsch.algebra.irreps import Irreps
 from clebsch.algebra.plan import ProductPlan
 from clebsch.convert.e3nn import TensorProduct, convolve_edges, is_convolved
 from clebsch.convert.left import Left
-from clebsch.convert.radial import affine, as_tensor, is_plain, not_taken_apart
-from clebsch.convert.swap import Accelerated, original_class
+from clebsch.convert.radial import (
+    Deferred,
+    activation,
+    affine,
+    as_tensor,
+    is_plain,
+    multiply,
+    not_taken_apart,
+)
+from clebsch.convert.swap import Accelerated, forward_of
 from clebsch.e3nn import tensor_product
-from clebsch.e3nn.operands import note, refused
+from clebsch.e3nn.operands import is_recorded, note, refused
 from clebsch.ops.dispatch import will_run
 from clebsch.ops.linear import mix_rows
 from clebsch.ops.tensor_product import PlanSizes, plan_sizes
 
-__all__ = ["RULES", "Convolution", "InteractionBlock", "RadialMLP", "SelfConnection"]
+__all__ = ["RULES", "Convolution", "InteractionBlock", "RadialMLP", "ScalarNet", "SelfConnection"]
 
-ATOM_TYPES = "atom_types"  # NequIP's key
+# NequIP's keys
+ATOM_TYPES, EDGE_INDEX, POSITIONS, CELL = "atom_types", "edge_index", "pos", "cell"
+CELL_SHIFT, VECTORS, BATCH, EDGE_CUTOFF = "edge_cell_shift", "edge_vectors", "batch", "edge_cutoff"
 
 # The types of the atoms of the block that is at work, where its self-connection finds them; threads may run
 # one model at the same time, each on other atoms.
 TYPES: ContextVar[Tensor | None] = ContextVar("clebsch_atom_types", default=None)
+
+
+class EdgeLengths(Accelerated):
+    """EdgeLengthNormalizer: vectors across the faces of one cell by a product of matrices."""
+
+    does = "shifts of edges by a product with the cell, not by sums over an array (edges, 3, 3)"
+
+    def forward(self, data: Any) -> Any:
+        """As NequIP's, which takes vectors that are there."""
+        if not is_recorded() and _is_one_cell(data):
+            senders, receivers = data[EDGE_INDEX]
+            pos, shift, cell = data[POSITIONS], data[CELL_SHIFT], data[CELL].view(3, 3)
+            between = pos.index_select(0, receivers) - pos.index_select(0, senders)
+            data[VECTORS] = torch.addmm(between, shift, cell)
+        return super().forward(data)
+
+
+class BesselEncoding(Accelerated):
+    """BesselEdgeLengthEncoding with a polynomial cutoff: a sine of every number, the rest once an edge."""
+
+    does = "of each function of a length only the sine; what all share once for an edge"
+
+    def forward(self, data: Any) -> Any:
+        """As NequIP's."""
+        x, frequencies = data[self.norm_length_field], self.bessel_weights
+        reason = "torch's compiler fuses NequIP's own code"
+        if not is_recorded():
+            reason = not_taken_apart(self, (self.cutoff,)) or refused({"x": x, "weights": frequencies})
+        if reason is None and x.dtype != torch.float64:
+            reason = "lengths are not float64"
+        note(self, reason)
+        if reason is not None:
+            return super().forward(data)
+        p = self.cutoff.p
+        a, b, c = (p + 1) * (p + 2) / 2, p * (p + 2), p * (p + 1) / 2
+        cutoff = (1 - x**p * (a - x * (b - c * x))).masked_fill(x >= 1, 0)
+        # sin(pi n x) / (pi x) at 0 is n: so small an x leaves it n, and cubes of it are numbers still.
+        x = x.clamp(min=1e-60)
+        waves, shared = torch.sin(x * (frequencies * math.pi)), cutoff / (x * math.pi)
+        data[EDGE_CUTOFF] = cutoff.to(self._output_dtype)
+        data[self.edge_invariant_field] = waves.to(self._output_dtype) * shared.to(self._output_dtype)
+        return data
+
+
+def _is_one_cell(data: Any) -> bool:
+    if VECTORS in data or BATCH in data or not {CELL, CELL_SHIFT, POSITIONS, EDGE_INDEX} <= data.keys():
+        return False
+    tensors = {name: data[name] for name in (POSITIONS, CELL_SHIFT, CELL)}
+    return data[CELL].numel() == 9 and refused(tensors) is None
 
 
 class Convolution(Accelerated):
@@ -49,22 +108,59 @@ class Convolution(Accelerated):
         return out
 
 
+class ScalarNet(Accelerated):
+    """ScalarMLPFunction: what comes in factors goes out in factors, and nothing is joined in between."""
+
+    does = "matrices that follow each other are multiplied before features meet them"
+
+    def forward(self, x: Any) -> Any:
+        """(rows, inputs), which may not be made yet, to (rows, outputs), made if the inputs were."""
+        out = factored(self, x)
+        if out is None:
+            return super().forward(as_tensor(x))
+        return out if isinstance(x, Deferred) else out.whole()
+
+
 class RadialMLP(Accelerated):
     """ScalarMLPFunction whose last layer is not applied: a convolution takes its matrix."""
 
     does = "its last layer is applied by the convolution, a few edges at a time"
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Any) -> Any:
         """(num_edges, inputs) to the `RadialWeights` of the edges."""
-        layers = list(self.mlp)
-        reason = not_taken_apart(self, (self.mlp, *layers))
-        note(self, reason)
-        if reason is not None:
-            return super().forward(x)
-        *inner, last = layers
-        for layer in inner:
-            x = layer(x)
-        return affine(x, last.weight * last.alpha, last.bias)
+        out = factored(self, x)
+        return super().forward(as_tensor(x)) if out is None else out
+
+
+def factored(net: Any, x: Any) -> Deferred | None:
+    """net(x) without its last matrix product; None, and the reason on the net, if its own code has to run."""
+    *inner, last = net.mlp if isinstance(net.mlp, torch.nn.Sequential) else [net.mlp]
+    reason = not_taken_apart(net, (net.mlp, *inner, last))
+    if reason is None and not _is_matrix(last):
+        reason = "its last layer is no matrix"
+    note(net, reason)
+    if reason is not None:
+        return None
+    for layer in inner:
+        if _is_matrix(layer):
+            x = multiply(x, *_affine_map(layer))
+        else:
+            x = activation(layer, as_tensor(x))
+    matrix, bias = _affine_map(last)
+    if bias is None and isinstance(x, Deferred) and x.is_product and x.is_factored:
+        return x.through(matrix)
+    return affine(as_tensor(x), matrix, bias)
+
+
+def _is_matrix(layer: Any) -> bool:
+    return forward_of(layer) in ("ScalarLinearLayer", "DeepLinearMLP")
+
+
+def _affine_map(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """Matrix and bias of a ScalarLinearLayer, or of a DeepLinearMLP, which is one matrix, too."""
+    if forward_of(layer) == "DeepLinearMLP":
+        return torch.linalg.multi_dot(list(layer.weights)) * layer.alpha, None
+    return layer.weight * layer.alpha, layer.bias
 
 
 class InteractionBlock(Accelerated):
@@ -177,12 +273,12 @@ def _scatter(module: Any) -> Any:
 def _interaction(block: Any) -> Any:
     """The block's code stays; its net ends early where its convolution is ours."""
     convolution, net = getattr(block, "tp_scatter", None), getattr(block, "edge_mlp", None)
-    if _forward_of(convolution) != "TensorProductScatter" or "forward" in vars(convolution):
+    if forward_of(convolution) != "TensorProductScatter":
         return {}
     found = _scatter(convolution)
     if isinstance(found, Left) or not is_plain(convolution):
         return {}
-    if _forward_of(net) == "ScalarMLPFunction" and "forward" not in vars(net) and _ends_in_matrix(net):
+    if is_scalar_net(net):
         found[net] = RadialMLP
     if _has_attributes_of_types(getattr(block, "sc", None)):
         found |= {block: InteractionBlock, block.sc: SelfConnection}
@@ -191,21 +287,33 @@ def _interaction(block: Any) -> Any:
 
 def _has_attributes_of_types(product: Any) -> bool:
     """Whether it is a product of e3nn's with one block of scalars, all channels with all, weights its own."""
-    if _forward_of(product) != "TensorProduct" or "forward" in vars(product) or not product.internal_weights:
+    if forward_of(product) != "TensorProduct" or not product.internal_weights:
         return False
     sizes, _ = tensor_product.plan_of(product)
     return sizes is not None and sizes.elements > 0
 
 
-def _forward_of(module: Any) -> str:
-    """Name of the class whose forward a module has."""
-    classes = () if module is None else original_class(module).__mro__
-    return next((cls.__name__ for cls in classes if "forward" in vars(cls)), "")
+def is_scalar_net(net: Any) -> bool:
+    """Whether it is a ScalarMLPFunction whose last layer is a matrix."""
+    if forward_of(net) != "ScalarMLPFunction":
+        return False
+    return _is_matrix(net.mlp[-1] if isinstance(net.mlp, torch.nn.Sequential) and len(net.mlp) else net.mlp)
 
 
-def _ends_in_matrix(net: Any) -> bool:
-    layers = list(net.mlp) if type(getattr(net, "mlp", None)) is torch.nn.Sequential else []
-    return bool(layers) and _forward_of(layers[-1]) == "ScalarLinearLayer"
+def _lengths(module: Any) -> Any:
+    return {module: EdgeLengths}
 
 
-RULES = {"TensorProductScatter": _scatter, "InteractionBlock": _interaction}
+def _bessel(module: Any) -> Any:
+    """TorchScript says what it was."""
+    cutoff = module.cutoff
+    name = getattr(cutoff, "original_name", "") or forward_of(cutoff)
+    return {module: BesselEncoding} if name == "PolynomialCutoff" else {}
+
+
+RULES = {
+    "EdgeLengthNormalizer": _lengths,
+    "BesselEdgeLengthEncoding": _bessel,
+    "TensorProductScatter": _scatter,
+    "InteractionBlock": _interaction,
+}

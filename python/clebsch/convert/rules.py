@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from clebsch.convert import allegro, e3nn, mace, nequip, sevennet
+from clebsch.convert import allegro, allegro_layers, e3nn, mace, nequip, sevennet
 from clebsch.convert.left import Left
 from clebsch.convert.swap import Accelerated, is_accelerated, original_class, package_of
 
@@ -22,14 +22,14 @@ Rule = Callable[[torch.nn.Module], "dict[torch.nn.Module, type[Accelerated]] | L
 
 RULES: dict[tuple[str, str], Rule] = {
     (package, name): rule
-    for package, room in (
-        ("e3nn", e3nn),
-        ("mace", mace),
-        ("nequip", nequip),
-        ("allegro", allegro),
-        ("sevenn", sevennet),
+    for package, rules in (
+        ("e3nn", e3nn.RULES),
+        ("mace", mace.RULES),
+        ("nequip", nequip.RULES | allegro_layers.NETWORK_RULES),
+        ("allegro", allegro.RULES | allegro_layers.RULES),
+        ("sevenn", sevennet.RULES),
     )
-    for name, rule in room.RULES.items()
+    for name, rule in rules.items()
 }
 
 

@@ -14,7 +14,16 @@ import torch
 
 from clebsch.e3nn.forwards import ALWAYS, MARK
 
-__all__ = ["Accelerated", "is_accelerated", "is_covered", "original_class", "package_of", "swap", "unswap"]
+__all__ = [
+    "Accelerated",
+    "forward_of",
+    "is_accelerated",
+    "is_covered",
+    "original_class",
+    "package_of",
+    "swap",
+    "unswap",
+]
 
 # What we keep on a module begins with this; it goes neither into pickles nor into copies.
 PREFIX = "_clebsch_"
@@ -101,6 +110,13 @@ def is_accelerated(module: torch.nn.Module) -> bool:
 def original_class(module: torch.nn.Module) -> type:
     """The class of a module, apart from what `swap` did."""
     return type(module)._clebsch_original if is_accelerated(module) else type(module)
+
+
+def forward_of(module: torch.nn.Module | None) -> str:
+    """Name of the class whose forward a module has, apart from ours; "" if the module has one of its own."""
+    if module is None or "forward" in vars(module):
+        return ""
+    return next((cls.__name__ for cls in original_class(module).__mro__ if "forward" in vars(cls)), "")
 
 
 def package_of(cls: type) -> str:

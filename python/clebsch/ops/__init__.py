@@ -11,6 +11,7 @@ from clebsch.ops.convolution import convolution  # noqa: E402
 from clebsch.ops.gate import gate  # noqa: E402
 from clebsch.ops.linear import linear  # noqa: E402
 from clebsch.ops.radial_convolution import radial_convolution  # noqa: E402
+from clebsch.ops.silu import silu  # noqa: E402
 from clebsch.ops.spherical_harmonics import spherical_harmonics  # noqa: E402
 from clebsch.ops.symmetric_contraction import symmetric_contraction  # noqa: E402
 from clebsch.ops.tensor_product import tensor_product  # noqa: E402
@@ -20,6 +21,7 @@ __all__ = [
     "gate",
     "linear",
     "radial_convolution",
+    "silu",
     "spherical_harmonics",
     "symmetric_contraction",
     "tensor_product",

@@ -15,6 +15,7 @@ from .radial_convolution import (
     radial_convolution_backward,
     radial_convolution_double_backward,
 )
+from .silu import silu, silu_backward, silu_double_backward
 from .spherical_harmonics import (
     spherical_harmonics,
     spherical_harmonics_backward,
@@ -41,6 +42,9 @@ __all__ = [
     "radial_convolution",
     "radial_convolution_backward",
     "radial_convolution_double_backward",
+    "silu",
+    "silu_backward",
+    "silu_double_backward",
     "spherical_harmonics",
     "spherical_harmonics_backward",
     "spherical_harmonics_double_backward",
