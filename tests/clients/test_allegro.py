@@ -363,6 +363,39 @@ def test_who_listens_sees_tensors(name):
     checks.assert_same_gradients(stock, fast, loss, 1e-10)
 
 
+class Doubled(torch.autograd.Function):
+    """Of somebody else's: an operand that is no tensor has no gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 2
+
+
+class Doubling(torch.nn.Module):
+    def forward(self, data):
+        data["edge_features"] = Doubled.apply(data["edge_features"])
+        return data
+
+
+def test_a_module_of_somebody_else_in_a_network():
+    stock, given = build(num_layers=2), samples.batch("crystal")
+    parts = network_of(stock)._modules
+    network_of(stock)._modules = {}
+    for name, part in parts.items():
+        network_of(stock).add_module(name, part)
+        if name == "allegro":
+            network_of(stock).add_module("doubling", Doubling())
+    fast = clebsch.accelerate(stock)
+    theirs, ours = stock(dict(given)), fast(dict(given))
+    checks.assert_close("forces", ours["forces"], theirs["forces"], 1e-10)
+    checks.assert_same_gradients(stock, fast, samples.loss_of(given), 1e-10)
+    assert vars(network_of(fast))["_clebsch_reason"] == "it holds a module of another package"
+
+
 def test_autocast_is_allegros_own():
     stock, given = build(torch.float32), samples.batch("crystal")
     fast = checks.accelerate_all(stock)

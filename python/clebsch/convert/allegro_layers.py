@@ -9,7 +9,7 @@ features, in factors; what is left in the data at its end is made.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from clebsch.convert.allegro import (
 )
 from clebsch.convert.nequip import ScalarNet, factored, is_scalar_net
 from clebsch.convert.radial import Deferred, RadialWeights, SideBySide, as_tensor, not_taken_apart
-from clebsch.convert.swap import Accelerated, forward_of, original_class
+from clebsch.convert.swap import Accelerated, forward_of, original_class, package_of
 from clebsch.e3nn.operands import is_recorded, note, refused
 from clebsch.graph import Graph
 from clebsch.ops.convolution import convolve
@@ -92,6 +92,8 @@ class Network(Accelerated):
         """As NequIP's."""
         # Whoever listens to a part is to hear tensors.
         reason = _own_code(self, self.modules())
+        if reason is None and not all(_hands_on_tensors(original_class(part)) for part in self.modules()):
+            reason = "it holds a module of another package"
         note(self, reason)
         if reason is not None:
             return super().forward(data)
@@ -198,6 +200,15 @@ class Layers(Accelerated):
         return plans, reason
 
 
+@cache
+def _hands_on_tensors(cls: type) -> bool:
+    """Whether its forward is of a package that computes by torch's functions alone: an autograd.Function of
+    somebody else's would take features in factors for a constant, and lose their gradients.
+    """
+    provider = next(one for one in cls.__mro__ if "forward" in vars(one))
+    return package_of(provider) in ("allegro", "e3nn", "nequip", "torch")
+
+
 def _own_code(module: Any, parts: Iterable[torch.nn.Module]) -> str | None:
     """Why a module has to run as Allegro wrote it; None if its parts may be taken apart."""
     if is_recorded():
@@ -265,15 +276,18 @@ def _layers(module: Any) -> Any:
     if not all(map(is_scalar_net, latents)) or set(module._n_scalar_outs) != {1}:
         return {}
     found = {module: Layers}
-    for part, decide in (
-        (module._env_weighter, decide_weighter),
-        *((tp, decide_product) for tp in module.tps),
-    ):
-        rule = decide(part) if forward_of(part) in ("Contracter", "MakeWeightedChannels") else {}
+    for part in (module._env_weighter, *module.tps):
+        rule = _decide(part)
         if not isinstance(rule, dict) or part not in rule:
             return {}
         found |= rule
     return found | dict.fromkeys(latents, ScalarNet)
+
+
+def _decide(part: Any) -> Any:
+    """The rule of a part whose forward is Allegro's own."""
+    decide = {"Contracter": decide_product, "MakeWeightedChannels": decide_weighter}.get(forward_of(part))
+    return {} if decide is None else decide(part)
 
 
 def _network(network: Any) -> Any:
@@ -290,7 +304,7 @@ def _network(network: Any) -> Any:
             found[part.mlp_module] = ScalarNet
         elif kind == "TwoBodySphericalHarmonicTensorEmbed" and is_scalar_net(part.env_embed_linear):
             found[part.env_embed_linear] = ScalarNet
-            if decide_weighter(part._edge_weighter) == {part._edge_weighter: MakeWeightedChannels}:
+            if _decide(part._edge_weighter) == {part._edge_weighter: MakeWeightedChannels}:
                 found[part._edge_weighter] = WeightedRows
     return found
 
