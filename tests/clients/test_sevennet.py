@@ -468,6 +468,7 @@ def test_the_command_line(tmp_path):
         command += ["inference", "7net-0", "alloy.xyz", "--output", package, "--device", "cpu", "-au"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+        assert (done.stdout + done.stderr).count("modules accelerated") == (package == "clebsch")
         (found,) = (tmp_path / package).glob("per_atom*.csv")
         rows = list(csv.DictReader(found.open()))
         forces[package] = np.array([[float(row[f"inferred_force_{axis}"]) for axis in "xyz"] for row in rows])
