@@ -19,7 +19,7 @@ else
   environment := $(VENV)/.ready
 endif
 bin := $(dir $(PYTHON))
-cxx := $(shell find csrc -name '*.h' -o -name '*.cpp')
+cxx := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 run := PYTHONPATH=$(CURDIR)/python $(PYTHON)
 cmake := PATH="$(bin):$$PATH" cmake
 configure := $(cmake) -S . -G Ninja -DPython_EXECUTABLE=$(PYTHON) -DCLEBSCH_TESTS=ON --log-level=WARNING
