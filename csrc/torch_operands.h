@@ -53,6 +53,8 @@ struct First {
 inline Matrix matrix(const char* noun, const char* name, const Tensor& t, const First& first, int64_t columns,
                      bool may_be_vector = false) {
   require(t.scalar_type() == first.tensor.scalar_type(), noun, name, " must have the dtype of ", first.name);
+  require(t.is_cuda() == first.tensor.is_cuda() && t.get_device_index() == first.tensor.get_device_index(),
+          noun, name, " must be on the device of ", first.name);
   require(t.dim() == 2 || (may_be_vector && t.dim() == 1), noun, name, " must have ",
           may_be_vector ? "1 or 2" : "2", " dimensions, got ", t.dim());
   const int64_t last = t.dim() - 1;
