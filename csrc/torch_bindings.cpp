@@ -581,14 +581,7 @@ std::tuple<Tensor, Tensor, Tensor> symmetric_contraction_double_backward(
 }
 
 Tensor graph_order(const Tensor& senders, const Tensor& receivers, int64_t num_nodes) {
-  const char* noun = "graph_order";
-  require(senders.scalar_type() == ScalarType::Long && receivers.scalar_type() == ScalarType::Long, noun,
-          "senders and receivers must be int64");
-  require(senders.dim() == 1 && receivers.dim() == 1 && senders.numel() == receivers.numel(), noun,
-          "senders and receivers must be vectors of the same length");
-  // Far above what memory holds, far below where sizes overflow.
-  require(num_nodes >= 0 && num_nodes < int64_t{1} << 48, noun, "num_nodes must lie in [0, 2^48), got ",
-          num_nodes);
+  clebsch::operators::require_edges(senders, receivers, num_nodes);
   const Tensor s = torch::stable::contiguous(senders), r = torch::stable::contiguous(receivers);
   const int64_t edges = s.numel();
   Tensor order = torch::stable::new_empty(s, {clebsch::order_size(edges, num_nodes)});

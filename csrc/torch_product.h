@@ -23,17 +23,29 @@
 
 namespace clebsch::operators {
 
+inline void require_edges(const Tensor& senders, const Tensor& receivers, int64_t num_nodes) {
+  const char* noun = "graph_order";
+  require(senders.scalar_type() == ScalarType::Long && receivers.scalar_type() == ScalarType::Long, noun,
+          "senders and receivers must be int64");
+  require(senders.dim() == 1 && receivers.dim() == 1 && senders.numel() == receivers.numel(), noun,
+          "senders and receivers must be vectors of the same length");
+  // Far above what memory holds, far below where sizes overflow.
+  require(num_nodes >= 0 && num_nodes < int64_t{1} << 48, noun, "num_nodes must lie in [0, 2^48), got ",
+          num_nodes);
+}
+
 // The operands that all derivatives share but for the weights, checked.
 template <class Backend>
 struct Product {
   const char* noun;
+  const std::string& text;  // of the plan
   const Plan& plan;
   Matrix x, y;
   std::optional<typename Backend::Order> order;  // of a graph
   int64_t out_rows = 0;
 
-  Product(const char* noun_, const Tensor& x_, const Tensor& y_, const std::string& text)
-      : noun(noun_), plan(parse_plan(text)) {
+  Product(const char* noun_, const Tensor& x_, const Tensor& y_, const std::string& text_)
+      : noun(noun_), text(text_), plan(parse_plan(text)) {
     require_float(noun, "x", x_);
     x = matrix(noun, "x", x_, {"x", x_}, plan.program.dim1);
     y = operand("y", y_, plan.program.dim2);

@@ -14,15 +14,28 @@
 
 #include <stdexcept>
 #include <string>
+
+#define CLEBSCH_DEVICE_UNROLL _Pragma("unroll")
 #else
 #include "cuda/emulator.h"
+
+#define CLEBSCH_DEVICE_UNROLL _Pragma("GCC unroll 128")
 #endif
 
 namespace clebsch::cuda {
 
 constexpr unsigned kWarp = 32, kAllLanes = 0xffffffffu;
 
+// What a kernel finds in arrays that the host has not looked at. On a GPU the kernel stops, and the next call
+// that waits for it fails, as with torch's own assertions.
+enum class Refusal { index, order };
+
 #ifdef __CUDACC__
+
+[[noreturn]] __device__ inline void refuse(Refusal) {
+  __trap();
+  __builtin_unreachable();
+}
 
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -50,6 +63,12 @@ void launch(void (*kernel)(Args), dim3 grid, dim3 block, std::size_t shared, voi
 }
 
 #else
+
+[[noreturn]] inline void refuse(Refusal refusal) {
+  if (refusal == Refusal::index)
+    throw std::out_of_range("graph_order: senders and receivers must lie in [0, num_nodes)");
+  throw std::invalid_argument("convolution: order must come from graph_order of the same graph");
+}
 
 template <class T>
 inline T* dynamic_shared() {

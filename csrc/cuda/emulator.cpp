@@ -119,6 +119,40 @@ struct Thread {
   char* stack = nullptr;
 };
 
+// Stacks of the threads of a block, kept by the thread that runs it: fresh pages cost more than small
+// kernels.
+class Stacks {
+ public:
+  Stacks() = default;
+  Stacks(const Stacks&) = delete;
+  Stacks& operator=(const Stacks&) = delete;
+  ~Stacks() { release(); }
+  char* reserve(unsigned count) {
+    if (count > count_) {
+      release();
+      void* memory = mmap(nullptr, count * kStack, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (memory == MAP_FAILED) throw std::bad_alloc();
+      memory_ = static_cast<char*>(memory);
+      count_ = count;
+    }
+    return memory_;
+  }
+
+ private:
+  void release() {
+    if (!memory_) return;
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(memory_, count_ * kStack);
+#endif
+    munmap(memory_, count_ * kStack);
+    memory_ = nullptr;
+    count_ = 0;
+  }
+  char* memory_ = nullptr;
+  unsigned count_ = 0;
+};
+
 // Lanes meet twice in an exchange: two sets of slots, since the fastest may be in the next one already.
 struct Warp {
   unsigned lanes = 0, arrived = 0;
@@ -142,10 +176,8 @@ class Block {
     order_.resize(count_);
     // Of exactly this size, so that AddressSanitizer sees what lies beyond.
     shared_ = static_cast<unsigned char*>(::operator new(shared, std::align_val_t(16)));
-    void* stacks = mmap(nullptr, count_ * kStack, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (stacks == MAP_FAILED) throw std::bad_alloc();
-    stacks_ = static_cast<char*>(stacks);
+    static thread_local Stacks stacks;
+    stacks_ = stacks.reserve(count_);
     {
       const std::lock_guard lock(setting_mutex);
       setting_ = setting();
@@ -155,13 +187,7 @@ class Block {
   }
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
-  ~Block() {
-#if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(stacks_, count_ * kStack);
-#endif
-    munmap(stacks_, count_ * kStack);
-    ::operator delete(shared_, std::align_val_t(16));
-  }
+  ~Block() { ::operator delete(shared_, std::align_val_t(16)); }
 
   void run_grid();
   [[noreturn]] void enter();
