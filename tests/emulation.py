@@ -1,4 +1,4 @@
-"""Operators on the emulated GPU: with ``pytest --emulated`` they take the place of the CPU's in this process."""
+"""Operators on the emulated GPU: with ``pytest --emulated`` they take the place of the CPU's."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def output(*command):
 
 
 def python(code):
-    """Runs code after `import clebsch`, where the library lies beside the others and no device is to be seen."""
+    """Runs code after `import clebsch`; the library is found, and no device is to be seen."""
     result = subprocess.run(
         [sys.executable, "-c", f"import clebsch\nclebsch.__path__.append({str(LIBRARY.parent)!r})\n{code}"],
         capture_output=True,

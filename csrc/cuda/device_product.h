@@ -35,6 +35,13 @@ void launch_rows_forward(const DeviceProduct<T>& product, bool tangent, void* st
 template <class T>
 void launch_rows_backward(const DeviceProduct<T>& product, bool tangent, void* stream);
 
+// Channelwise plans whose sums fit a block's shared memory (tensor_product_channels.cu); false, and nothing
+// done, for others.
+template <class T>
+bool launch_channels_forward(const DeviceProduct<T>& product, bool tangent, void* stream);
+template <class T>
+bool launch_channels_backward(const DeviceProduct<T>& product, bool tangent, void* stream);
+
 // What follows (tensor_product_sums.cu): gx of every sender from the rows of positions [first, last), written
 // or, if add, added to; and the sums of groups of rows.
 template <class T>

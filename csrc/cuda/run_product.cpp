@@ -37,7 +37,8 @@ class DerivativeRun {
       product.last_position = std::min(first + rows_, whole_.rows);
       if (sum_senders_) product.gx = {parts_x_, part_x_};
       if (sum_weights_) product.gw = {parts_w_, part_w_};
-      launch_rows_backward(product, tangent_, stream_);
+      if (!launch_channels_backward(product, tangent_, stream_))
+        launch_rows_backward(product, tangent_, stream_);
       if (sum_senders_)
         launch_sender_sums(SenderSums<T>{whole_.graph, parts_x_, whole_.gx, part_x_, first,
                                          product.last_position, first > 0},
@@ -96,7 +97,7 @@ void run_product(const ProductCall<T>& call, const PlanTables<T>& plan, const Gr
   }
   if (derivative != Derivative::first && call.out.data) {
     product.out = call.out;
-    launch_rows_forward(product, tangent, stream);
+    if (!launch_channels_forward(product, tangent, stream)) launch_rows_forward(product, tangent, stream);
   }
   if (derivative == Derivative::none) return;
   product.gx = call.gx;

@@ -8,10 +8,13 @@
 
 namespace clebsch::cuda {
 
+// component: where its components begin among those of the blocks that paths use; -1: no path does.
 struct BlockTable {
   std::int64_t offset;
-  int mul, l;
+  int mul, l, component;
 };
+
+constexpr int kForwardWarps = 4;  // of a block of threads, which share the paths
 
 // The rows of `first` that a path's terms are sorted by: of component d of the output those from
 // first[by_out + d] to first[by_out + d + 1] are summed, each a value times component a of x and b of y;
@@ -23,6 +26,9 @@ struct PathTable {
   Mode mode;
   bool weighted;
   int by_out, by_in1, by_in2;
+  // Of channelwise plans: terms by cell m1 (2 l3 + 1) + m3 (a is the component of y); where the cells lie
+  // among those of all paths; and the warp that adds to the output block.
+  int by_cell, dense, warp;
 };
 
 template <class T>
@@ -37,9 +43,13 @@ struct PlanTables {
   const PathTable* paths;
   const TermTable<T>* terms;
   const int* first;
+  const BlockTable *in1, *out;
   std::int64_t dim1, dim2, dim_out, weight_numel;
-  int path_count;
+  int path_count, in1_count, out_count;
+  int components1, components_out, dense;  // of the blocks that paths use; cells of all paths
+  int widest;                              // multiplicity, of a block of x or the output
   bool mul_ir;
+  bool channelwise;  // every path uvu with one copy of y
 };
 
 // The piece, in words of 8 bytes, and the view of it wherever it was copied to.
