@@ -4,12 +4,16 @@
 #   VENV=path     where the virtual environment is made (default .venv)
 #   BASE=python   the Python that makes it (default python3)
 #   DATA=file     (demo) frames to train on, instead of labelling them
+#   CUDA=AUTO     (develop) operators for NVIDIA GPUs: ON, OFF, or if nvcc is found (default OFF)
+#   ARCHITECTURES (cuda) of GPUs (default 90)
 #   CLIENTS=...   (test-clients) of mace, nequip, sevennet (default all)
 #   ARGS=...      further arguments of demo, test and benchmark
 
 VENV ?= .venv
 BASE ?= python3
 ARGS ?=
+CUDA ?= OFF
+ARCHITECTURES ?= 90
 CLIENTS ?= mace nequip sevennet
 ifeq ($(origin PYTHON),command line)
   override PYTHON := $(shell command -v $(PYTHON))
@@ -19,18 +23,18 @@ else
   environment := $(VENV)/.ready
 endif
 bin := $(dir $(PYTHON))
-cxx := $(shell find csrc -name '*.h' -o -name '*.cpp')
+cxx := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 run := PYTHONPATH=$(CURDIR)/python $(PYTHON)
 cmake := PATH="$(bin):$$PATH" cmake
-configure := $(cmake) -S . -G Ninja -DPython_EXECUTABLE=$(PYTHON) -DCLEBSCH_TESTS=ON --log-level=WARNING
+configure := $(cmake) -S . -G Ninja -DPython_EXECUTABLE=$(PYTHON) -DCLEBSCH_TESTS=ON -DCLEBSCH_CUDA=$(CUDA) --log-level=WARNING
 ctest := PATH="$(bin):$$PATH" ctest --output-on-failure --no-tests=error --test-dir
 
-.PHONY: help demo test test-clients test-package sanitize develop benchmark wheel lint format clean
+.PHONY: help demo test test-clients test-emulated test-gpu test-package sanitize cuda develop benchmark wheel lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
-	@echo 'targets: demo test test-clients test-package sanitize develop benchmark wheel lint format clean'
+	@echo 'targets: demo test test-clients test-emulated test-gpu test-package sanitize cuda develop benchmark wheel lint format clean'
 
 # Trains a potential; then, unless DATA or ARGS ask for something else, dynamics with a trained SevenNet.
 demo: develop
@@ -47,6 +51,24 @@ test: develop
 # Accelerated models beside MACE, NequIP with Allegro, and SevenNet, each installed in an environment of its own.
 test-clients: develop
 	$(PYTHON) tests/clients/run.py $(CLIENTS) $(ARGS)
+
+# The kernels of the GPU run on the processor, thread by thread, in three orders: csrc/cuda/emulator.h.
+test-emulated: develop
+	@$(cmake) --build build/develop --target clebsch_emulated
+	$(run) -m pytest -n 2 --emulated tests/test_emulated.py $(ARGS)
+
+# On a machine with an NVIDIA GPU, a torch for it, and the operators built (make test-gpu CUDA=ON).
+test-gpu: develop
+	$(run) -m pytest tests/gpu $(ARGS)
+
+# Compiles the operators for NVIDIA GPUs, for one architecture, where there is a compiler; no GPU is needed.
+# What the compiler says of registers and spilled bytes is compared with tests/data/cuda_budget.json.
+cuda: develop
+	@if command -v nvcc >/dev/null || test -n "$$CUDACXX"; then \
+	  $(configure) -B build/develop -DCLEBSCH_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$(ARCHITECTURES)" && \
+	  $(cmake) --build build/develop --target clebsch_cuda && \
+	  CLEBSCH_CUDA_LIBRARY=build/develop/csrc/cuda/_clebsch_cuda.so $(run) -m pytest -q tests/test_cuda.py; \
+	else echo "make cuda: skipped, there is no nvcc"; fi
 
 # The same tests under AddressSanitizer and UndefinedBehaviorSanitizer, of kernels unrolled to degree 1 only; no
 # torch, no Python in the process.

@@ -26,7 +26,9 @@
 #include "graph_order.h"
 #include "memory.h"
 #include "plan.h"
-#include "spherical_harmonics_degrees.h"
+#include "torch_operands.h"
+#include "torch_product.h"
+#include "torch_spherical_harmonics.h"
 
 extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
     void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset,
@@ -36,6 +38,8 @@ extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
 
 namespace {
 
+using clebsch::operators::First, clebsch::operators::Matrix, clebsch::operators::matrix;
+using clebsch::operators::require, clebsch::operators::require_float, clebsch::operators::writable;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -51,55 +55,6 @@ void run_in_torch_threads(int64_t tasks, clebsch::Body body, void* context) {
     }
   });
   if (out_of_memory) throw std::bad_alloc();
-}
-
-// A plain sentence, which Python shows as ValueError; STD_TORCH_CHECK would put the place in this file before
-// it.
-template <class... Parts>
-void require(bool ok, const char* noun, const Parts&... parts) {
-  if (ok) return;
-  std::ostringstream sentence;
-  sentence << noun << ": ";
-  (sentence << ... << parts);
-  throw std::invalid_argument(sentence.str());
-}
-
-void require_float(const char* noun, const char* name, const Tensor& t) {
-  const ScalarType type = t.scalar_type();
-  require(type == ScalarType::Float || type == ScalarType::Double, noun, name, " must be float32 or float64");
-}
-
-// A float matrix (or, for shared weights, vector) with contiguous rows of the given length.
-struct Matrix {
-  Tensor tensor;
-  int64_t rows = 0, stride = 0;
-
-  template <class T>
-  clebsch::Rows<const T> read() const {
-    return {static_cast<const T*>(tensor.const_data_ptr()), stride};
-  }
-};
-
-// The operand whose dtype all others have, as messages name it.
-struct First {
-  const char* name;
-  const Tensor& tensor;
-};
-
-Matrix matrix(const char* noun, const char* name, const Tensor& t, const First& first, int64_t columns,
-              bool may_be_vector = false) {
-  require(t.scalar_type() == first.tensor.scalar_type(), noun, name, " must have the dtype of ", first.name);
-  require(t.dim() == 2 || (may_be_vector && t.dim() == 1), noun, name, " must have ",
-          may_be_vector ? "1 or 2" : "2", " dimensions, got ", t.dim());
-  const int64_t last = t.dim() - 1;
-  // Rows of no columns take no memory: a bound below which sizes and pieces do not overflow.
-  require(t.size(0) < int64_t{1} << 48, noun, name, " must have fewer than 2^48 rows, got ", t.size(0));
-  require(t.size(last) == columns, noun, name, " must have ", columns, " columns, got ", t.size(last));
-  Matrix m;
-  m.tensor = (t.size(last) <= 1 || t.stride(last) == 1) ? t : torch::stable::contiguous(t);
-  m.rows = last == 1 ? t.size(0) : 1;
-  m.stride = last == 1 ? m.tensor.stride(0) : 0;
-  return m;
 }
 
 // A large result lives in pooled memory (memory.h). Torch hands out tensors over memory of ours since 2.11;
@@ -136,210 +91,43 @@ Tensor fresh(const Tensor& like, const std::vector<int64_t>& sizes) {
   return t;
 }
 
-template <class T>
-clebsch::Rows<T> writable(const Tensor& t, bool wanted) {
-  if (!wanted) return {nullptr, 0};
-  return {static_cast<T*>(t.mutable_data_ptr()), t.dim() == 2 ? t.size(1) : 0};
-}
-
-// The operands that all derivatives share but for the weights, checked.
-struct Product {
-  const char* noun;
-  const clebsch::Plan& plan;
-  Matrix x, y;
-  std::optional<clebsch::Graph> graph;
-  Tensor order;
-  int64_t out_rows = 0;
-
-  Product(const char* noun_, const Tensor& x_, const Tensor& y_, const std::string& text)
-      : noun(noun_), plan(clebsch::parse_plan(text)) {
-    require_float(noun, "x", x_);
-    x = matrix(noun, "x", x_, {"x", x_}, plan.program.dim1);
-    y = operand("y", y_, plan.program.dim2);
-  }
-
-  Matrix operand(const char* name, const Tensor& t, int64_t columns, bool may_be_vector = false) const {
-    return matrix(noun, name, t, {"x", x.tensor}, columns, may_be_vector);
-  }
-  // To be called once, when all operands are checked.
-  void follow(const std::optional<Tensor>& order_) {
-    if (order_) {
-      const int64_t nodes = x.rows;
-      require(order_->scalar_type() == ScalarType::Long && order_->dim() == 1 &&
-                  order_->numel() == clebsch::order_size(y.rows, nodes),
-              noun, "order must come from graph_order with ", y.rows, " edges and ", nodes, " nodes");
-      order = torch::stable::contiguous(*order_);
-      graph = clebsch::view_order(static_cast<const int64_t*>(order.const_data_ptr()), y.rows, nodes);
-    } else {
-      require(x.rows == y.rows, noun, "x and y must have the same number of rows, got ", x.rows, " and ",
-              y.rows);
-    }
-    out_rows = x.rows;
-  }
-
-  Matrix grad_of_out(const Tensor& grad) const {
-    Matrix g = operand("grad", grad, plan.program.dim_out);
-    require(g.rows == out_rows, noun, "grad must have ", out_rows, " rows, got ", g.rows);
-    return g;
-  }
-  Matrix tangent(const char* name, const Tensor& t, const Matrix& of, int64_t columns) const {
-    Matrix m = operand(name, t, columns, true);
-    require(t.dim() == of.tensor.dim() && m.rows == of.rows, noun, name,
-            " must have the shape of its operand");
-    return m;
-  }
-
-  Tensor result(bool wanted, int64_t rows, int64_t columns) const {
-    return fresh(x.tensor, wanted ? std::vector<int64_t>{rows, columns} : std::vector<int64_t>{0});
-  }
-  Tensor new_out(bool wanted) const { return result(wanted, out_rows, plan.program.dim_out); }
-  Tensor new_gx(bool wanted) const { return result(wanted, x.rows, plan.program.dim1); }
-  Tensor new_gy(bool wanted) const { return result(wanted, y.rows, plan.program.dim2); }
+// Kernels of the instruction set in use, torch's threads, pooled memory.
+struct Cpu {
+  struct Order {
+    Tensor tensor;
+    clebsch::Graph graph;
+    Order(Tensor order, int64_t edges, int64_t nodes)
+        : tensor(std::move(order)),
+          graph(clebsch::view_order(static_cast<const int64_t*>(tensor.const_data_ptr()), edges, nodes)) {}
+  };
+  static Tensor fresh(const Tensor& like, const std::vector<int64_t>& sizes) { return ::fresh(like, sizes); }
 
   template <class T>
-  clebsch::ProductCall<T> call() const {
-    clebsch::ProductCall<T> c{};
-    c.plan = &plan;
-    c.graph = graph ? &*graph : nullptr;
-    c.rows = y.rows;
-    c.x = x.read<T>();
-    c.y = y.read<T>();
-    return c;
-  }
-  // f(call) in the type of x.
-  template <class F>
-  void dispatch(F f) const {
-    if (x.tensor.scalar_type() == ScalarType::Float) {
-      f(call<float>());
-    } else {
-      f(call<double>());
-    }
-  }
-};
-
-// With a row of weights for each row, or one for all.
-struct WeightedProduct : Product {
-  Matrix weight;
-  bool shared_weights;
-
-  WeightedProduct(const char* noun_, const Tensor& x_, const Tensor& y_, const Tensor& weight_,
-                  const std::optional<Tensor>& order_, const std::string& text)
-      : Product(noun_, x_, y_, text), shared_weights(weight_.dim() == 1) {
-    weight = operand("weight", weight_, plan.program.weight_numel, true);
-    require(shared_weights || weight.rows == y.rows, noun, "weight must have ", y.rows, " rows, got ",
-            weight.rows);
-    follow(order_);
+  static void run(const clebsch::operators::Product<Cpu>& product, clebsch::ProductCall<T> call,
+                  clebsch::Derivative derivative) {
+    call.graph = product.order ? &product.order->graph : nullptr;
+    clebsch::run_product(call, derivative, &run_in_torch_threads);
   }
 
-  Tensor new_gw(bool wanted) const {
-    if (wanted && shared_weights) return fresh(x.tensor, {plan.program.weight_numel});
-    return result(wanted, y.rows, plan.program.weight_numel);
-  }
-
-  template <class F>
-  void dispatch(F f) const {
-    Product::dispatch([&]<class T>(clebsch::ProductCall<T> c) {
-      c.w = weight.read<T>();
-      c.shared_weights = shared_weights;
-      f(c);
-    });
+  // Splits the points over threads, some 30 us of work each at the least.
+  template <class T>
+  static void run(const clebsch::operators::Harmonics<Cpu>& harmonics,
+                  const clebsch::SphericalHarmonicsArgs<T>& args, clebsch::operators::HarmonicsStep step) {
+    using Step = clebsch::operators::HarmonicsStep;
+    const clebsch::SphericalHarmonicsKernels<T>& kernels = clebsch::kernels<T>().spherical_harmonics;
+    const auto kernel = step == Step::forward    ? kernels.forward
+                        : step == Step::backward ? kernels.backward
+                                                 : kernels.double_backward;
+    const int64_t cost = (sizeof(T) == 4 ? 1 : 2) << static_cast<int>(step);
+    const int64_t points = harmonics.points.rows, grain = (1 << 17) / (cost * (args.num_columns + 8)) + 64;
+    if (points <= grain) return kernel(args, 0, points);
+    torch::stable::parallel_for(0, points, grain,
+                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
   }
 };
-
-template <class T>
-void run(const clebsch::ProductCall<T>& call, clebsch::Derivative derivative) {
-  clebsch::run_product(call, derivative, &run_in_torch_threads);
-}
-
-Tensor product(const WeightedProduct& p) {
-  Tensor out = p.new_out(true);
-  p.dispatch([&]<class T>(clebsch::ProductCall<T> call) {
-    call.out = writable<T>(out, true);
-    run(call, clebsch::Derivative::none);
-  });
-  return out;
-}
-
-std::tuple<Tensor, Tensor, Tensor> product_backward(const WeightedProduct& p, const Tensor& grad,
-                                                    int64_t needs) {
-  const Matrix g = p.grad_of_out(grad);
-  const bool x = needs & 1, y = needs & 2, w = needs & 4;
-  Tensor gx = p.new_gx(x), gy = p.new_gy(y), gw = p.new_gw(w);
-  p.dispatch([&]<class T>(clebsch::ProductCall<T> call) {
-    call.g = g.read<T>();
-    call.gx = writable<T>(gx, x);
-    call.gy = writable<T>(gy, y);
-    call.gw = writable<T>(gw, w);
-    run(call, clebsch::Derivative::first);
-  });
-  return {gx, gy, gw};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> product_double_backward(const WeightedProduct& p,
-                                                                   const std::optional<Tensor>& ax,
-                                                                   const std::optional<Tensor>& ay,
-                                                                   const std::optional<Tensor>& aw,
-                                                                   const Tensor& grad, int64_t needs) {
-  const Matrix g = p.grad_of_out(grad);
-  const clebsch::Program& program = p.plan.program;
-  std::array<std::optional<Matrix>, 3> tangents;
-  if (ax) tangents[0] = p.tangent("ax", *ax, p.x, program.dim1);
-  if (ay) tangents[1] = p.tangent("ay", *ay, p.y, program.dim2);
-  if (aw) tangents[2] = p.tangent("aw", *aw, p.weight, program.weight_numel);
-  const bool o = needs & 1, x = needs & 2, y = needs & 4, w = needs & 8;
-  Tensor gg = p.new_out(o), gx = p.new_gx(x), gy = p.new_gy(y), gw = p.new_gw(w);
-  p.dispatch([&]<class T>(clebsch::ProductCall<T> call) {
-    call.g = g.read<T>();
-    if (tangents[0]) call.ax = tangents[0]->read<T>();
-    if (tangents[1]) call.ay = tangents[1]->read<T>();
-    if (tangents[2]) call.aw = tangents[2]->read<T>();
-    call.out = writable<T>(gg, o);
-    call.gx = writable<T>(gx, x);
-    call.gy = writable<T>(gy, y);
-    call.gw = writable<T>(gw, w);
-    run(call, clebsch::Derivative::second);
-  });
-  return {gg, gx, gy, gw};
-}
-
-Tensor tensor_product(const Tensor& x, const Tensor& y, const Tensor& weight, std::string plan) {
-  return product(WeightedProduct("tensor_product", x, y, weight, std::nullopt, plan));
-}
-
-std::tuple<Tensor, Tensor, Tensor> tensor_product_backward(const Tensor& grad, const Tensor& x,
-                                                           const Tensor& y, const Tensor& weight,
-                                                           std::string plan, int64_t needs) {
-  return product_backward(WeightedProduct("tensor_product", x, y, weight, std::nullopt, plan), grad, needs);
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product_double_backward(
-    std::optional<Tensor> ax, std::optional<Tensor> ay, std::optional<Tensor> aw, const Tensor& grad,
-    const Tensor& x, const Tensor& y, const Tensor& weight, std::string plan, int64_t needs) {
-  return product_double_backward(WeightedProduct("tensor_product", x, y, weight, std::nullopt, plan), ax, ay,
-                                 aw, grad, needs);
-}
-
-Tensor convolution(const Tensor& x, const Tensor& y, const Tensor& weight, const Tensor& order,
-                   std::string plan) {
-  return product(WeightedProduct("convolution", x, y, weight, order, plan));
-}
-
-std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& x, const Tensor& y,
-                                                        const Tensor& weight, const Tensor& order,
-                                                        std::string plan, int64_t needs) {
-  return product_backward(WeightedProduct("convolution", x, y, weight, order, plan), grad, needs);
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> convolution_double_backward(
-    std::optional<Tensor> ax, std::optional<Tensor> ay, std::optional<Tensor> aw, const Tensor& grad,
-    const Tensor& x, const Tensor& y, const Tensor& weight, const Tensor& order, std::string plan,
-    int64_t needs) {
-  return product_double_backward(WeightedProduct("convolution", x, y, weight, order, plan), ax, ay, aw, grad,
-                                 needs);
-}
 
 // With weights that are hidden @ matrix.
-struct RadialProduct : Product {
+struct RadialProduct : clebsch::operators::Product<Cpu> {
   Matrix hidden, last;  // the matrix of the last layer
 
   RadialProduct(const Tensor& x_, const Tensor& y_, const Tensor& hidden_, const Tensor& matrix_,
@@ -384,7 +172,7 @@ Tensor radial_convolution(const Tensor& x, const Tensor& y, const Tensor& hidden
   Tensor out = p.new_out(true);
   p.dispatch([&]<class T>(clebsch::ProductCall<T>& call, clebsch::RadialWeights<T>&) {
     call.out = writable<T>(out, true);
-    run(call, clebsch::Derivative::none);
+    Cpu::run(p, call, clebsch::Derivative::none);
   });
   return out;
 }
@@ -404,7 +192,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> radial_convolution_backward(const Ten
     call.gy = writable<T>(gy, wy);
     weights.grad_hidden = writable<T>(gh, wh);
     weights.grad_matrix = writable<T>(gm, wm).data;
-    run(call, clebsch::Derivative::first);
+    Cpu::run(p, call, clebsch::Derivative::first);
   });
   return {gx, gy, gh, gm};
 }
@@ -435,7 +223,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_convolution_double_bac
     call.gy = writable<T>(gy, wy);
     weights.grad_hidden = writable<T>(gh, wh);
     weights.grad_matrix = writable<T>(gm, wm).data;
-    run(call, clebsch::Derivative::second);
+    Cpu::run(p, call, clebsch::Derivative::second);
   });
   return {gg, gx, gy, gh, gm};
 }
@@ -659,99 +447,6 @@ std::tuple<Tensor, Tensor> gate_backward(const Tensor& grad, const Tensor& gates
   return {grad_gates, grad_gated};
 }
 
-// What the harmonics and their derivatives share: degrees, and points with contiguous rows of 3.
-struct Harmonics {
-  static constexpr const char* noun = "spherical_harmonics";
-  std::vector<int64_t> ls;
-  bool normalize;
-  std::string normalization;
-  Matrix points;
-  int64_t columns;
-
-  Harmonics(const Tensor& points_, std::vector<int64_t> ls_, bool normalize_, std::string normalization_)
-      : ls(std::move(ls_)), normalize(normalize_), normalization(std::move(normalization_)) {
-    require_float(noun, "points", points_);
-    points = matrix(noun, "points", points_, {"points", points_}, 3);
-    columns = clebsch::spherical_harmonics_args<float>(ls, normalize, normalization).num_columns;
-  }
-
-  Matrix like_points(const char* name, const Tensor& t, int64_t width) const {
-    Matrix m = matrix(noun, name, t, {"points", points.tensor}, width);
-    require(m.rows == points.rows, noun, name, " must have ", points.rows, " rows, got ", m.rows);
-    return m;
-  }
-  Tensor new_matrix(int64_t width) const { return fresh(points.tensor, {points.rows, width}); }
-
-  // Splits the points over threads, some 30 us of work each at the least; cost: relative to the forward
-  // kernel.
-  template <class F>
-  void dispatch(int64_t cost, const F& f) const {
-    if (points.tensor.scalar_type() == ScalarType::Float) {
-      run<float>(cost, f);
-    } else {
-      run<double>(2 * cost, f);
-    }
-  }
-
- private:
-  template <class T, class F>
-  void run(int64_t cost, const F& f) const {
-    auto args = clebsch::spherical_harmonics_args<T>(ls, normalize, normalization);
-    args.points = points.read<T>().data;
-    args.points_stride = points.stride;
-    const auto kernel = f(args, clebsch::kernels<T>().spherical_harmonics);
-    const int64_t grain = (1 << 17) / (cost * (columns + 8)) + 64;
-    if (points.rows <= grain) return kernel(args, 0, points.rows);
-    torch::stable::parallel_for(0, points.rows, grain,
-                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
-  }
-};
-
-Tensor spherical_harmonics(const Tensor& points, std::vector<int64_t> ls, bool normalize,
-                           std::string normalization) {
-  const Harmonics h(points, std::move(ls), normalize, std::move(normalization));
-  Tensor out = h.new_matrix(h.columns);
-  h.dispatch(1, [&]<class T>(clebsch::SphericalHarmonicsArgs<T>& args, const auto& kernels) {
-    args.out = static_cast<T*>(out.mutable_data_ptr());
-    return kernels.forward;
-  });
-  return out;
-}
-
-Tensor spherical_harmonics_backward(const Tensor& grad, const Tensor& points, std::vector<int64_t> ls,
-                                    bool normalize, std::string normalization) {
-  const Harmonics h(points, std::move(ls), normalize, std::move(normalization));
-  const Matrix g = h.like_points("grad", grad, h.columns);
-  Tensor grad_points = h.new_matrix(3);
-  h.dispatch(2, [&]<class T>(clebsch::SphericalHarmonicsArgs<T>& args, const auto& kernels) {
-    args.grad = g.read<T>().data;
-    args.grad_stride = g.stride;
-    args.grad_points = static_cast<T*>(grad_points.mutable_data_ptr());
-    return kernels.backward;
-  });
-  return grad_points;
-}
-
-std::tuple<Tensor, Tensor> spherical_harmonics_double_backward(const Tensor& grad_grad_points,
-                                                               const Tensor& grad, const Tensor& points,
-                                                               std::vector<int64_t> ls, bool normalize,
-                                                               std::string normalization) {
-  const Harmonics h(points, std::move(ls), normalize, std::move(normalization));
-  const Matrix a = h.like_points("grad_grad_points", grad_grad_points, 3);
-  const Matrix g = h.like_points("grad", grad, h.columns);
-  Tensor grad_grad = h.new_matrix(h.columns), grad_points = h.new_matrix(3);
-  h.dispatch(4, [&]<class T>(clebsch::SphericalHarmonicsArgs<T>& args, const auto& kernels) {
-    args.grad_grad_points = a.read<T>().data;
-    args.grad_grad_points_stride = a.stride;
-    args.grad = g.read<T>().data;
-    args.grad_stride = g.stride;
-    args.out = static_cast<T*>(grad_grad.mutable_data_ptr());
-    args.grad_points = static_cast<T*>(grad_points.mutable_data_ptr());
-    return kernels.double_backward;
-  });
-  return {grad_grad, grad_points};
-}
-
 // Arrays of one shape and type, met number by number.
 struct Silu {
   static constexpr const char* noun = "silu";
@@ -969,14 +664,7 @@ std::tuple<Tensor, Tensor, Tensor> symmetric_contraction_double_backward(
 }
 
 Tensor graph_order(const Tensor& senders, const Tensor& receivers, int64_t num_nodes) {
-  const char* noun = "graph_order";
-  require(senders.scalar_type() == ScalarType::Long && receivers.scalar_type() == ScalarType::Long, noun,
-          "senders and receivers must be int64");
-  require(senders.dim() == 1 && receivers.dim() == 1 && senders.numel() == receivers.numel(), noun,
-          "senders and receivers must be vectors of the same length");
-  // Far above what memory holds, far below where sizes overflow.
-  require(num_nodes >= 0 && num_nodes < int64_t{1} << 48, noun, "num_nodes must lie in [0, 2^48), got ",
-          num_nodes);
+  clebsch::operators::require_edges(senders, receivers, num_nodes);
   const Tensor s = torch::stable::contiguous(senders), r = torch::stable::contiguous(receivers);
   const int64_t edges = s.numel();
   Tensor order = torch::stable::new_empty(s, {clebsch::order_size(edges, num_nodes)});
@@ -1043,12 +731,8 @@ STABLE_TORCH_LIBRARY(clebsch, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(clebsch, CPU, m) {
   m.impl("graph_order", TORCH_BOX(&graph_order));
-  m.impl("spherical_harmonics", TORCH_BOX(&spherical_harmonics));
-  m.impl("spherical_harmonics_backward", TORCH_BOX(&spherical_harmonics_backward));
-  m.impl("spherical_harmonics_double_backward", TORCH_BOX(&spherical_harmonics_double_backward));
-  m.impl("tensor_product", TORCH_BOX(&tensor_product));
-  m.impl("tensor_product_backward", TORCH_BOX(&tensor_product_backward));
-  m.impl("tensor_product_double_backward", TORCH_BOX(&tensor_product_double_backward));
+  clebsch::operators::register_spherical_harmonics<Cpu>(m);
+  clebsch::operators::register_products<Cpu>(m);
   m.impl("gate", TORCH_BOX(&gate));
   m.impl("gate_backward", TORCH_BOX(&gate_backward));
   m.impl("silu", TORCH_BOX(&silu));
@@ -1061,9 +745,6 @@ STABLE_TORCH_LIBRARY_IMPL(clebsch, CPU, m) {
   m.impl("symmetric_contraction", TORCH_BOX(&symmetric_contraction));
   m.impl("symmetric_contraction_backward", TORCH_BOX(&symmetric_contraction_backward));
   m.impl("symmetric_contraction_double_backward", TORCH_BOX(&symmetric_contraction_double_backward));
-  m.impl("convolution", TORCH_BOX(&convolution));
-  m.impl("convolution_backward", TORCH_BOX(&convolution_backward));
-  m.impl("convolution_double_backward", TORCH_BOX(&convolution_double_backward));
   m.impl("radial_convolution", TORCH_BOX(&radial_convolution));
   m.impl("radial_convolution_backward", TORCH_BOX(&radial_convolution_backward));
   m.impl("radial_convolution_double_backward", TORCH_BOX(&radial_convolution_double_backward));

@@ -23,11 +23,27 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("clebsch")
 
 
-def pytest_report_header():
+def pytest_addoption(parser):
+    parser.addoption(
+        "--emulated",
+        action="store_true",
+        help="run the kernels of the GPU on the emulator, in the place of the CPU's (make test-emulated)",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--emulated"):
+        import emulation
+
+        emulation.load()
+
+
+def pytest_report_header(config):
     """Which package is tested: an editable install of another source tree comes before PYTHONPATH."""
     import clebsch
 
-    return f"clebsch: {clebsch.__path__[0]}"
+    emulated = ", kernels of the GPU on the emulator" if config.getoption("--emulated") else ""
+    return f"clebsch: {clebsch.__path__[0]}{emulated}"
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import emulation
 from clebsch import backend, ops, reference  # noqa: F401  ops loads the operators
 from clebsch.algebra.irreps import Irreps
 from clebsch.algebra.plan import ProductPlan
@@ -87,7 +88,11 @@ def _problem_without_an_edge() -> tuple[Problem, int]:
 
 
 def instruction_sets() -> Iterator[str]:
-    """Every instruction set that this machine runs, each in use while it is the current one."""
+    """Every instruction set that this machine runs, each in use while it is the current one; on the emulator
+    every order of threads."""
+    if emulation.enabled():
+        yield from emulation.thread_orders()
+        return
     before = backend.instruction_set()
     try:
         for name in backend.usable_instruction_sets():

@@ -39,6 +39,7 @@
 #include <type_traits>
 
 #include "../spherical_harmonics.h"
+#include "../spherical_harmonics_steps.h"
 #include "vec.h"
 #include "vec_rows.h"
 
@@ -64,12 +65,6 @@ template <class T>
 CLEBSCH_INLINE Vec<T> constant(T value) {
   return value - Vec<T>{};
 }
-
-// Coefficients of the recurrence, indexed l(l+1)/2 + m.
-template <class T>
-struct Step {
-  T up, bend, dy, dr;
-};
 
 // Everything a call needs besides its rows, for any degrees; cut from one piece of memory.
 template <class T>
@@ -107,35 +102,6 @@ struct FixedWorkspace {
   CLEBSCH_INLINE T* value_column(std::int64_t i) { return reinterpret_cast<T*>(value + i); }
   CLEBSCH_INLINE T* grad_column(std::int64_t i) { return reinterpret_cast<T*>(grad + i); }
 };
-inline double root(double v) { return __builtin_sqrt(v); }
-
-template <class T>
-CLEBSCH_INLINE void fill_coefficients(const Workspace<T>& w, HarmonicNormalization normalization) {
-  constexpr double pi = 3.14159265358979323846;
-  const bool norm = normalization == HarmonicNormalization::norm;
-  double sectoral = normalization == HarmonicNormalization::integral ? root(0.25 / pi) : 1.0;
-  for (int m = 0; m <= w.l_max; ++m) {
-    if (m > 0) sectoral *= root((norm ? 2.0 * m - 1 : 2.0 * m + 1) / (m == 1 ? 1.0 : 2.0 * m));
-    w.sectoral[m] = static_cast<T>(sectoral);
-  }
-  Step<T>* k = w.step;
-  for (int l = 0; l <= w.l_max; ++l) {
-    // Ratios of the normalisation of degree l to that of l - 1, and of l - 1 to l - 2, squared.
-    const double one = norm ? 1.0 : (2.0 * l + 1) / (2.0 * l - 1),
-                 two = norm ? 1.0 : (2.0 * l - 1) / (2.0 * l - 3);
-    for (int m = 0; m <= l; ++m, ++k) {
-      const double sum = l + m, difference = l - m;
-      k->up = m == l ? T(0) : static_cast<T>(root(one * difference / sum));
-      k->bend = m >= l - 1
-                    ? T(0)
-                    : static_cast<T>((sum - 1) / difference * root(two * (difference - 1) / (sum - 1)));
-      k->dy = static_cast<T>(root(one * difference * sum));
-      k->dr = m >= l - 1 ? T(0)
-                         : static_cast<T>(-root(one * difference * (difference - 1) * (m == 0 ? 0.5 : 1.0)));
-    }
-  }
-}
-
 // Calls visit(m) for every order, from l_max down or up to it.
 template <class W, class F>
 CLEBSCH_INLINE void for_orders(const W& w, const F& visit) {
@@ -504,7 +470,7 @@ class Pieces {
 template <class T>
 void cut(Pieces& pieces, Workspace<T>& w, std::int64_t columns) {
   const std::int64_t degrees = w.l_max + 1;
-  pieces.take(w.step, degrees * (degrees + 1) / 2);
+  pieces.take(w.step, step_count(w.l_max));
   pieces.take(w.sectoral, degrees);
   for (Vec<T>** v : {&w.c, &w.s, &w.c_dot, &w.s_dot, &w.q[0], &w.q[1], &w.q_dot[0], &w.q_dot[1]}) {
     pieces.take(*v, degrees);
@@ -603,7 +569,7 @@ void run(const SphericalHarmonicsArgs<T>& args, std::int64_t begin, std::int64_t
     if (heap == nullptr) std::abort();
   }
   cut_all(heap ? heap : stack);
-  fill_coefficients(w, args.normalization);
+  fill_steps(w.l_max, args.normalization, w.step, w.sectoral);
   fill_columns(args, w);
 
   const auto kernel = row_kernels_for(w).*which;

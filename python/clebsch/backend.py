@@ -46,29 +46,62 @@ def native() -> ModuleType:
         ) from error
 
 
+def _library(name: str) -> Path | None:
+    """The compiled library of this name; in an editable install it lies in one of several package folders."""
+    import clebsch
+
+    files = (Path(folder) / name for folder in clebsch.__path__)
+    return next((file for file in files if file.is_file()), None)
+
+
 @functools.cache
 def load() -> None:
     """Register `torch.ops.clebsch.*`. ImportError with the remedy if the library does not load."""
     import torch
 
     native()
-    # In an editable install the libraries lie beside one of several package folders.
-    import clebsch
+    library = _library("_clebsch_torch.so")
+    if library is None:
+        raise ImportError(
+            "clebsch: _clebsch_torch.so is missing; build it with 'pip install --no-build-isolation .'"
+        )
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        raise ImportError(
+            f"clebsch: the operators do not load under torch {torch.__version__} ({error}). "
+            "clebsch needs torch >= 2.10; reinstall it with 'pip install --no-build-isolation .'"
+        ) from error
+    _load_cuda()
 
-    for folder in clebsch.__path__:
-        library = Path(folder) / "_clebsch_torch.so"
-        if library.is_file():
-            try:
-                torch.ops.load_library(library)
-            except OSError as error:
-                raise ImportError(
-                    f"clebsch: the operators do not load under torch {torch.__version__} ({error}). "
-                    "clebsch needs torch >= 2.10; reinstall it with 'pip install --no-build-isolation .'"
-                ) from error
-            return
-    raise ImportError(
-        "clebsch: _clebsch_torch.so is missing; build it with 'pip install --no-build-isolation .'"
-    )
+
+@functools.cache
+def _load_cuda() -> str:
+    """Register the operators for GPUs, if they were built; why there are none, or ""."""
+    import torch
+
+    library = _library("_clebsch_cuda.so")
+    if library is None:
+        return "not built: CLEBSCH_CUDA=ON and nvcc when building"
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        return f"built, does not load ({error})"
+    return ""
+
+
+def _cuda_state() -> str:
+    missing = _load_cuda()
+    if missing:
+        return missing
+    import torch
+
+    if torch.version.cuda is None:
+        return f"built; torch {torch.__version__} has no CUDA"
+    if not torch.cuda.is_available():
+        return "built; torch finds no device or no driver"
+    names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return f"built, and never run on a GPU by its authors; devices: {names}"
 
 
 def compiled_instruction_sets() -> list[str]:
@@ -110,10 +143,11 @@ def kernels() -> list[dict[str, Any]]:
 
 
 def backends() -> dict[str, str]:
-    """State of each backend, in a few words."""
+    """State of each backend, in a few words: usable, or what is missing."""
+    load()
     return {
         "cpu": f"usable ({instruction_set()})",
-        "cuda": "not built",
+        "cuda": _cuda_state(),
         "triton": "not built",
     }
 

@@ -1,0 +1,50 @@
+// Which rows meet, for kernels over rows and over the edges of a graph.
+#pragma once
+
+#include "cuda/device.h"
+#include "cuda/device_product.h"
+
+namespace clebsch::cuda {
+
+template <class T>
+__device__ inline T* row(const Rows<T>& rows, std::int64_t r) {
+  return rows.data + r * rows.stride;
+}
+// Null stays null.
+template <class T>
+__device__ inline T* row_if(const Rows<T>& rows, std::int64_t r) {
+  return rows.data ? rows.data + r * rows.stride : nullptr;
+}
+
+// The positions of a receiver that lie in [first, last); without a graph, the row itself.
+struct Positions {
+  std::int64_t begin, end;
+};
+template <class T>
+__device__ inline Positions positions_of(const DeviceProduct<T>& a, std::int64_t receiver) {
+  if (!a.graph.edge) return {receiver, receiver + 1};
+  const Positions at{a.graph.receiver_begin[receiver], a.graph.receiver_begin[receiver + 1]};
+  if (at.begin < 0 || at.end < at.begin || at.end > a.graph.edges) refuse(Refusal::order);
+  return at;
+}
+
+struct Edge {
+  std::int64_t index, sender;
+};
+template <class T>
+__device__ inline Edge edge_at(const DeviceProduct<T>& a, std::int64_t position) {
+  if (!a.graph.edge) return {position, position};
+  const Edge e{a.graph.edge[position], a.graph.sender[position]};
+  if (e.index < 0 || e.index >= a.graph.edges || e.sender < 0 || e.sender >= a.graph.nodes)
+    refuse(Refusal::order);
+  return e;
+}
+template <class T>
+__device__ inline std::int64_t receiver_at(const DeviceProduct<T>& a, std::int64_t position) {
+  if (!a.graph.edge) return position;
+  const std::int64_t r = a.graph.receiver[position];
+  if (r < 0 || r >= a.graph.nodes) refuse(Refusal::order);
+  return r;
+}
+
+}  // namespace clebsch::cuda

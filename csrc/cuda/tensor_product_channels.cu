@@ -1,0 +1,560 @@
+// Channelwise products (every path uvu, one copy of y): lanes are channels. The formulas are those of
+// cpu/tensor_product_channels.inl.h: M = C y once for an edge and path, then
+//
+//   forward   out_k += (w x_i) M_ik
+//   backward  t_i = M_ik g_k,  gx_i += w t_i,  gw += x_i t_i,  gM_ik += (w x_i) g_k over channels,  gy = C gM
+//
+// A thread holds C channels: those that 16 bytes of weights belong to, or one. A warp holds a tile of 32 C.
+//
+// Forward: a block of threads for a receiver and a tile. Its sums lie in shared memory and are written once.
+// Each of the 4 warps gathers x of one edge and makes M of it; then the paths are shared by the warps, so
+// that each sum has one owner, and four edges are met for every load and store of a sum. Backward: a block of
+// threads for a receiver. g of a tile lies in shared memory, each warp takes an edge at a time and owns all
+// that belongs to it; sums over channels are butterflies of halves, one shuffle a number.
+//
+// Bytes for an edge, W weights, elements of T. Least: forward W, backward 2 W (w read, gw written), beside x,
+// y, indices and out from caches or once for a receiver. Moved: forward W + dim1 gathered + dim2; backward
+// 2 W + dim1 gathered + 2 dim2 + dim1 written for its sender and read again by the sum (gx). At MACE-medium,
+// W = 1280, dim1 = 512, dim2 = 16: forward 1.4 times the least if no gather hits a cache, 1.01 if all do;
+// backward 1.6 and 1.4. Flops for an edge and channel, S the cells of M: 2 S forward, 6 S backward.
+//
+// No atomics: the order of every sum depends on the call alone.
+#include "cuda/device.h"
+#include "cuda/device_product.h"
+#include "cuda/edges.h"
+
+namespace clebsch::cuda {
+namespace {
+
+constexpr int kLanes = 32, kWarps = kForwardWarps, kThreads = kLanes * kWarps;
+constexpr int kUnrolledProducts = 3;  // degrees of x and the output that are known when compiling
+
+template <class T, int C>
+using Channels = Pack<T, C>;
+
+// Where the channels of this thread lie in the rows of a tile.
+struct Tile {
+  int lane, warp;
+  std::int64_t first;  // channel
+};
+template <int C>
+__device__ inline Tile tile_of(std::int64_t number) {
+  const int lane = static_cast<int>(threadIdx.x) % kLanes, warp = static_cast<int>(threadIdx.x) / kLanes;
+  return {lane, warp, (number * kLanes + lane) * C};
+}
+template <class T, int C>
+__device__ inline bool aligned(const T* at) {
+  return reinterpret_cast<std::uintptr_t>(at) % (C * sizeof(T)) == 0;
+}
+
+// C numbers of a row that belong to the channels from `first` on, zero beyond `mul`.
+template <class T, int C>
+__device__ inline Channels<T, C> load(const T* row, std::int64_t first, int mul) {
+  if (first + C <= mul && aligned<T, C>(row + first))
+    return *reinterpret_cast<const Channels<T, C>*>(row + first);
+  Channels<T, C> channels;
+  CLEBSCH_DEVICE_UNROLL
+  for (int c = 0; c < C; ++c) channels[c] = first + c < mul ? row[first + c] : T{};
+  return channels;
+}
+template <class T, int C>
+__device__ inline void store(const Channels<T, C>& channels, T* row, std::int64_t first, int mul) {
+  if (first + C <= mul && aligned<T, C>(row + first)) {
+    *reinterpret_cast<Channels<T, C>*>(row + first) = channels;
+    return;
+  }
+  CLEBSCH_DEVICE_UNROLL
+  for (int c = 0; c < C; ++c) {
+    if (first + c < mul) row[first + c] = channels[c];
+  }
+}
+
+// Component m of the channels of this thread is at[m * kLanes].
+template <class T, int C>
+__device__ inline void load_block(const T* row, const BlockTable& b, bool mul_ir, std::int64_t first,
+                                  Channels<T, C>* at) {
+  const int n = 2 * b.l + 1;
+  if (!mul_ir) {
+    for (int m = 0; m < n; ++m) at[m * kLanes] = load<T, C>(row + b.offset + m * b.mul, first, b.mul);
+    return;
+  }
+  // The components of C channels side by side are n packs.
+  const T* from = row + b.offset;
+  int c = 0, m = 0;
+  for (int p = 0; p < n; ++p) {
+    const Channels<T, C> pack = load<T, C>(from, first * n + p * C, b.mul * n);
+    CLEBSCH_DEVICE_UNROLL
+    for (int i = 0; i < C; ++i) {
+      at[m * kLanes][c] = pack[i];
+      if (++m == n) m = 0, ++c;
+    }
+  }
+}
+template <class T, int C>
+__device__ inline void store_block(const Channels<T, C>* at, const BlockTable& b, bool mul_ir,
+                                   std::int64_t first, T* row) {
+  const int n = 2 * b.l + 1;
+  const bool used = b.component >= 0;
+  int c = 0, m = 0;
+  for (int p = 0; p < n; ++p) {
+    Channels<T, C> pack;
+    if (mul_ir) {
+      CLEBSCH_DEVICE_UNROLL
+      for (int i = 0; i < C; ++i) {
+        pack[i] = used ? at[m * kLanes][c] : T{};
+        if (++m == n) m = 0, ++c;
+      }
+      store<T, C>(pack, row + b.offset, first * n + p * C, b.mul * n);
+    } else {
+      CLEBSCH_DEVICE_UNROLL
+      for (int i = 0; i < C; ++i) pack[i] = used ? at[p * kLanes][i] : T{};
+      store<T, C>(pack, row + b.offset + p * b.mul, first, b.mul);
+    }
+  }
+}
+
+// All blocks that paths use; no row: zero.
+template <class T, int C>
+__device__ inline void load_tile(const T* row, const BlockTable* blocks, int count, bool mul_ir,
+                                 std::int64_t first, int lane, Channels<T, C>* tile) {
+  for (int n = 0; n < count; ++n) {
+    if (blocks[n].component < 0) continue;
+    Channels<T, C>* at = tile + blocks[n].component * kLanes + lane;
+    if (row) {
+      load_block<T, C>(row, blocks[n], mul_ir, first, at);
+    } else {
+      for (int m = 0; m < 2 * blocks[n].l + 1; ++m) at[m * kLanes] = Channels<T, C>{};
+    }
+  }
+}
+
+// M of one edge by a warp; no row: zero.
+template <class T>
+__device__ inline void contract(const PlanTables<T>& plan, const T* y, int lane, T* matrix) {
+  for (int n = 0; n < plan.path_count; ++n) {
+    const PathTable& p = plan.paths[n];
+    const int cells = (2 * p.in1.l + 1) * (2 * p.out.l + 1), row = p.by_cell;
+    for (int cell = lane; cell < cells; cell += kLanes) {
+      T sum{};
+      if (y) {
+        for (int t = plan.first[row + cell]; t < plan.first[row + cell + 1]; ++t)
+          sum += plan.terms[t].value * y[p.in2.offset + plan.terms[t].a];
+      }
+      matrix[p.dense + cell] = sum;
+    }
+  }
+}
+
+template <class T, int C>
+__device__ inline Channels<T, C> weights(const T* row, const PathTable& p, std::int64_t first, T otherwise) {
+  if (p.weighted && row) return load<T, C>(row + p.weight, first, p.in1.mul);
+  Channels<T, C> channels;
+  CLEBSCH_DEVICE_UNROLL
+  for (int c = 0; c < C; ++c) channels[c] = p.weighted ? T{} : otherwise;
+  return channels;
+}
+
+// f<l1, l3>() with the degrees of a path, where they are known when compiling; else f<-1, -1>().
+template <class F>
+__device__ inline void for_path_degrees(const PathTable& p, const F& f) {
+  const int l1 = p.in1.l, l3 = p.out.l;
+  if (l1 > kUnrolledProducts || l3 > kUnrolledProducts) return f.template operator()<-1, -1>();
+  switch (l1 * (kUnrolledProducts + 1) + l3) {
+#define CLEBSCH_CASE(a, b)         \
+  case a * 4 + b:                  \
+    f.template operator()<a, b>(); \
+    break;
+#define CLEBSCH_CASES(a) CLEBSCH_CASE(a, 0) CLEBSCH_CASE(a, 1) CLEBSCH_CASE(a, 2) CLEBSCH_CASE(a, 3)
+    CLEBSCH_CASES(0) CLEBSCH_CASES(1) CLEBSCH_CASES(2) CLEBSCH_CASES(3)
+#undef CLEBSCH_CASES
+#undef CLEBSCH_CASE
+  }
+}
+
+// What the warps of a forward block gather of their edges.
+template <class T, int C, bool Tangent>
+struct Gathered {
+  const Channels<T, C>*x, *ax;  // tiles of kWarps edges
+  const T *matrix, *tangent;
+  const T *w[kWarps], *aw[kWarps];
+  int count;
+};
+
+// The scaled operands of component i: (w x), and with tangents (w ax + aw x).
+template <class T, int C, bool Tangent>
+struct Scaled {
+  Channels<T, C> value, tangent;
+};
+template <class T, int C, bool Tangent>
+__device__ inline Scaled<T, C, Tangent> scale(const Channels<T, C>& w, const Channels<T, C>& aw,
+                                              const Channels<T, C>& x, const Channels<T, C>& ax) {
+  Scaled<T, C, Tangent> s;
+  CLEBSCH_DEVICE_UNROLL
+  for (int c = 0; c < C; ++c) {
+    s.value[c] = w[c] * x[c];
+    if constexpr (Tangent) s.tangent[c] = w[c] * ax[c] + aw[c] * x[c];
+  }
+  return s;
+}
+
+// One path and the gathered edges; sums: of this thread.
+template <class T, int C, bool Tangent, int L1, int L3>
+__device__ inline void add_path(const PlanTables<T>& plan, const PathTable& p,
+                                const Gathered<T, C, Tangent>& edges, const Tile& tile,
+                                Channels<T, C>* sums) {
+  constexpr bool known = L1 >= 0;
+  constexpr int most = known ? 2 * L3 + 1 : 1;
+  const int inputs = known ? 2 * L1 + 1 : 2 * p.in1.l + 1, outputs = known ? 2 * L3 + 1 : 2 * p.out.l + 1;
+  // Where degrees are not known, one component of the output at a time.
+  for (int k0 = 0; k0 < outputs; k0 += most) {
+    Channels<T, C> sum[most];
+    CLEBSCH_DEVICE_UNROLL
+    for (int k = 0; k < most; ++k) sum[k] = sums[(k0 + k) * kLanes];
+    for (int e = 0; e < edges.count; ++e) {
+      const std::int64_t at = static_cast<std::int64_t>(e) * plan.components1 + p.in1.component;
+      const Channels<T, C>* x = edges.x + at * kLanes + tile.lane;
+      const Channels<T, C>* ax = Tangent ? edges.ax + at * kLanes + tile.lane : x;
+      const T* m = edges.matrix + static_cast<std::int64_t>(e) * plan.dense + p.dense + k0;
+      const T* n = Tangent ? edges.tangent + static_cast<std::int64_t>(e) * plan.dense + p.dense + k0 : m;
+      const Channels<T, C> w = weights<T, C>(edges.w[e], p, tile.first, T{1});
+      const Channels<T, C> aw = Tangent ? weights<T, C>(edges.aw[e], p, tile.first, T{}) : w;
+      CLEBSCH_DEVICE_UNROLL
+      for (int i = 0; i < inputs; ++i) {
+        const Scaled<T, C, Tangent> s = scale<T, C, Tangent>(w, aw, x[i * kLanes], ax[i * kLanes]);
+        CLEBSCH_DEVICE_UNROLL
+        for (int k = 0; k < most; ++k) {
+          const T mik = m[i * outputs + k];
+          CLEBSCH_DEVICE_UNROLL
+          for (int c = 0; c < C; ++c) {
+            if constexpr (Tangent) {
+              sum[k][c] += s.tangent[c] * mik + s.value[c] * n[i * outputs + k];
+            } else {
+              sum[k][c] += s.value[c] * mik;
+            }
+          }
+        }
+      }
+    }
+    CLEBSCH_DEVICE_UNROLL
+    for (int k = 0; k < most; ++k) sums[(k0 + k) * kLanes] = sum[k];
+  }
+}
+
+template <class T, int C, bool Tangent>
+__global__ void __launch_bounds__(kThreads) channels_forward(DeviceProduct<T> a) {
+  const PlanTables<T>& plan = a.plan;
+  Channels<T, C>* sums = dynamic_shared<Channels<T, C>>();
+  Channels<T, C>* x = sums + plan.components_out * kLanes;
+  Channels<T, C>* ax = x + kWarps * plan.components1 * kLanes;
+  T* matrix = reinterpret_cast<T*>(Tangent ? ax + kWarps * plan.components1 * kLanes : ax);
+  T* tangent = matrix + kWarps * plan.dense;
+  const Tile tile = tile_of<C>(blockIdx.y);
+  const std::int64_t tasks = a.graph.edge ? a.graph.nodes : a.rows;
+  for (std::int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
+    const Positions positions = positions_of(a, task);
+    for (int d = static_cast<int>(threadIdx.x); d < plan.components_out * kLanes; d += kThreads)
+      sums[d] = Channels<T, C>{};
+    for (std::int64_t at = positions.begin; at < positions.end; at += kWarps) {
+      const std::int64_t left = positions.end - at;
+      Gathered<T, C, Tangent> edges;
+      edges.x = x;
+      edges.ax = ax;
+      edges.matrix = matrix;
+      edges.tangent = tangent;
+      edges.count = left < kWarps ? static_cast<int>(left) : kWarps;
+      for (int e = 0; e < edges.count; ++e) {
+        const std::int64_t index = edge_at(a, at + e).index;
+        edges.w[e] = row(a.w, index);
+        if constexpr (Tangent) edges.aw[e] = row_if(a.aw, index);
+      }
+      __syncthreads();  // the edges before have been added, the sums cleared
+      if (tile.warp < edges.count) {
+        const Edge e = edge_at(a, at + tile.warp);
+        const int to = tile.warp * plan.components1 * kLanes;
+        load_tile<T, C>(row(a.x, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first, tile.lane,
+                        x + to);
+        contract(plan, row(a.y, e.index), tile.lane, matrix + tile.warp * plan.dense);
+        if constexpr (Tangent) {
+          load_tile<T, C>(row_if(a.ax, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first,
+                          tile.lane, ax + to);
+          contract(plan, static_cast<const T*>(row_if(a.ay, e.index)), tile.lane,
+                   tangent + tile.warp * plan.dense);
+        }
+      }
+      __syncthreads();
+      for (int n = 0; n < plan.path_count; ++n) {
+        const PathTable& p = plan.paths[n];
+        if (p.warp != tile.warp) continue;
+        Channels<T, C>* own = sums + p.out.component * kLanes + tile.lane;
+        for_path_degrees(
+            p, [&]<int L1, int L3>() { add_path<T, C, Tangent, L1, L3>(plan, p, edges, tile, own); });
+      }
+    }
+    __syncthreads();
+    for (int n = tile.warp; n < plan.out_count; n += kWarps)
+      store_block<T, C>(sums + plan.out[n].component * kLanes + tile.lane, plan.out[n], plan.mul_ir,
+                        tile.first, row(a.out, task));
+    __syncthreads();
+  }
+}
+
+// Sums over the lanes of Count numbers, a power of 2: at each step a lane keeps half of them and gives the
+// other half away. Number lane / (32 / Count) is what a lane ends with.
+template <int Count, class T>
+__device__ inline T sum_each(T (&value)[Count], int lane) {
+  int offset = kLanes / 2;
+  CLEBSCH_DEVICE_UNROLL
+  for (int half = Count / 2; half > 0; half /= 2, offset /= 2) {
+    const bool upper = lane & offset;
+    CLEBSCH_DEVICE_UNROLL
+    for (int i = 0; i < half; ++i) {
+      const T given = upper ? value[i] : value[i + half], kept = upper ? value[i + half] : value[i];
+      value[i] = kept + __shfl_xor_sync(kAllLanes, given, offset);
+    }
+  }
+  T sum = value[0];
+  for (; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
+  return sum;
+}
+
+// The least power of 2 that is not less, up to the lanes of a warp.
+template <int Least, int Power = 1>
+constexpr int power_of_2 = Power >= Least || Power >= kLanes ? Power : power_of_2<Least, 2 * Power>;
+template <int Least>
+constexpr int power_of_2<Least, kLanes> = kLanes;
+
+// What belongs to the edge of a warp.
+template <class T, int C, bool Tangent>
+struct OwnEdge {
+  const Channels<T, C>*x, *ax, *g;  // of this thread
+  Channels<T, C>* gx;
+  const T *matrix, *tangent, *w, *aw;
+  T *gm, *gw;  // null gw: not wanted
+  bool wants_x, wants_y;
+};
+
+template <class T, int C>
+__device__ inline T dot(const Channels<T, C>& a, const Channels<T, C>& b) {
+  T sum{};
+  CLEBSCH_DEVICE_UNROLL
+  for (int c = 0; c < C; ++c) sum += a[c] * b[c];
+  return sum;
+}
+
+// One path of the edge of a warp. All lanes must call it.
+template <class T, int C, bool Tangent, int L1, int L3>
+__device__ inline void differentiate_path(const PathTable& p, const OwnEdge<T, C, Tangent>& edge,
+                                          const Tile& tile) {
+  constexpr bool known = L1 >= 0;
+  const int inputs = known ? 2 * L1 + 1 : 2 * p.in1.l + 1, outputs = known ? 2 * L3 + 1 : 2 * p.out.l + 1;
+  const Channels<T, C>* x = edge.x + p.in1.component * kLanes;
+  const Channels<T, C>* ax = Tangent ? edge.ax + p.in1.component * kLanes : x;
+  const Channels<T, C>* g = edge.g + p.out.component * kLanes;
+  const T *m = edge.matrix + p.dense, *n = Tangent ? edge.tangent + p.dense : m;
+  const Channels<T, C> w = weights<T, C>(edge.w, p, tile.first, T{1});
+  const Channels<T, C> aw = Tangent ? weights<T, C>(edge.aw, p, tile.first, T{}) : w;
+
+  Channels<T, C> gw{};
+  CLEBSCH_DEVICE_UNROLL
+  for (int i = 0; i < inputs; ++i) {
+    Channels<T, C> t{}, s{};
+    CLEBSCH_DEVICE_UNROLL
+    for (int k = 0; k < outputs; ++k) {
+      const Channels<T, C> gk = g[k * kLanes];
+      CLEBSCH_DEVICE_UNROLL
+      for (int c = 0; c < C; ++c) {
+        t[c] += m[i * outputs + k] * gk[c];
+        if constexpr (Tangent) s[c] += n[i * outputs + k] * gk[c];
+      }
+    }
+    const Channels<T, C> xi = x[i * kLanes], axi = ax[i * kLanes];
+    CLEBSCH_DEVICE_UNROLL
+    for (int c = 0; c < C; ++c) gw[c] += Tangent ? axi[c] * t[c] + xi[c] * s[c] : xi[c] * t[c];
+    if (edge.wants_x) {
+      Channels<T, C>& to = edge.gx[(p.in1.component + i) * kLanes];
+      CLEBSCH_DEVICE_UNROLL
+      for (int c = 0; c < C; ++c) to[c] += Tangent ? aw[c] * t[c] + w[c] * s[c] : w[c] * t[c];
+    }
+  }
+  if (edge.gw && p.weighted) store<T, C>(gw, edge.gw + p.weight, tile.first, p.in1.mul);
+  if (!edge.wants_y) return;
+
+  // gM: the channels of this thread, then of the lanes.
+  const auto own = [&](int i, int k) {
+    const Scaled<T, C, Tangent> scaled =
+        scale<T, C, Tangent>(w, aw, x[i * kLanes], Tangent ? ax[i * kLanes] : x[i * kLanes]);
+    return dot<T, C>(Tangent ? scaled.tangent : scaled.value, g[k * kLanes]);
+  };
+  if constexpr (known) {
+    constexpr int cells = (2 * L1 + 1) * (2 * L3 + 1), count = power_of_2<cells>;
+    CLEBSCH_DEVICE_UNROLL
+    for (int base = 0; base < cells; base += count) {
+      T value[count];
+      CLEBSCH_DEVICE_UNROLL
+      for (int j = 0; j < count; ++j)
+        value[j] = base + j < cells ? own((base + j) / outputs, (base + j) % outputs) : T{};
+      const T sum = sum_each<count>(value, tile.lane);
+      const int cell = base + tile.lane / (kLanes / count);
+      if (tile.lane % (kLanes / count) == 0 && cell < cells) edge.gm[p.dense + cell] = sum;
+    }
+  } else {
+    for (int cell = 0; cell < inputs * outputs; ++cell) {
+      const T sum = sum_lanes(own(cell / outputs, cell % outputs));
+      if (tile.lane == 0) edge.gm[p.dense + cell] = sum;
+    }
+  }
+}
+
+template <class T, int C, bool Tangent>
+__global__ void __launch_bounds__(kThreads) channels_backward(DeviceProduct<T> a) {
+  const PlanTables<T>& plan = a.plan;
+  const int tile_size = plan.components1 * kLanes, lane = static_cast<int>(threadIdx.x) % kLanes,
+            warp = static_cast<int>(threadIdx.x) / kLanes;
+  Channels<T, C>* g = dynamic_shared<Channels<T, C>>();
+  Channels<T, C>* tiles = g + plan.components_out * kLanes;
+  Channels<T, C>* x = tiles + warp * (Tangent ? 3 : 2) * tile_size;
+  Channels<T, C>*gx = x + tile_size, *ax = gx + tile_size;
+  T* matrices = reinterpret_cast<T*>(tiles + kWarps * (Tangent ? 3 : 2) * tile_size);
+  T* matrix = matrices + warp * (Tangent ? 3 : 2) * plan.dense;
+  T *gm = matrix + plan.dense, *tangent = gm + plan.dense;
+  const std::int64_t tasks = a.graph.edge ? a.graph.nodes : a.rows;
+  for (std::int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
+    Positions positions = positions_of(a, task);
+    if (positions.begin < a.first_position) positions.begin = a.first_position;
+    if (positions.end > a.last_position) positions.end = a.last_position;
+    if (positions.begin >= positions.end) continue;
+    for (std::int64_t number = 0; number * kLanes * C < plan.widest; ++number) {
+      const Tile tile = tile_of<C>(number);
+      __syncthreads();  // the tile before has been read
+      if (warp == 0)
+        load_tile<T, C>(row(a.g, task), plan.out, plan.out_count, plan.mul_ir, tile.first, lane, g);
+      __syncthreads();
+      for (std::int64_t at = positions.begin + warp; at < positions.end; at += kWarps) {
+        const Edge e = edge_at(a, at);
+        load_tile<T, C>(row(a.x, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first, lane, x);
+        contract(plan, row(a.y, e.index), lane, matrix);
+        if constexpr (Tangent) {
+          load_tile<T, C>(row_if(a.ax, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first, lane,
+                          ax);
+          contract(plan, static_cast<const T*>(row_if(a.ay, e.index)), lane, tangent);
+        }
+        for (int m = 0; m < plan.components1; ++m) gx[m * kLanes + lane] = Channels<T, C>{};
+        __syncwarp();
+
+        OwnEdge<T, C, Tangent> own;
+        own.x = x + lane;
+        own.ax = ax + lane;
+        own.g = g + lane;
+        own.gx = gx + lane;
+        own.matrix = matrix;
+        own.tangent = tangent;
+        own.gm = gm;
+        own.w = row(a.w, e.index);
+        own.aw = row_if(a.aw, e.index);
+        own.gw = row_if(a.gw, a.shared_weights ? at - a.first_position : e.index);
+        own.wants_x = a.gx.data;
+        own.wants_y = a.gy.data;
+        for (int n = 0; n < plan.path_count; ++n) {
+          const PathTable& p = plan.paths[n];
+          for_path_degrees(
+              p, [&]<int L1, int L3>() { differentiate_path<T, C, Tangent, L1, L3>(p, own, tile); });
+        }
+
+        if (own.wants_x) {
+          T* to = row(a.gx, a.graph.edge ? at - a.first_position : at);
+          for (int n = 0; n < plan.in1_count; ++n)
+            store_block<T, C>(gx + plan.in1[n].component * kLanes + lane, plan.in1[n], plan.mul_ir,
+                              tile.first, to);
+        }
+        if (own.wants_y) {
+          T* gy = row(a.gy, e.index);
+          if (number == 0) {
+            for (std::int64_t d = lane; d < plan.dim2; d += kLanes) gy[d] = T{};
+          }
+          __syncwarp();
+          for (int n = 0; n < plan.path_count; ++n) {
+            const PathTable& p = plan.paths[n];
+            for (int m = lane; m < 2 * p.in2.l + 1; m += kLanes) {
+              T sum{};
+              for (int t = plan.first[p.by_in2 + m]; t < plan.first[p.by_in2 + m + 1]; ++t) {
+                const TermTable<T>& term = plan.terms[t];
+                sum += term.value * gm[p.dense + term.a * (2 * p.out.l + 1) + term.b];
+              }
+              gy[p.in2.offset + m] += sum;
+            }
+          }
+        }
+        __syncwarp();  // M and gM have been read
+      }
+    }
+  }
+}
+
+unsigned blocks(std::int64_t tasks) { return static_cast<unsigned>(tasks < (1 << 20) ? tasks : 1 << 20); }
+
+template <class T, int C>
+std::size_t forward_bytes(const PlanTables<T>& plan, bool tangent) {
+  const std::size_t copies = tangent ? 2 : 1;
+  return (plan.components_out + kWarps * copies * plan.components1) * kLanes * sizeof(Channels<T, C>) +
+         kWarps * copies * plan.dense * sizeof(T);
+}
+template <class T, int C>
+std::size_t backward_bytes(const PlanTables<T>& plan, bool tangent) {
+  const std::size_t copies = tangent ? 3 : 2;
+  return (plan.components_out + kWarps * copies * plan.components1) * kLanes * sizeof(Channels<T, C>) +
+         kWarps * copies * plan.dense * sizeof(T);
+}
+
+// What a block may take: less than any device since sm_80 has, and two of them fit most.
+constexpr std::size_t kSharedBytes = 96 << 10;
+
+template <class T>
+bool wide(const PlanTables<T>& plan, std::size_t bytes) {
+  return plan.widest >= kLanes * kPacked<T> / 2 && bytes <= kSharedBytes;
+}
+
+template <class T, int C>
+void start_forward(const DeviceProduct<T>& product, bool tangent, std::size_t bytes, void* stream) {
+  const unsigned tiles = static_cast<unsigned>((product.plan.widest + kLanes * C - 1) / (kLanes * C));
+  launch(tangent ? &channels_forward<T, C, true> : &channels_forward<T, C, false>,
+         dim3(blocks(product.receivers()), tiles), dim3(kThreads), bytes, stream, product);
+}
+template <class T, int C>
+void start_backward(const DeviceProduct<T>& product, bool tangent, std::size_t bytes, void* stream) {
+  launch(tangent ? &channels_backward<T, C, true> : &channels_backward<T, C, false>,
+         dim3(blocks(product.receivers())), dim3(kThreads), bytes, stream, product);
+}
+
+}  // namespace
+
+template <class T>
+bool launch_channels_forward(const DeviceProduct<T>& product, bool tangent, void* stream) {
+  const std::size_t packed = forward_bytes<T, kPacked<T>>(product.plan, tangent),
+                    single = forward_bytes<T, 1>(product.plan, tangent);
+  if (!product.plan.channelwise || single > kSharedBytes) return false;
+  if (wide(product.plan, packed)) {
+    start_forward<T, kPacked<T>>(product, tangent, packed, stream);
+  } else {
+    start_forward<T, 1>(product, tangent, single, stream);
+  }
+  return true;
+}
+template <class T>
+bool launch_channels_backward(const DeviceProduct<T>& product, bool tangent, void* stream) {
+  const std::size_t packed = backward_bytes<T, kPacked<T>>(product.plan, tangent),
+                    single = backward_bytes<T, 1>(product.plan, tangent);
+  if (!product.plan.channelwise || single > kSharedBytes) return false;
+  if (wide(product.plan, packed)) {
+    start_backward<T, kPacked<T>>(product, tangent, packed, stream);
+  } else {
+    start_backward<T, 1>(product, tangent, single, stream);
+  }
+  return true;
+}
+
+template bool launch_channels_forward(const DeviceProduct<float>&, bool, void*);
+template bool launch_channels_forward(const DeviceProduct<double>&, bool, void*);
+template bool launch_channels_backward(const DeviceProduct<float>&, bool, void*);
+template bool launch_channels_backward(const DeviceProduct<double>&, bool, void*);
+
+}  // namespace clebsch::cuda

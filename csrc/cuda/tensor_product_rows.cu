@@ -1,0 +1,338 @@
+// Products of any connection mode, degree and multiplicity, driven by the tables of the plan. One block of
+// threads for a row, or the edges of one receiver; derivatives: for an edge.
+//
+// Of a path the pairs of channels (u, v) are taken in the order of their weights, a chunk at a time:
+//
+//   P_uv = sum of C x_u y_v,   out_w += W_uvw P_uv,   Q_uv = sum_w W_uvw g_w,   gW_uvw = g_w P_uv,
+//   gx_u += sum of C y_v Q_uv,   gy_v += sum of C x_u Q_uv
+//
+// with tangents P' = P(ax, y) + P(x, ay) and Q' = Q(aW). P and Q of a chunk lie in shared memory. Every sum
+// has one thread as its owner: no atomics, and the order of the terms depends on the plan alone.
+//
+// Bytes: w once (gw once more); x, y, g from the caches, once for each chunk and component that needs them;
+// out and the gradients are added to in the caches once for each chunk. Where tensor_product_channels.cu
+// serves a plan it moves less.
+#include "cuda/device.h"
+#include "cuda/device_product.h"
+#include "cuda/edges.h"
+
+namespace clebsch::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kPairValues = 1024;  // components of pairs in a chunk, or those of one pair
+
+struct ComponentIndex {
+  std::int64_t offset, channel, component;
+  __device__ ComponentIndex(const BlockTable& b, bool mul_ir)
+      : offset(b.offset), channel(mul_ir ? 2 * b.l + 1 : 1), component(mul_ir ? 1 : b.mul) {}
+  __device__ std::int64_t operator()(std::int64_t u, int m) const {
+    return offset + u * channel + m * component;
+  }
+};
+
+// Pairs of channels of a path by their number.
+struct Pairs {
+  Mode mode;
+  std::int64_t mul1, mul2;
+
+  __device__ explicit Pairs(const PathTable& p) : mode(p.mode), mul1(p.in1.mul), mul2(p.in2.mul) {}
+  __device__ bool diagonal() const { return mode == Mode::uuw || mode == Mode::uuu; }
+  __device__ bool triangle() const { return mode == Mode::uvu_triangle || mode == Mode::triangle_w; }
+  // Pairs of smaller u.
+  __device__ std::int64_t before(std::int64_t u) const {
+    return diagonal() ? u : triangle() ? u * (2 * mul2 - u - 1) / 2 : u * mul2;
+  }
+  __device__ std::int64_t u_of(std::int64_t n) const {
+    if (diagonal()) return n;
+    if (!triangle()) return n / mul2;
+    const double b = 2.0 * static_cast<double>(mul2) - 1;
+    std::int64_t u = static_cast<std::int64_t>((b - sqrt(b * b - 8.0 * static_cast<double>(n))) / 2);
+    while (before(u) > n) --u;  // where the root was rounded
+    while (before(u + 1) <= n) ++u;
+    return u;
+  }
+  __device__ std::int64_t v_of(std::int64_t n, std::int64_t u) const {
+    return diagonal() ? n : n - before(u) + (triangle() ? u + 1 : 0);
+  }
+  __device__ std::int64_t number(std::int64_t u, std::int64_t v) const {
+    return diagonal() ? u : before(u) + v - (triangle() ? u + 1 : 0);
+  }
+  // The output channel of a pair that reaches one.
+  __device__ std::int64_t output(std::int64_t n) const {
+    return mode == Mode::uvu ? n / mul2 : mode == Mode::uvv ? n % mul2 : n;
+  }
+};
+
+// Numbers first, first + step, ... below end.
+struct Series {
+  std::int64_t first, step, end;
+};
+
+__device__ inline std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
+__device__ inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+// Of the pairs [n0, n1): those of the channel u of x.
+__device__ inline Series pairs_of_u(const Pairs& pairs, std::int64_t u, std::int64_t n0, std::int64_t n1) {
+  return {larger(n0, pairs.before(u)), 1, smaller(n1, pairs.before(u + 1))};
+}
+__device__ inline Series multiples(std::int64_t residue, std::int64_t modulus, std::int64_t n0,
+                                   std::int64_t n1) {
+  const std::int64_t first = n0 + (residue - n0 % modulus + modulus) % modulus;
+  return {first, modulus, n1};
+}
+// Those that reach output channel o, where a pair reaches one.
+__device__ inline Series pairs_of_output(const Pairs& pairs, std::int64_t o, std::int64_t n0,
+                                         std::int64_t n1) {
+  if (pairs.mode == Mode::uvu) return pairs_of_u(pairs, o, n0, n1);
+  if (pairs.mode == Mode::uvv) return multiples(o, pairs.mul2, n0, n1);
+  return {o, 1, o + 1};
+}
+
+template <class T>
+struct Operands {
+  const T *x, *y, *w, *g, *ax, *ay, *aw;  // rows; null: zero
+};
+template <class T>
+__device__ inline Operands<T> operands_of(const DeviceProduct<T>& a, std::int64_t position,
+                                          std::int64_t receiver) {
+  const Edge e = edge_at(a, position);
+  return {row(a.x, e.sender),     row(a.y, e.index),     row(a.w, e.index),    row_if(a.g, receiver),
+          row_if(a.ax, e.sender), row_if(a.ay, e.index), row_if(a.aw, e.index)};
+}
+
+// One path and a chunk of its pairs.
+template <class T, bool Tangent>
+struct Chunk {
+  const PlanTables<T>& plan;
+  const PathTable& p;
+  const Operands<T>& a;
+  Pairs pairs;
+  ComponentIndex at1, at2, at_out;
+  int inputs, others, outputs;  // components of x, y and the output
+  std::int64_t n0, n1, fan;
+
+  __device__ Chunk(const PlanTables<T>& plan_, const PathTable& path, const Operands<T>& operands,
+                   std::int64_t begin)
+      : plan(plan_),
+        p(path),
+        a(operands),
+        pairs(path),
+        at1(path.in1, plan_.mul_ir),
+        at2(path.in2, plan_.mul_ir),
+        at_out(path.out, plan_.mul_ir),
+        inputs(2 * path.in1.l + 1),
+        others(2 * path.in2.l + 1),
+        outputs(2 * path.out.l + 1),
+        n0(begin),
+        fan(path.fan) {
+    n1 = smaller(path.pairs, n0 + size(path));
+  }
+  static __device__ std::int64_t size(const PathTable& path) { return kPairValues / (2 * path.out.l + 1); }
+
+  __device__ T weight(std::int64_t i) const { return p.weighted ? a.w[p.weight + i] : T{1}; }
+  __device__ T weight_tangent(std::int64_t i) const { return p.weighted && a.aw ? a.aw[p.weight + i] : T{}; }
+
+  // sum of C first[a] second[b] over the terms of a component.
+  __device__ T contract(int row, const T* first, std::int64_t first_step, const T* second,
+                        std::int64_t second_step) const {
+    T sum{};
+    for (int t = plan.first[row]; t < plan.first[row + 1]; ++t) {
+      const TermTable<T>& term = plan.terms[t];
+      sum += term.value * first[term.a * first_step] * second[term.b * second_step];
+    }
+    return sum;
+  }
+
+  // P, and with tangents P'.
+  __device__ void couple(T* value, T* tangent) const {
+    for (std::int64_t i = threadIdx.x; i < (n1 - n0) * outputs; i += kThreads) {
+      const std::int64_t n = n0 + i / outputs, u = pairs.u_of(n), v = pairs.v_of(n, u);
+      const int row = p.by_out + static_cast<int>(i % outputs);
+      const std::int64_t of_x = at1(u, 0), of_y = at2(v, 0);
+      value[i] = contract(row, a.x + of_x, at1.component, a.y + of_y, at2.component);
+      if constexpr (Tangent) {
+        T sum{};
+        if (a.ax) sum += contract(row, a.ax + of_x, at1.component, a.y + of_y, at2.component);
+        if (a.ay) sum += contract(row, a.x + of_x, at1.component, a.ay + of_y, at2.component);
+        tangent[i] = sum;
+      }
+    }
+  }
+
+  // Q, and with tangents Q'.
+  __device__ void collect(T* q, T* q_tangent) const {
+    for (std::int64_t i = threadIdx.x; i < (n1 - n0) * outputs; i += kThreads) {
+      const std::int64_t n = n0 + i / outputs;
+      const int k = static_cast<int>(i % outputs);
+      T sum{}, sum_tangent{};
+      if (fan) {
+        for (std::int64_t w = 0; w < fan; ++w) {
+          const T g = a.g[at_out(w, k)];
+          sum += weight(n * fan + w) * g;
+          if constexpr (Tangent) sum_tangent += weight_tangent(n * fan + w) * g;
+        }
+      } else {
+        const T g = a.g[at_out(pairs.output(n), k)];
+        sum = weight(n) * g;
+        if constexpr (Tangent) sum_tangent = weight_tangent(n) * g;
+      }
+      q[i] = sum;
+      if constexpr (Tangent) q_tangent[i] = sum_tangent;
+    }
+  }
+
+  // out += W P, with tangents W P' + aW P.
+  __device__ void add_output(const T* value, const T* tangent, T* out) const {
+    const std::int64_t first = fan ? 0 : pairs.mode == Mode::uvv ? 0 : pairs.output(n0);
+    const std::int64_t last = fan ? fan : pairs.mode == Mode::uvv ? pairs.mul2 : pairs.output(n1 - 1) + 1;
+    for (std::int64_t i = threadIdx.x; i < (last - first) * outputs; i += kThreads) {
+      const std::int64_t o = first + i / outputs;
+      const int k = static_cast<int>(i % outputs);
+      const Series those = fan ? Series{n0, 1, n1} : pairs_of_output(pairs, o, n0, n1);
+      T sum{};
+      for (std::int64_t n = those.first; n < those.end; n += those.step) {
+        const std::int64_t at = (n - n0) * outputs + k, number = fan ? n * fan + o : n;
+        if constexpr (Tangent) {
+          sum += weight(number) * tangent[at] + weight_tangent(number) * value[at];
+        } else {
+          sum += weight(number) * value[at];
+        }
+      }
+      out[at_out(o, k)] += sum;
+    }
+  }
+
+  // gW = g P, with tangents g P'. Each weight has one pair: written, not added to.
+  __device__ void put_weights(const T* value, const T* tangent, T* gw) const {
+    const std::int64_t each = fan ? fan : 1;
+    for (std::int64_t i = threadIdx.x; i < (n1 - n0) * each; i += kThreads) {
+      const std::int64_t n = n0 + i / each, o = fan ? i % each : pairs.output(n);
+      const T* from = (Tangent ? tangent : value) + (n - n0) * outputs;
+      T sum{};
+      for (int k = 0; k < outputs; ++k) sum += a.g[at_out(o, k)] * from[k];
+      gw[p.weight + n * each + (fan ? o : 0)] = sum;
+    }
+  }
+
+  // gx_u += C y Q, with tangents C y Q' + C ay Q.
+  __device__ void add_x(const T* q, const T* q_tangent, T* gx) const {
+    const std::int64_t first = pairs.u_of(n0), last = pairs.u_of(n1 - 1) + 1;
+    for (std::int64_t i = threadIdx.x; i < (last - first) * inputs; i += kThreads) {
+      const std::int64_t u = first + i / inputs;
+      const int m = static_cast<int>(i % inputs);
+      const Series those = pairs_of_u(pairs, u, n0, n1);
+      T sum{};
+      for (std::int64_t n = those.first; n < those.end; ++n) {
+        const std::int64_t of_y = at2(pairs.v_of(n, u), 0), at = (n - n0) * outputs;
+        sum += contract(p.by_in1 + m, a.y + of_y, at2.component, (Tangent ? q_tangent : q) + at, 1);
+        if constexpr (Tangent) {
+          if (a.ay) sum += contract(p.by_in1 + m, a.ay + of_y, at2.component, q + at, 1);
+        }
+      }
+      gx[at1(u, m)] += sum;
+    }
+  }
+
+  // gy_v += C x Q, with tangents C x Q' + C ax Q.
+  __device__ void add_y(const T* q, const T* q_tangent, T* gy) const {
+    const std::int64_t u0 = pairs.u_of(n0), u1 = pairs.u_of(n1 - 1);
+    const std::int64_t first = pairs.diagonal() ? n0 : 0, last = pairs.diagonal() ? n1 : pairs.mul2;
+    for (std::int64_t i = threadIdx.x; i < (last - first) * others; i += kThreads) {
+      const std::int64_t v = first + i / others;
+      const int m = static_cast<int>(i % others);
+      T sum{};
+      for (std::int64_t u = pairs.diagonal() ? v : u0; u <= (pairs.diagonal() ? v : u1); ++u) {
+        if (pairs.triangle() && u >= v) break;
+        const std::int64_t n = pairs.number(u, v);
+        if (n < n0 || n >= n1) continue;
+        const std::int64_t of_x = at1(u, 0), at = (n - n0) * outputs;
+        sum += contract(p.by_in2 + m, a.x + of_x, at1.component, (Tangent ? q_tangent : q) + at, 1);
+        if constexpr (Tangent) {
+          if (a.ax) sum += contract(p.by_in2 + m, a.ax + of_x, at1.component, q + at, 1);
+        }
+      }
+      gy[at2(v, m)] += sum;
+    }
+  }
+};
+
+template <class T>
+__device__ inline void clear(T* row, std::int64_t length) {
+  for (std::int64_t d = threadIdx.x; d < length; d += kThreads) row[d] = T{};
+}
+
+template <class T, bool Tangent>
+__global__ void __launch_bounds__(kThreads) rows_forward(DeviceProduct<T> a) {
+  T *value = dynamic_shared<T>(), *tangent = value + kPairValues;
+  const std::int64_t tasks = a.graph.edge ? a.graph.nodes : a.rows;
+  for (std::int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
+    T* out = row(a.out, task);
+    clear(out, a.plan.dim_out);
+    const Positions positions = positions_of(a, task);
+    for (std::int64_t at = positions.begin; at < positions.end; ++at) {
+      const Operands<T> operands = operands_of(a, at, task);
+      for (int n = 0; n < a.plan.path_count; ++n) {
+        const PathTable& p = a.plan.paths[n];
+        for (std::int64_t begin = 0; begin < p.pairs; begin += Chunk<T, Tangent>::size(p)) {
+          const Chunk<T, Tangent> chunk(a.plan, p, operands, begin);
+          __syncthreads();  // the chunk before has been read
+          chunk.couple(value, tangent);
+          __syncthreads();
+          chunk.add_output(value, tangent, out);
+        }
+      }
+    }
+  }
+}
+
+template <class T, bool Tangent>
+__global__ void __launch_bounds__(kThreads) rows_backward(DeviceProduct<T> a) {
+  T *value = dynamic_shared<T>(), *q = value + kPairValues, *tangent = q + kPairValues,
+    *q_tangent = tangent + kPairValues;
+  for (std::int64_t at = a.first_position + blockIdx.x; at < a.last_position; at += gridDim.x) {
+    const Operands<T> operands = operands_of(a, at, receiver_at(a, at));
+    const std::int64_t edge = edge_at(a, at).index;
+    T* gx = row_if(a.gx, a.graph.edge ? at - a.first_position : at);
+    T* gy = row_if(a.gy, edge);
+    T* gw = row_if(a.gw, a.shared_weights ? at - a.first_position : edge);
+    if (gx) clear(gx, a.plan.dim1);
+    if (gy) clear(gy, a.plan.dim2);
+    for (int n = 0; n < a.plan.path_count; ++n) {
+      const PathTable& p = a.plan.paths[n];
+      for (std::int64_t begin = 0; begin < p.pairs; begin += Chunk<T, Tangent>::size(p)) {
+        const Chunk<T, Tangent> chunk(a.plan, p, operands, begin);
+        __syncthreads();
+        if (gw && p.weighted) chunk.couple(value, tangent);
+        if (gx || gy) chunk.collect(q, q_tangent);
+        __syncthreads();
+        if (gw && p.weighted) chunk.put_weights(value, tangent, gw);
+        if (gx) chunk.add_x(q, q_tangent, gx);
+        if (gy) chunk.add_y(q, q_tangent, gy);
+      }
+    }
+  }
+}
+
+unsigned blocks(std::int64_t tasks) { return static_cast<unsigned>(tasks < (1 << 20) ? tasks : 1 << 20); }
+
+}  // namespace
+
+template <class T>
+void launch_rows_forward(const DeviceProduct<T>& product, bool tangent, void* stream) {
+  launch(tangent ? &rows_forward<T, true> : &rows_forward<T, false>, dim3(blocks(product.receivers())),
+         dim3(kThreads), (tangent ? 2 : 1) * kPairValues * sizeof(T), stream, product);
+}
+template <class T>
+void launch_rows_backward(const DeviceProduct<T>& product, bool tangent, void* stream) {
+  launch(tangent ? &rows_backward<T, true> : &rows_backward<T, false>,
+         dim3(blocks(product.last_position - product.first_position)), dim3(kThreads),
+         (tangent ? 4 : 2) * kPairValues * sizeof(T), stream, product);
+}
+
+template void launch_rows_forward(const DeviceProduct<float>&, bool, void*);
+template void launch_rows_forward(const DeviceProduct<double>&, bool, void*);
+template void launch_rows_backward(const DeviceProduct<float>&, bool, void*);
+template void launch_rows_backward(const DeviceProduct<double>&, bool, void*);
+
+}  // namespace clebsch::cuda

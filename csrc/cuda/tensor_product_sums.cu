@@ -1,0 +1,64 @@
+// Sums that belong to no edge: each element is summed by one thread, in an order that depends on the call
+// alone. Bytes: parts read once, sums written once.
+#include "cuda/device.h"
+#include "cuda/device_product.h"
+
+namespace clebsch::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) add_to_senders(SenderSums<T> a) {
+  for (std::int64_t node = blockIdx.x; node < a.graph.nodes; node += gridDim.x) {
+    const std::int64_t begin = a.graph.sender_begin[node], end = a.graph.sender_begin[node + 1];
+    if (begin < 0 || end < begin || end > a.graph.edges) refuse(Refusal::order);
+    T* gx = a.gx.data + node * a.gx.stride;
+    for (std::int64_t d = threadIdx.x; d < a.length; d += kThreads) {
+      T sum = a.add ? gx[d] : T{};
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t at = a.graph.outgoing[i];
+        if (at < 0 || at >= a.graph.edges) refuse(Refusal::order);
+        if (at >= a.first && at < a.last) sum += a.parts[(at - a.first) * a.length + d];
+      }
+      gx[d] = sum;
+    }
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) add_rows(RowSums<T> a) {
+  for (std::int64_t group = blockIdx.y; group < a.groups; group += gridDim.y) {
+    const std::int64_t begin = group * kRowsPerSum;
+    const std::int64_t end = begin + kRowsPerSum < a.rows ? begin + kRowsPerSum : a.rows;
+    const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
+    for (std::int64_t d = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; d < a.length; d += step) {
+      T sum = a.add ? a.sums[group * a.length + d] : T{};
+      for (std::int64_t r = begin; r < end; ++r) sum += a.parts[r * a.length + d];
+      a.sums[group * a.length + d] = sum;
+    }
+  }
+}
+
+unsigned at_most(std::int64_t count, std::int64_t most) {
+  return static_cast<unsigned>(count < most ? count : most);
+}
+
+}  // namespace
+
+template <class T>
+void launch_sender_sums(const SenderSums<T>& sums, void* stream) {
+  launch(&add_to_senders<T>, dim3(at_most(sums.graph.nodes, 1 << 20)), dim3(kThreads), 0, stream, sums);
+}
+template <class T>
+void launch_row_sums(const RowSums<T>& sums, void* stream) {
+  const dim3 grid(at_most((sums.length + kThreads - 1) / kThreads, 1 << 20), at_most(sums.groups, 65535));
+  launch(&add_rows<T>, grid, dim3(kThreads), 0, stream, sums);
+}
+
+template void launch_sender_sums(const SenderSums<float>&, void*);
+template void launch_sender_sums(const SenderSums<double>&, void*);
+template void launch_row_sums(const RowSums<float>&, void*);
+template void launch_row_sums(const RowSums<double>&, void*);
+
+}  // namespace clebsch::cuda

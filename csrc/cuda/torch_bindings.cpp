@@ -1,0 +1,169 @@
+// The operators for tensors on a GPU; with CLEBSCH_EMULATED for tensors of the CPU, in the place of the
+// CPU's, for tests. Links C symbols of torch alone, and none of libtorch_cuda.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "cuda/device_harmonics.h"
+#include "cuda/graph_view.h"
+#include "cuda/run_product.h"
+#include "cuda/tables.h"
+#include "cuda/torch_stream.h"
+#include "torch_operands.h"
+#include "torch_product.h"
+#include "torch_spherical_harmonics.h"
+#ifdef CLEBSCH_EMULATED
+#include "cuda/emulator.h"
+#define CLEBSCH_KEY CPU
+#else
+#define CLEBSCH_KEY CUDA
+#endif
+
+namespace {
+
+using clebsch::cuda::StreamOf;
+using clebsch::operators::require;
+using torch::headeronly::ScalarType;
+using torch::stable::Device;
+using torch::stable::Tensor;
+
+const int64_t* words_of(const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); }
+
+// Tables by name, made and copied to the device of `like` at first use, kept for the life of the process.
+// The first use waits for the copy, and cannot be captured in a CUDA graph: torch says so.
+template <class Make>
+const int64_t* table(const std::string& name, const Tensor& like, const Make& make) {
+  static std::mutex& mutex = *new std::mutex;
+  static auto& tables = *new std::map<std::pair<std::string, int32_t>, Tensor>;
+  const std::lock_guard lock(mutex);
+  const std::pair key{name, like.get_device_index()};
+  const auto found = tables.find(key);
+  if (found != tables.end()) return words_of(found->second);
+  const std::vector<int64_t> words = make();
+  const std::array<int64_t, 1> size{static_cast<int64_t>(words.size())};
+  const Device cpu(torch::headeronly::DeviceType::CPU);
+  Tensor made = torch::stable::empty(size, ScalarType::Long, std::nullopt, cpu);
+  if (!words.empty()) std::memcpy(made.mutable_data_ptr(), words.data(), words.size() * sizeof(int64_t));
+  return words_of(tables.try_emplace(key, torch::stable::to(made, like.device())).first->second);
+}
+
+template <class T>
+std::string type_name() {
+  return sizeof(T) == 4 ? "float " : "double ";
+}
+
+class TorchMemory {
+ public:
+  explicit TorchMemory(const Tensor& like) : like_(like) {}
+  clebsch::cuda::Workspace workspace() { return {this, &take}; }
+
+ private:
+  static void* take(void* context, size_t bytes) {
+    TorchMemory& self = *static_cast<TorchMemory*>(context);
+    const int64_t words = static_cast<int64_t>((bytes + 7) / 8);
+    self.pieces_.push_back(torch::stable::new_empty(self.like_, {words}, ScalarType::Long));
+    return self.pieces_.back().mutable_data_ptr();
+  }
+  const Tensor& like_;
+  std::vector<Tensor> pieces_;
+};
+
+struct Cuda {
+  struct Order {
+    Tensor tensor;
+    clebsch::cuda::GraphView graph;
+    Order(Tensor order, int64_t edges, int64_t nodes)
+        : tensor(std::move(order)), graph(clebsch::cuda::view_graph(words_of(tensor), edges, nodes)) {}
+  };
+  static Tensor fresh(const Tensor& like, const std::vector<int64_t>& sizes) {
+    return torch::stable::new_empty(like, sizes);
+  }
+
+  template <class T>
+  static void run(const clebsch::operators::Product<Cuda>& product, const clebsch::ProductCall<T>& call,
+                  clebsch::Derivative derivative) {
+    const Tensor& like = product.x.tensor;
+    if (product.order)
+      require(product.order->tensor.get_device_index() == like.get_device_index(), product.noun,
+              "order must be on the device of x");
+    const StreamOf current(like.get_device_index());
+    const int64_t* words = table("plan " + type_name<T>() + product.text, like,
+                                 [&] { return clebsch::cuda::plan_words<T>(product.plan); });
+    TorchMemory memory(like);
+    clebsch::cuda::run_product(call, clebsch::cuda::view_plan<T>(product.plan, words),
+                               product.order ? &product.order->graph : nullptr, derivative,
+                               memory.workspace(), current.stream);
+  }
+
+  template <class T>
+  static void run(const clebsch::operators::Harmonics<Cuda>& harmonics,
+                  const clebsch::SphericalHarmonicsArgs<T>& args, clebsch::operators::HarmonicsStep step) {
+    const Tensor& like = harmonics.points.tensor;
+    const StreamOf current(like.get_device_index());
+    std::string name = "harmonics " + type_name<T>() + harmonics.normalization;
+    for (const int64_t l : harmonics.ls) name.append(" ").append(std::to_string(l));
+    const int64_t* words = table(name, like, [&] { return clebsch::cuda::harmonic_words(args); });
+    const clebsch::cuda::DeviceHarmonics<T> call{clebsch::cuda::view_harmonics(args, words), args,
+                                                 harmonics.points.rows};
+    clebsch::cuda::launch_harmonics(call, static_cast<int>(step), current.stream);
+  }
+};
+
+// Sorted keys, and where each came from; equal ones stay in their order.
+std::pair<Tensor, Tensor> sort(const Tensor& keys) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  std::array<StableIValue, 4> stack{from(keys), from(std::optional<bool>(true)), from(int64_t{0}),
+                                    from(false)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
+}
+
+Tensor graph_order(const Tensor& senders, const Tensor& receivers, int64_t num_nodes) {
+  const char* noun = "graph_order";
+  clebsch::operators::require_edges(senders, receivers, num_nodes);
+  require(senders.get_device_index() == receivers.get_device_index(), noun,
+          "senders and receivers must be on one device");
+  const StreamOf current(senders.get_device_index());
+  const Tensor from = torch::stable::contiguous(senders);
+  const int64_t edges = from.numel();
+  Tensor order = torch::stable::new_empty(from, {clebsch::order_size(edges, num_nodes)});
+  int64_t* words = static_cast<int64_t*>(order.mutable_data_ptr());
+  const auto [sorted, edge] = sort(torch::stable::contiguous(receivers));
+  clebsch::cuda::launch_order_by_receiver(words_of(sorted), words_of(edge), words_of(from), edges, num_nodes,
+                                          words, current.stream);
+  const int64_t at = clebsch::cuda::view_graph(words, edges, num_nodes).sender - words;
+  const auto [by_sender, position] = sort(torch::stable::narrow(order, 0, at, edges));
+  clebsch::cuda::launch_order_by_sender(words_of(by_sender), words_of(position), edges, num_nodes, words,
+                                        current.stream);
+  return order;
+}
+
+}  // namespace
+
+#ifdef CLEBSCH_EMULATED
+// For tests, by name.
+extern "C" __attribute__((visibility("default"))) void clebsch_set_thread_order(const char* words) {
+  clebsch::cuda::emulator::set_order(std::string(words));
+}
+extern "C" __attribute__((visibility("default"))) void clebsch_set_workspace_bytes(int64_t bytes) {
+  clebsch::cuda::set_workspace_bytes(bytes);
+}
+#endif
+
+STABLE_TORCH_LIBRARY_IMPL(clebsch, CLEBSCH_KEY, m) {
+  m.impl("graph_order", TORCH_BOX(&graph_order));
+  clebsch::operators::register_spherical_harmonics<Cuda>(m);
+  clebsch::operators::register_products<Cuda>(m);
+}

@@ -1,0 +1,47 @@
+"""Operators on the emulated GPU: with ``pytest --emulated`` they take the place of the CPU's."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from clebsch import ops  # noqa: F401  the operators are defined before they are replaced
+
+__all__ = ["ORDERS", "enabled", "load", "set_workspace_bytes", "thread_orders"]
+
+LIBRARY = Path(__file__).parents[1] / "build" / "develop" / "csrc" / "tests" / "_clebsch_emulated.so"
+ORDERS = ("forward", "reverse", "random:1")
+
+_library: ctypes.CDLL | None = None
+
+
+def load() -> None:
+    """Replace the CPU's operators."""
+    global _library
+    torch.ops.load_library(LIBRARY)
+    _library = ctypes.CDLL(str(LIBRARY))
+    _library.clebsch_set_thread_order.argtypes = [ctypes.c_char_p]
+    _library.clebsch_set_workspace_bytes.argtypes = [ctypes.c_int64]
+
+
+def enabled() -> bool:
+    """Whether operators run on the emulator."""
+    return _library is not None
+
+
+def thread_orders() -> Iterator[str]:
+    """The orders in which emulated threads run between two barriers, each while it is in use."""
+    try:
+        for order in ORDERS:
+            _library.clebsch_set_thread_order(order.encode())
+            yield order
+    finally:
+        _library.clebsch_set_thread_order(ORDERS[0].encode())
+
+
+def set_workspace_bytes(count: int) -> None:
+    """What parts of sums may take at a time; 0 for the rule."""
+    _library.clebsch_set_workspace_bytes(count)

@@ -1,0 +1,14 @@
+"""Tests that need an NVIDIA GPU; without one they are skipped, each with the reason."""
+
+import pytest
+
+from clebsch import backend
+
+
+def pytest_collection_modifyitems(items):
+    state = backend.backends()["cuda"]
+    for item in items:
+        if "gpu" in item.path.parts:
+            item.add_marker(pytest.mark.gpu)
+            if "devices:" not in state:
+                item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU; cuda is {state}"))
