@@ -235,6 +235,9 @@ def _embedding(y: Tensor) -> Any:
 class _OfTypes(torch.autograd.Function):
     """A row of y for every type. Any atom of a type stands for all: the table that y was looked up in is
     given the gradient of all.
+
+    One atom's own gradient is refused, where autograd lets us know: not if it is asked for together with the
+    table's, in one call of torch.autograd.grad.
     """
 
     @staticmethod
