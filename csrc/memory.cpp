@@ -25,10 +25,12 @@ std::size_t default_limit() {
   return pages > 0 && page > 0 ? static_cast<std::size_t>(pages) * static_cast<std::size_t>(page) / 4 : 0;
 }
 
-// A size class: whole huge pages, and at most sixteen classes to every power of two, so that problems of
-// nearly the same size share blocks.
+constexpr bool is_huge(std::size_t bytes) { return bytes >= kHugePage / 2; }
+
+// A size class: whole huge pages, below 1 MiB 8 KiB, and at most sixteen classes to every power of two, so
+// that problems of nearly the same size share blocks.
 std::size_t rounded(std::size_t bytes) {
-  std::size_t step = kHugePage;
+  std::size_t step = is_huge(bytes) ? kHugePage : std::size_t{8} << 10;
   while (step * 16 <= bytes) step *= 2;
   return (bytes + step - 1) / step * step;
 }
@@ -54,6 +56,8 @@ void* acquire_memory(std::size_t bytes) {
     if (!block) throw std::bad_alloc();
     return block;
   }
+  const bool huge = is_huge(bytes);
+  const std::size_t alignment = huge ? kHugePage : 64;
   bytes = rounded(bytes);
   Pool& p = pool();
   {
@@ -67,13 +71,13 @@ void* acquire_memory(std::size_t bytes) {
       return block;
     }
   }
-  void* block = std::aligned_alloc(kHugePage, bytes);
+  void* block = std::aligned_alloc(alignment, bytes);
   if (!block) {
     drop_kept_memory();
-    block = std::aligned_alloc(kHugePage, bytes);
+    block = std::aligned_alloc(alignment, bytes);
     if (!block) throw std::bad_alloc();
   }
-  advise_huge_pages(block, bytes);
+  if (huge) advise_huge_pages(block, bytes);
   std::lock_guard lock(p.mutex);
   p.in_use.emplace(block, bytes);
   return block;

@@ -12,10 +12,12 @@
 
 namespace clebsch {
 
-// Below this size malloc itself keeps freed memory.
-constexpr std::size_t kSmallestPooled = std::size_t{1} << 20;
+// Below this size malloc itself keeps freed memory; above, it returns it and asks for it again until it has
+// seen a few blocks of the size, and again whenever blocks at the end of its heap are free.
+constexpr std::size_t kSmallestPooled = std::size_t{128} << 10;
 
-// At least `bytes` bytes on a cache line (on a huge page if large), not initialised. Throws std::bad_alloc.
+// At least `bytes` bytes on a cache line (on huge pages from 1 MiB on), not initialised. Throws
+// std::bad_alloc.
 CLEBSCH_API void* acquire_memory(std::size_t bytes);
 CLEBSCH_API void release_memory(void* block) noexcept;
 

@@ -276,6 +276,62 @@ bool choose_outputs(std::vector<Path>& paths, const Program& program) {
   return any;
 }
 
+// The order that is the least work, in vector instructions of a tile of rows: matrix products, and what the
+// coupling does to the results, which are also loaded and stored. The gradient of the weights has copies of
+// one operand in the lanes, padded; below half a vector of the widest kind that order is not worth it.
+void choose_order(Path& p, const CouplingEntry* entries, int count) {
+  if (p.mode != Mode::uvw) return;
+  std::vector<bool> exchanged((2 * p.in2.l + 1) * (2 * p.out.l + 1));
+  for (int n = 0; n < count; ++n) exchanged[entries[n].m2 * (2 * p.out.l + 1) + entries[n].m3] = true;
+  const double u = p.in1.mul, v = p.in2.mul, w = p.out.mul, outputs = 2 * p.out.l + 1;
+  const double cells_y = static_cast<double>(std::count(exchanged.begin(), exchanged.end(), true));
+  struct Choice {
+    Order order;
+    double components, copies, cells, padding;  // of what meets the weights; results that the coupling meets
+    bool fills;
+  };
+  const auto choice = [&](Order order, const Block& first, double copies, double cells) {
+    const double padding = static_cast<double>(first.stride) / first.mul;
+    return Choice{order, 2.0 * first.l + 1, copies, cells, padding, first.mul >= kPadding / 2};
+  };
+  Choice pairs = choice(Order::pairs, p.out, u * v, p.cell_count);
+  pairs.fills = p.outputs_in_lanes;
+  double least_forward = 0, least_backward = 0;
+  for (const Choice& c : {pairs, choice(Order::x_first, p.in1, v * w, p.cell_count),
+                          choice(Order::y_first, p.in2, u * w, cells_y)}) {
+    const bool pairs_first = c.order == Order::pairs;
+    const double all = u * v * w * c.components;
+    const double made = (c.order == Order::y_first ? u : v) * count;
+    const double forward = all + c.copies * (1.3 * c.cells + (pairs_first ? 1 : 3) * outputs) + made;
+    const double backward = (pairs_first ? 1 : 2) * all + c.padding * all +
+                            c.copies * (pairs_first ? 3.5 : 2.5) * c.cells + 2 * made;
+    if (p.forward == Order::unchosen || forward < least_forward) {
+      p.forward = c.order;
+      least_forward = forward;
+    }
+    if (c.fills && (p.backward == Order::unchosen || backward < least_backward)) {
+      p.backward = c.order;
+      least_backward = backward;
+    }
+  }
+}
+
+// Orders of all paths, and where their gradients lie that are summed turned.
+void choose_orders(std::vector<Path>& paths, Program& program) {
+  for (Path& p : paths) {
+    const auto [entries, count] = coupling_of(p.in1.l, p.in2.l, p.out.l);
+    choose_order(p, entries, count);
+    p.turned = program.turned_size;
+    if (p.backward == Order::x_first) {
+      program.x_in_lanes = true;
+      program.turned_size += std::int64_t{p.in1.stride} * p.in2.mul * p.out.mul;
+    } else if (p.backward == Order::y_first) {
+      program.y_in_lanes = true;
+      program.turned_size += std::int64_t{p.in2.stride} * p.in1.mul * p.out.mul;
+    }
+  }
+}
+
 std::int64_t row_length(const std::vector<Block>& blocks) {
   return blocks.empty() ? 0
                         : blocks.back().offset + std::int64_t{blocks.back().mul} * (2 * blocks.back().l + 1);
@@ -410,6 +466,7 @@ const Plan& parse_plan(const std::string& text) {
   std::tie(program.single_begin, program.single_end) = single_columns(plan->in2_, program);
   plan->channels = choose_lanes(plan->paths_, program);
   program.outputs_in_lanes = choose_outputs(plan->paths_, program);
+  choose_orders(plan->paths_, program);
   plan->pair_blocks();
   program.paths = plan->paths_.data();
   program.in1 = plan->in1_.data();

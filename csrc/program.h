@@ -18,6 +18,10 @@ struct Block {
 // Which channels meet: the connection modes of e3nn ("uvu<v" and "u<vw" are the triangular ones).
 enum class Mode : int { uvw, uvu, uvv, uuw, uuu, uvuv, uvu_triangle, triangle_w };
 
+// What meets the weights of a path uvw first where all rows share them (cpu/tensor_product_uvw.inl.h):
+// coupled pairs (u, v), or copies of x or of y; unchosen where another kernel runs the path.
+enum class Order : int { unchosen, pairs, x_first, y_first };
+
 // How the coupling is contracted with the second operand first: matrix[cell] += value * y[m2], then
 // out[m3] += x[m1] * matrix[cell] with cell = (m1, m3). Cells are sorted by (m3, m1); the first terms
 // are one for each cell, in the order of the cells.
@@ -54,6 +58,10 @@ struct Path {
   Contraction to_out;     // of an elementwise path, from the products x_i y_j of its two blocks
   int at_pair;            // where its outputs begin among those of all paths of these blocks
   bool outputs_in_lanes;  // weights are met with lanes = output channels: see choose_outputs in plan.cpp
+  // With shared weights; for degrees that are constants in the code. Where the gradient of the weights is
+  // summed with copies of x or y innermost, it begins at `turned` among those of all paths.
+  Order forward, backward;
+  std::int64_t turned;
 };
 
 // The values of the terms in the type of the arithmetic; `p` is a Path or a Contraction.
@@ -97,7 +105,9 @@ struct Program {
   bool outputs_in_lanes;  // of any path
   // Lengths of a row of x, y, out and the weights; of a panel of x, y and out; of all dense matrices.
   std::int64_t dim1, dim2, dim_out, weight_numel, panel1, panel2, panel_out, dense_size;
-  int widest;  // the largest padded multiplicity of x
+  std::int64_t turned_size;     // of the gradients of shared weights that are summed turned
+  bool x_in_lanes, y_in_lanes;  // of these sums, for any path
+  int widest;                   // the largest padded multiplicity of x
   // Rows are panels already: ir_mul, multiplicities in whole cache lines.
   bool whole_lines1, whole_lines2, whole_lines_out;
   bool elementwise;  // there are pairs: blocks with several copies of y are read as panels

@@ -37,6 +37,20 @@ py::list kernels() {
   return entries;
 }
 
+py::object name_of(clebsch::Order order) {
+  switch (order) {
+    case clebsch::Order::pairs:
+      return py::str("pairs");
+    case clebsch::Order::x_first:
+      return py::str("x");
+    case clebsch::Order::y_first:
+      return py::str("y");
+    case clebsch::Order::unchosen:
+      break;
+  }
+  return py::none();
+}
+
 py::dict describe_plan(const std::string& text) {
   const clebsch::Plan& plan = clebsch::parse_plan(text);
   const clebsch::Program& p = plan.program;
@@ -50,6 +64,7 @@ py::dict describe_plan(const std::string& text) {
     d["terms"] = path.term_count;
     d["unrolled"] = std::max({path.in1.l, path.in2.l, path.out.l}) <= unrolled;
     d["outputs_in_lanes"] = path.outputs_in_lanes;
+    d["shared_weights_meet"] = py::make_tuple(name_of(path.forward), name_of(path.backward));
     paths.append(d);
   }
   py::dict d;

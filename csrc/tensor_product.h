@@ -39,6 +39,8 @@ struct ProductArgs {
   Rows<T> out, gx, gy, gw;
   bool shared_weights;  // one row of w (and aw) for all; gw is one row, added to
   bool x_by_slot;
+  // Results over rows that are larger than caches and may be written past them.
+  bool far_out, far_x, far_y, far_w;
   std::int64_t first_slot;  // of the chunk
   bool weights_by_position;
   std::int64_t first_position;
@@ -55,7 +57,7 @@ using ProductKernel = void (*)(const ProductArgs<T>&, std::int64_t begin, std::i
 template <class T>
 struct ProductKernels {
   ProductKernel<T> forward, backward, double_backward;
-  std::int64_t (*scratch_size)(const Program&);  // elements that each of them needs
+  std::int64_t (*scratch_size)(const Program&, bool shared_weights);  // elements that each of them needs
 };
 
 template <class T>

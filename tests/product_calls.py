@@ -30,9 +30,11 @@ __all__ = [
     "elementwise_plan",
     "instruction_sets",
     "kernel",
+    "meets_shared_weights",
     "mixed_plan",
     "outputs_in_lanes",
     "plan_of_mode",
+    "plan_of_orders",
     "poisoned_memory",
     "same_bits",
     "views",
@@ -150,6 +152,11 @@ class Problem:
         if "expected" in self.__dict__:
             other.__dict__["expected"] = self.expected
         return other
+
+    def part(self, begin: int, end: int) -> Problem:
+        """Rows [begin, end) of a problem without a graph whose rows have weights of their own."""
+        operands, tangents = (tuple(t[begin:end] for t in all) for all in (self.operands, self.tangents))
+        return replace(self, operands=operands, grad=self.grad[begin:end], tangents=tangents)
 
     @cached_property
     def order(self) -> Tensor:
@@ -317,6 +324,12 @@ def outputs_in_lanes(plan: ProductPlan) -> list[bool]:
     return [path["outputs_in_lanes"] for path in backend.describe_plan(plan)["paths"]]
 
 
+def meets_shared_weights(plan: ProductPlan) -> set[str | None]:
+    """What meets weights that all rows share, on any path: "pairs", "x", "y"."""
+    paths = backend.describe_plan(plan)["paths"]
+    return {meets for path in paths for meets in path["shared_weights_meet"]}
+
+
 def dense_plan(mul1: int, mul2: int, mul_out: int, layout: str = "mul_ir") -> ProductPlan:
     """Every pair meets every output channel, two paths into each block; degrees 0 to 2, then 4 and 5."""
     instructions = [(0, 0, 0, "uvw", True), (1, 1, 0, "uvw", True), (1, 0, 1, "uvw", True)]
@@ -422,3 +435,22 @@ def plan_of_mode(mode: str, layout: str = "mul_ir") -> ProductPlan:
     if mode not in ("uvw", "u<vw", "uuw"):
         paths.append((0, 0, 0, mode, False, 0.3))
     return ProductPlan.from_instructions(in1, in2, out, paths, layout=layout)
+
+
+def plan_of_orders(mul1: int, mul2: int, mul_out: int, layout: str = "mul_ir") -> ProductPlan:
+    """Fully connected, degrees to 3: coupled pairs, x and y each meet shared weights first on some path."""
+    degrees = (
+        (0, 1, 1),
+        (1, 0, 1),
+        (1, 1, 0),
+        (1, 1, 2),
+        (2, 1, 1),
+        (2, 2, 2),
+        (3, 1, 2),
+        (0, 3, 3),
+        (3, 3, 1),
+    )
+    parities = "eoeo"
+    blocks = ["+".join(f"{mul}x{l}{parities[l]}" for l in range(4)) for mul in (mul1, mul2, mul_out)]
+    paths = [(*triple, "uvw", True, 0.5 + i) for i, triple in enumerate(degrees) if sum(triple) % 2 == 0]
+    return ProductPlan.from_instructions(*blocks, paths, layout=layout)

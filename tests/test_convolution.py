@@ -21,9 +21,11 @@ from product_calls import (
     elementwise_plan,
     instruction_sets,
     kernel,
+    meets_shared_weights,
     mixed_plan,
     outputs_in_lanes,
     plan_of_mode,
+    plan_of_orders,
     poisoned_memory,
     same_bits,
     views,
@@ -152,6 +154,16 @@ def test_dense_paths(mul1, mul2, mul_out, shared, layout):
     assert all(outputs_in_lanes(plan))
     for edges in (random_graph(4, 0), random_graph(1, 1), random_graph(3, 21)):
         Problem.random(plan, edges, shared=shared, seed=mul_out).check_everywhere()
+
+
+@layouts
+@pytest.mark.parametrize("muls", [(9, 11, 17), (17, 8, 9), (33, 1, 16), (3, 2, 1)])
+def test_orders_of_shared_weights(muls, layout):
+    plan = plan_of_orders(*muls, layout)
+    if min(muls) >= 8:
+        assert meets_shared_weights(plan) == {"pairs", "x", "y"}
+    for edges in (random_graph(4, 0), random_graph(1, 1), random_graph(3, 21)):
+        Problem.random(plan, edges, shared=True).check_everywhere()
 
 
 @layouts
@@ -371,7 +383,7 @@ def test_autograd_of_the_channelwise_kernel(shared):
 # The same bits, always
 
 
-@pytest.fixture(params=["channels", "elementwise", "rows", "dense", "waves"])
+@pytest.fixture(params=["channels", "elementwise", "rows", "dense", "orders", "waves"])
 def large(request):
     """Problems of several chunks, with nodes that receive in one of them alone and send in all."""
     plan = {
@@ -379,9 +391,11 @@ def large(request):
         "elementwise": mixed_plan(16),
         "rows": wide_plan(2),
         "dense": dense_plan(3, 2, 9),
+        "orders": plan_of_orders(9, 8, 10),
         "waves": wide_plan(128),
     }[request.param]
-    assert kernel(plan) == {"rows": "rows", "dense": "rows"}.get(request.param, "channels")
+    lanes = "rows" if request.param in ("rows", "dense", "orders") else "channels"
+    assert kernel(plan) == lanes
     edges = random_graph(1200 if request.param == "waves" else 300, 3000)
     edges.receivers[:500] = 7
     return [Problem.random(plan, edges, shared=shared, dtype=torch.float32) for shared in (False, True)]

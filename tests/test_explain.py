@@ -124,6 +124,35 @@ def test_modes_by_hand(in1, in2, out, mode, forward, backward):
     assert product_work(plan, 8, shared=True)[0].bytes == 8 * sum(dims)
 
 
+# The same in multiply-adds, with weights for all rows.
+@pytest.mark.parametrize(
+    "in1, in2, out, meet, forward, backward",
+    [
+        ("8x1o", "8x1o", "8x0e", "pairs", 24 + 512 + 64 * 3, 2 * 24 + 2 * 512 + 3 * 64 * 3),
+        ("9x0e", "8x1o", "8x1o", "x", 24 + 576 + 64 * 3, 2 * 24 + 3 * 576 + 2 * 64 * 3),
+        ("8x1o", "9x0e", "8x1o", "y", 24 + 576 + 64 * 3, 2 * 24 + 3 * 576 + 2 * 64 * 3),
+    ],
+)
+def test_orders_of_shared_weights_by_hand(in1, in2, out, meet, forward, backward):
+    plan = ProductPlan.from_instructions(in1, in2, out, [(0, 0, 0, "uvw", True)])
+    assert backend.describe_plan(plan)["paths"][0]["shared_weights_meet"] == (meet, meet)
+    flops = [one.flops for one in product_work(plan, 8, shared=True)]
+    assert flops == [2 * forward, 2 * backward]
+    layer = only(o3.FullyConnectedTensorProduct(in1, in2, out))
+    assert [one.kernel for one in layer.passes] == ["uvw", "uvw"]
+    assert [one.flops for one in layer.passes] == flops
+    layer = only(o3.FullyConnectedTensorProduct(in1, in2, out, shared_weights=False))
+    assert [one.kernel for one in layer.passes] == ["dense", "dense"]
+
+
+def test_orders_beyond_what_is_unrolled():
+    high = ProductPlan.from_instructions("9x5e", "9x0e", "9x5e", [(0, 0, 0, "uvw", True)])
+    assert slow_paths.kernels(high, shared=True) == ("dense", "dense")
+    narrow = ProductPlan.from_instructions("5x1o", "7x0e", "3x1o", [(0, 0, 0, "uvw", True)])
+    assert backend.describe_plan(narrow)["paths"][0]["shared_weights_meet"] == ("y", None)
+    assert slow_paths.kernels(narrow, shared=True) == ("uvw", "dense")
+
+
 def test_paths_without_weights_and_blocks_without_paths():
     instructions = [(1, 1, 0, "uvu", False), (0, 0, 2, "uvu", True)]
     plan = ProductPlan.from_instructions("0x0e+4x1o+9x2e", "0e+1o", "4x0e+7x3o+0x0e", instructions)
@@ -559,7 +588,7 @@ def test_what_the_seam_says(seam):
     entry = only(product)
     assert (entry.backend, entry.package, entry.advice) == ("cpu", "e3nn", None)
     assert entry.instruction_set == backend.instruction_set()
-    assert [one.kernel for one in entry.passes] == ["dense", "dense"]
+    assert [one.kernel for one in entry.passes] == ["uvw", "uvw"]
     assert entry.plan == product._clebsch_plan
     linear = e3nn.o3.Linear("8x0e", "5x0e")
     linear._clebsch_plan = linear._clebsch_reason = None

@@ -20,9 +20,11 @@ from product_calls import (
     elementwise_plan,
     instruction_sets,
     kernel,
+    meets_shared_weights,
     mixed_plan,
     outputs_in_lanes,
     plan_of_mode,
+    plan_of_orders,
     poisoned_memory,
     same_bits,
     views,
@@ -163,6 +165,21 @@ def test_dense_paths(mul1, mul2, mul_out, shared, layout):
     Problem.random(plan, 7, shared=shared, seed=mul_out).check_everywhere()
 
 
+@layouts
+@pytest.mark.parametrize("rows", [1, 19])
+@pytest.mark.parametrize("muls", [(9, 11, 17), (17, 8, 9), (8, 19, 7), (33, 1, 16), (1, 9, 5), (3, 2, 1)])
+def test_orders_of_shared_weights(muls, rows, layout):
+    plan = plan_of_orders(*muls, layout)
+    if min(muls) >= 8:
+        assert meets_shared_weights(plan) == {"pairs", "x", "y"}
+    Problem.random(plan, rows, shared=True, seed=rows).check_everywhere()
+
+
+def test_orders_with_more_copies_than_fit_the_work_space():
+    for muls in ((301, 2, 9), (9, 1, 301), (8, 301, 2)):
+        Problem.random(plan_of_orders(*muls), 17, shared=True).check_everywhere()
+
+
 @pytest.mark.parametrize("rows", [0, 1, 19])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("mode", ["uvw", "uuw", "u<vw"])
@@ -209,9 +226,29 @@ def test_which_dense_paths_have_outputs_in_lanes():
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("plan", [wide_plan(16), wide_plan(2), dense_plan(3, 2, 9)], ids=kernel)
+@pytest.mark.parametrize(
+    "plan", [wide_plan(16), wide_plan(2), dense_plan(3, 2, 9), plan_of_orders(9, 8, 10)], ids=str
+)
 def test_rows_in_several_chunks(plan, shared):
     Problem.random(plan, 203, shared=shared).check_everywhere()
+
+
+@layouts
+@pytest.mark.parametrize("make", [elementwise_plan, wide_plan])
+def test_results_larger_than_caches_are_those_of_their_parts(make, layout):
+    """They are written past the caches, in whole lines where these are whole."""
+    for plan in (make(32, layout=layout), make(17, layout=layout)):
+        rows = (4 << 20) // (4 * plan.irreps_in1.dim) + 16
+        problem = Problem.random(plan, rows, dtype=torch.float32)
+        with poisoned_memory():
+            for _ in instruction_sets():
+                whole = problem.results()
+                parts = [
+                    problem.part(begin, begin + rows // 4 + 1).results()
+                    for begin in range(0, rows, rows // 4 + 1)
+                ]
+                joined = tuple(torch.cat(some) for some in zip(*parts, strict=True))
+                assert whole[0].nbytes > 4 << 20 and same_bits(whole, joined)
 
 
 def test_all_digits_of_float64():
@@ -393,10 +430,27 @@ def test_autograd_of_each_mode(mode):
     assert torch.autograd.gradgradcheck(function, operands)
 
 
+def test_autograd_of_each_order_of_shared_weights():
+    plan = ProductPlan.from_instructions(
+        "8x0e+1x1o+8x1o",
+        "1x1o+8x0e",
+        "8x1o+8x0e",
+        [(*blocks, "uvw", True) for blocks in ((0, 0, 0), (1, 1, 0), (2, 0, 1))],
+    )
+    assert meets_shared_weights(plan) == {"pairs", "x", "y"}
+    operands = [t.requires_grad_() for t in Problem.random(plan, 2, shared=True).operands]
+
+    def function(*given):
+        return ops.tensor_product(*given, plan)
+
+    assert torch.autograd.gradcheck(function, operands)
+    assert torch.autograd.gradgradcheck(function, operands)
+
+
 # The same bits, always
 
 
-@pytest.fixture(params=["channels", "elementwise", "rows", "dense"])
+@pytest.fixture(params=["channels", "elementwise", "rows", "dense", "orders"])
 def large(request):
     """Problems of several chunks."""
     plan = {
@@ -404,8 +458,10 @@ def large(request):
         "elementwise": mixed_plan(16),
         "rows": wide_plan(2),
         "dense": dense_plan(3, 2, 9),
+        "orders": plan_of_orders(9, 8, 10),
     }[request.param]
-    assert kernel(plan) == {"rows": "rows", "dense": "rows"}.get(request.param, "channels")
+    lanes = "rows" if request.param in ("rows", "dense", "orders") else "channels"
+    assert kernel(plan) == lanes
     return [Problem.random(plan, 700, shared=shared, dtype=torch.float32) for shared in (False, True)]
 
 

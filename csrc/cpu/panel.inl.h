@@ -53,7 +53,8 @@ void block_to_panel(const T* row, int mul, int stride, T* panel) {
   }
 }
 
-template <class T, int D>
+// Stream: past the caches, of a row that is whole lines.
+template <class T, int D, bool Stream>
 void block_from_panel(const T* panel, int mul, int stride, T* row) {
   constexpr int W = lanes<T>;
   for (int c = 0; c < mul; c += W) {
@@ -65,7 +66,11 @@ void block_from_panel(const T* panel, int mul, int stride, T* row) {
     each<D>([&]<int Q>() {
       Vec<T> part = v[0];
       each<D>([&]<int M>() { part = shuffle<TakeFromRow<D, M, Q>>(part, v[M]); });
-      store(row + c * D + Q * W, part, Mask<T>((mul - c) * D - Q * W));
+      if constexpr (Stream) {
+        stream(row + c * D + Q * W, part);
+      } else {
+        store(row + c * D + Q * W, part, Mask<T>((mul - c) * D - Q * W));
+      }
     });
   }
 }
@@ -103,9 +108,21 @@ void block_to_panel(const Block& b, bool mul_ir, const T* row, T* panel) {
   }
 }
 
+template <class T, int D>
+CLEBSCH_INLINE void block_from_panel(const Block& b, const T* panel, T* row, bool far) {
+  if (far && b.mul % lanes<T> == 0 && fills_lines(row, std::int64_t{b.mul} * D))
+    return block_from_panel<T, D, true>(panel, b.mul, b.stride, row);
+  block_from_panel<T, D, false>(panel, b.mul, b.stride, row);
+}
+
+// far: larger than caches, see stream() in vec.h.
 template <class T>
-void block_from_panel(const Block& b, bool mul_ir, const T* panel, T* row) {
+void block_from_panel(const Block& b, bool mul_ir, const T* panel, T* row, bool far = false) {
   const int d = 2 * b.l + 1;
+  if (!mul_ir && far && b.mul == b.stride && fills_lines(row, b.mul)) {
+    for (std::int64_t i = 0; i < std::int64_t{d} * b.mul; i += lanes<T>) stream(row + i, load(panel + i));
+    return;
+  }
   if (!mul_ir) {
     for (int m = 0; m < d; ++m) {
       for (int c = 0; c < b.mul; c += lanes<T>) {
@@ -116,19 +133,19 @@ void block_from_panel(const Block& b, bool mul_ir, const T* panel, T* row) {
   }
   switch (b.l) {
     case 0:
-      return block_from_panel<T, 1>(panel, b.mul, b.stride, row);
+      return block_from_panel<T, 1>(b, panel, row, far);
     case 1:
-      return block_from_panel<T, 3>(panel, b.mul, b.stride, row);
+      return block_from_panel<T, 3>(b, panel, row, far);
     case 2:
-      return block_from_panel<T, 5>(panel, b.mul, b.stride, row);
+      return block_from_panel<T, 5>(b, panel, row, far);
     case 3:
-      return block_from_panel<T, 7>(panel, b.mul, b.stride, row);
+      return block_from_panel<T, 7>(b, panel, row, far);
     case 4:
-      return block_from_panel<T, 9>(panel, b.mul, b.stride, row);
+      return block_from_panel<T, 9>(b, panel, row, far);
     case 5:
-      return block_from_panel<T, 11>(panel, b.mul, b.stride, row);
+      return block_from_panel<T, 11>(b, panel, row, far);
     case 6:
-      return block_from_panel<T, 13>(panel, b.mul, b.stride, row);
+      return block_from_panel<T, 13>(b, panel, row, far);
   }
   for (int m = 0; m < d; ++m) {
     for (int u = 0; u < b.mul; ++u) row[std::int64_t{u} * d + m] = panel[m * b.stride + u];
@@ -143,9 +160,13 @@ void to_panel(const Block* blocks, int count, bool mul_ir, const T* row, T* pane
 }
 
 template <class T>
-void from_panel(const Block* blocks, int count, bool mul_ir, const T* panel, T* row) {
+void from_panel(const Block* blocks, int count, bool mul_ir, const T* panel, T* row, bool far) {
   for (int i = 0; i < count; ++i)
-    block_from_panel(blocks[i], mul_ir, panel + blocks[i].panel, row + blocks[i].offset);
+    block_from_panel(blocks[i], mul_ir, panel + blocks[i].panel, row + blocks[i].offset, far);
+}
+template <class T>
+void from_panel(const Block* blocks, int count, bool mul_ir, const T* panel, T* row) {
+  from_panel(blocks, count, mul_ir, panel, row, false);
 }
 
 }  // namespace

@@ -15,6 +15,9 @@ namespace {
 // Panels of all nodes may take so much, the private sums of a wave of chunks as much or, where many cores
 // wait for chunks, half a MiB for each of them.
 constexpr std::int64_t kPanelBytes = std::int64_t{2} << 20, kPrivateBytes = 2 * kPanelBytes;
+// Results that are larger go past the caches, where a kernel can write whole lines once: to read them first
+// would be half of the traffic that they cause.
+constexpr std::int64_t kFarBytes = std::int64_t{4} << 20;
 std::int64_t private_bytes() {
   const std::int64_t set = private_bytes_of_tests;
   return set ? set : std::max(kPrivateBytes, cores() << 19);
@@ -62,6 +65,12 @@ class ProductRun {
       args.gy = call_.gy;
       args.gw = call_.gw;
     }
+    if (!call_.graph) {
+      args.far_out = is_far(args.out, program_.dim_out);
+      args.far_x = is_far(args.gx, program_.dim1);
+      args.far_y = is_far(args.gy, program_.dim2);
+      args.far_w = !call_.shared_weights && is_far(args.gw, program_.weight_numel);
+    }
     const bool sum_senders = call_.graph && args.gx.data, sum_weights = sums_target();
     if (sum_senders) {
       for_each_piece(call_.graph->nodes, 64, parallel_, [&](std::int64_t begin, std::int64_t end) {
@@ -90,6 +99,9 @@ class ProductRun {
   }
 
  private:
+  bool is_far(const Rows<T>& result, std::int64_t length) const {
+    return result.data && call_.rows * length * static_cast<std::int64_t>(sizeof(T)) > kFarBytes;
+  }
   // Chunks depend on the call alone: sums are the same for any number of threads.
   std::int64_t chunk_count() const {
     return call_.graph ? call_.graph->chunks : std::clamp<std::int64_t>(call_.rows / 64, 1, 64);
@@ -123,7 +135,7 @@ class ProductRun {
     const Graph* graph = call_.graph;
     const std::int64_t begin = graph ? graph->chunk_begin[chunk] : call_.rows * chunk / chunks;
     const std::int64_t end = graph ? graph->chunk_begin[chunk + 1] : call_.rows * (chunk + 1) / chunks;
-    const std::int64_t needed = (kernels_.scratch_size(program_) + 15) / 16 * 16;
+    const std::int64_t needed = (kernels_.scratch_size(program_, call_.shared_weights) + 15) / 16 * 16;
     const std::int64_t longest =
         std::max({program_.panel1, program_.dim1, program_.dim2, program_.dim_out, program_.weight_numel});
     const std::int64_t sink = (longest + 31) / 16 * 16;

@@ -568,7 +568,7 @@ class ChannelWalk {
           zero(gx_panel, program.panel1);
           to.gx = gx_panel;
           differentiate(e, row(e), row(e), read_panel(a.g[row(e)]));
-          from_panel(program.in1, program.in1_count, program.mul_ir, gx_panel, a.gx[row(e)]);
+          from_panel(program.in1, program.in1_count, program.mul_ir, gx_panel, a.gx[row(e)], a.far_x);
         }
       }
     }
@@ -592,7 +592,7 @@ class ChannelWalk {
     return g_panel;
   }
   void write_out(std::int64_t row) const {
-    from_panel(program.out, program.out_count, program.mul_ir, out_panel, a.out[row]);
+    from_panel(program.out, program.out_count, program.mul_ir, out_panel, a.out[row], a.far_out);
   }
 
   // Weights, y and the matrices of the group; edge(e) and weight(e) are the rows of its e-th member, and of
@@ -690,13 +690,13 @@ class ChannelWalk {
       const PathKernels<T>& k = path_kernels<T>(p);
       (Tangent ? k.backward_tangent : k.backward)(p, group, e, g, to);
     }
-    const ElementwiseGradients<T> gradients{to.gx, gy_panel, to.gw, to.accumulate_gw};
+    const ElementwiseGradients<T> gradients{to.gx, gy_panel, to.gw, to.accumulate_gw, a.far_w};
     elementwise_backward<Tangent>(program, operands, g, space, gradients);
     T* gy_row = a.gy[edge];
     write_single_y(gy_row);
     if (program.elementwise) {
       for_copies([&](const Block& b) {
-        block_from_panel(b, program.mul_ir, gy_panel + b.panel, gy_row + b.offset);
+        block_from_panel(b, program.mul_ir, gy_panel + b.panel, gy_row + b.offset, a.far_y);
       });
     }
   }
@@ -732,10 +732,11 @@ void channels(const ProductArgs<T>& args, std::int64_t begin, std::int64_t end, 
   } else {
     walk.rows(begin, end);
   }
+  if (args.far_out || args.far_x || args.far_y || args.far_w) end_stream();
 }
 
 template <class T>
-std::int64_t channels_scratch(const Program& p) {
+std::int64_t channels_scratch(const Program& p, bool) {
   const std::int64_t pieces = 20;  // each rounded up to 16 elements
   return kGroup * (p.dim2 + 2 * p.dense_size + 2 * p.panel1) + 4 * p.widest + 2 * p.panel_out + p.panel1 +
          3 * p.panel2 + (p.dim2 + p.dense_size + lanes<T>)*lanes<T> + 2 * ElementwiseSpace<T>::size(p) +

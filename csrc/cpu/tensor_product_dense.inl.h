@@ -12,7 +12,7 @@
 // in the lanes no weight needs a sum over lanes.
 #pragma once
 
-#include "tensor_product.h"
+#include "program.h"
 #include "vec.h"
 
 namespace clebsch {
@@ -55,18 +55,29 @@ struct Steps {
   std::int64_t channel, component;
 };
 
+// Component m of channel u of a block in a tile.
+struct TileIndex {
+  std::int64_t offset, channel, component;
+  TileIndex(const Block& b, bool mul_ir)
+      : offset(b.offset), channel(mul_ir ? 2 * b.l + 1 : 1), component(mul_ir ? 1 : b.mul) {}
+  std::int64_t operator()(std::int64_t u, int m) const { return offset + u * channel + m * component; }
+  Steps steps() const { return {channel, component}; }
+};
+
 // Lanes are rows; a weight is a vector (of each row) or a scalar (for all).
 
-// sums[o][k] += sum_n weight[n][o] * value[n][k] for outputs from o on
-template <class T, int H, int K, class W>
+// sums[o][k] (+)= sum_n weight[n][o] * value[n][k] for outputs from o on
+template <bool Add, class T, int H, int K, class W>
 CLEBSCH_INLINE void spread_blocks(const W* weight, std::int64_t next, const Vec<T>* value, Steps from,
                                   int pairs, int outputs, Vec<T>* sums, Steps to, int o) {
   for (; o + H <= outputs; o += H) {
-    Vec<T> sum[H][K];
-    CLEBSCH_UNROLL
-    for (int i = 0; i < H; ++i) {
+    Vec<T> sum[H][K] = {};
+    if constexpr (Add) {
       CLEBSCH_UNROLL
-      for (int k = 0; k < K; ++k) sum[i][k] = sums[(o + i) * to.channel + k * to.component];
+      for (int i = 0; i < H; ++i) {
+        CLEBSCH_UNROLL
+        for (int k = 0; k < K; ++k) sum[i][k] = sums[(o + i) * to.channel + k * to.component];
+      }
     }
     const W* w = weight + o;
     const Vec<T>* v = value;
@@ -84,51 +95,58 @@ CLEBSCH_INLINE void spread_blocks(const W* weight, std::int64_t next, const Vec<
     }
   }
   if constexpr (H > 1) {
-    if (o < outputs) spread_blocks<T, rest(H), K>(weight, next, value, from, pairs, outputs, sums, to, o);
+    if (o < outputs)
+      spread_blocks<Add, T, rest(H), K>(weight, next, value, from, pairs, outputs, sums, to, o);
   }
 }
 
 // The weights of a pair are `next` from those of the pair before.
-template <class T, class W>
+template <bool Add, class T, class W>
 void spread(const W* weight, std::int64_t next, const Vec<T>* value, Steps from, DenseBlock b, Vec<T>* sums,
             Steps to) {
   each_columns<std::is_same_v<W, T>>(b.columns, [&]<int K>(int k) __attribute__((always_inline)) {
-    spread_blocks<T, block_height(K), K>(weight, next, value + k * from.component, from, b.pairs, b.outputs,
-                                         sums + k * to.component, to, 0);
+    spread_blocks<Add, T, block_height(K), K>(weight, next, value + k * from.component, from, b.pairs,
+                                              b.outputs, sums + k * to.component, to, 0);
   });
 }
 
-// value[n][k] = sum_o weight[n][o] * g[o][k] for pairs from n on
-template <class T, int H, int K, class W>
-CLEBSCH_INLINE void collect_blocks(const W* weight, const Vec<T>* g, int pairs, int outputs, int columns,
-                                   Vec<T>* value, Steps step, int n) {
+// value[n][k] (+)= sum_o weight[n][o] * g[o][k] for pairs from n on
+template <bool Add, class T, int H, int K, class W>
+CLEBSCH_INLINE void collect_blocks(const W* weight, std::int64_t next, const Vec<T>* g, Steps from, int pairs,
+                                   int outputs, Vec<T>* value, Steps to, int n) {
   for (; n + H <= pairs; n += H) {
     Vec<T> sum[H][K] = {};
-    const W* w = weight + std::int64_t{n} * outputs;
-    const Vec<T>* from = g;
-    for (int o = 0; o < outputs; ++o, from += step.channel) {
+    Vec<T>* v = value + n * to.channel;
+    const W* w = weight + n * next;
+    const Vec<T>* at = g;
+    for (int o = 0; o < outputs; ++o, at += from.channel, ++w) {
       CLEBSCH_UNROLL
       for (int i = 0; i < H; ++i) {
         CLEBSCH_UNROLL
-        for (int k = 0; k < K; ++k) sum[i][k] += from[k * step.component] * w[std::int64_t{i} * outputs + o];
+        for (int k = 0; k < K; ++k) sum[i][k] += at[k * from.component] * w[i * next];
       }
     }
     CLEBSCH_UNROLL
     for (int i = 0; i < H; ++i) {
       CLEBSCH_UNROLL
-      for (int k = 0; k < K; ++k) value[(n + i) * columns + k] = sum[i][k];
+      for (int k = 0; k < K; ++k) {
+        Vec<T>& result = v[i * to.channel + k * to.component];
+        result = Add ? result + sum[i][k] : sum[i][k];
+      }
     }
   }
   if constexpr (H > 1) {
-    if (n < pairs) collect_blocks<T, rest(H), K>(weight, g, pairs, outputs, columns, value, step, n);
+    if (n < pairs) collect_blocks<Add, T, rest(H), K>(weight, next, g, from, pairs, outputs, value, to, n);
   }
 }
 
-template <class T, class W>
-void collect(const W* weight, const Vec<T>* g, DenseBlock b, Vec<T>* value, Steps step) {
+// The weights of a pair are `next` from those of the pair before.
+template <bool Add, class T, class W>
+void collect(const W* weight, std::int64_t next, const Vec<T>* g, Steps from, DenseBlock b, Vec<T>* value,
+             Steps to) {
   each_columns<std::is_same_v<W, T>>(b.columns, [&]<int K>(int k) __attribute__((always_inline)) {
-    collect_blocks<T, block_height(K), K>(weight, g + k * step.component, b.pairs, b.outputs, b.columns,
-                                          value + k, step, 0);
+    collect_blocks<Add, T, block_height(K), K>(weight, next, g + k * from.component, from, b.pairs, b.outputs,
+                                               value + k * to.component, to, 0);
   });
 }
 
@@ -244,16 +262,17 @@ void outer_rows(Panels<const T> g, const Vec<T>* value, DenseBlock b, T* const* 
   });
 }
 
-// grad_weight[n][o] += sum over the rows e < count and k of g_e[k][o] * value_e[n][k], for pairs from n on
+// grad_weight[n][o] += sum over the rows e < count and k of g_e[k][o] * value_e[n][k], for pairs from n on,
+// `next` apart in grad_weight
 template <class T, int H, class... Masks>
-CLEBSCH_INLINE void add_outer(Panels<const T> g, const T* value, DenseBlock b, T* grad_weight, int count,
-                              int o, int n, Masks... mask) {
+CLEBSCH_INLINE void add_outer(Panels<const T> g, const T* value, DenseBlock b, T* grad_weight,
+                              std::int64_t next, int count, int o, int n, Masks... mask) {
   const std::int64_t step = std::int64_t{b.columns} * lanes<T>;
   for (; n + H <= b.pairs; n += H) {
     Vec<T> sum[H];
-    T* to = grad_weight + std::int64_t{n} * b.outputs + o;
+    T* to = grad_weight + n * next + o;
     CLEBSCH_UNROLL
-    for (int i = 0; i < H; ++i) sum[i] = load(to + std::int64_t{i} * b.outputs, mask...);
+    for (int i = 0; i < H; ++i) sum[i] = load(to + i * next, mask...);
     for (int k = 0; k < b.columns; ++k) {
       const T* from = g(0, k, o);
       const T* v = value + n * step + k * lanes<T>;
@@ -264,17 +283,18 @@ CLEBSCH_INLINE void add_outer(Panels<const T> g, const T* value, DenseBlock b, T
       }
     }
     CLEBSCH_UNROLL
-    for (int i = 0; i < H; ++i) store(to + std::int64_t{i} * b.outputs, sum[i], mask...);
+    for (int i = 0; i < H; ++i) store(to + i * next, sum[i], mask...);
   }
   if constexpr (H > 1) {
-    if (n < b.pairs) add_outer<T, rest(H)>(g, value, b, grad_weight, count, o, n, mask...);
+    if (n < b.pairs) add_outer<T, rest(H)>(g, value, b, grad_weight, next, count, o, n, mask...);
   }
 }
 
 template <class T>
-void add_outer(Panels<const T> g, const Vec<T>* value, DenseBlock b, T* grad_weight, int count) {
+void add_outer(Panels<const T> g, const Vec<T>* value, DenseBlock b, T* grad_weight, std::int64_t next,
+               int count) {
   each_vector<T>(b.outputs, [&](int o, auto... mask) __attribute__((always_inline)) {
-    add_outer<T, 8>(g, reinterpret_cast<const T*>(value), b, grad_weight, count, o, 0, mask...);
+    add_outer<T, 8>(g, reinterpret_cast<const T*>(value), b, grad_weight, next, count, o, 0, mask...);
   });
 }
 

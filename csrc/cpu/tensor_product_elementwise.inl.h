@@ -36,7 +36,7 @@ template <class T>
 struct ElementwiseGradients {
   T *gx, *gy;  // panels, added to
   T* gw;       // the row
-  bool accumulate_gw;
+  bool accumulate_gw, far_w;
 };
 
 // N vectors of channels for each product x_i y_j and each output of a pair.
@@ -158,6 +158,11 @@ __attribute__((noinline)) void scale_cotangents(const Path& p, int c, const Elem
   }
   if (!p.weighted) return;
   T* row = to.gw + p.weight + c;
+  if (to.far_w && left >= width && fills_lines(row, width)) {
+    CLEBSCH_UNROLL
+    for (int v = 0; v < N; ++v) stream(row + v * lanes<T>, gw.at[v]);
+    return;
+  }
   CLEBSCH_UNROLL
   for (int v = 0; v < N; ++v) {
     const Mask<T> mask(left - v * lanes<T>);

@@ -16,6 +16,7 @@
 #include "panel.inl.h"
 #include "tensor_product.h"
 #include "tensor_product_dense.inl.h"
+#include "tensor_product_uvw.inl.h"
 #include "unrolled.inl.h"
 #include "vec.h"
 
@@ -85,14 +86,6 @@ void clear(Vec<T>* v, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) v[i] = Vec<T>{};
 }
 
-// Component m of channel u of a block in a tile.
-struct TileIndex {
-  std::int64_t offset, channel, component;
-  TileIndex(const Block& b, bool mul_ir)
-      : offset(b.offset), channel(mul_ir ? 2 * b.l + 1 : 1), component(mul_ir ? 1 : b.mul) {}
-  std::int64_t operator()(std::int64_t u, int m) const { return offset + u * channel + m * component; }
-};
-
 // The pairs of channels of a path in the order of its weights.
 struct Pairs {
   Mode mode;
@@ -153,6 +146,8 @@ static inline RowSpace row_space(const Program& program) {
       raise(space.weights, p.in2.mul * fan > kBlockWeights ? p.in2.mul * fan : kBlockWeights);
   }
   raise(space.weights, kWholeWeights);
+  raise(space.pair_values, kUvwVectors);
+  raise(space.matrix, (2 * compiled_l_max + 1) * (2 * compiled_l_max + 1));
   if (program.outputs_in_lanes) space.panels = program.panel_out;
   return space;
 }
@@ -167,19 +162,7 @@ template <class T, int L1, int L2, int L3>
 struct UnrolledRows {
   static constexpr int A = 2 * L1 + 1, B = 2 * L2 + 1, K = 2 * L3 + 1;
   using C = Coupling<L1, L2, L3>;
-
-  // The term that first touches a cell, or -1 where C is zero; folded away when loops are unrolled.
-  struct Cells {
-    int first[A][K];
-  };
-  static constexpr Cells cells = [] {
-    Cells c{};
-    for (auto& row : c.first) {
-      for (int& first : row) first = -1;
-    }
-    for (int n = C::size - 1; n >= 0; --n) c.first[C::m1[n]][C::m3[n]] = n;
-    return c;
-  }();
+  static constexpr UnrolledCells<L1, L2, L3> cells{};
 
   template <class W>
   static void forward(const Path& p, bool mul_ir, const Vec<T>* x, const Vec<T>* y, const W* w, Vec<T>* out) {
@@ -266,6 +249,17 @@ class RowWalk {
     g_panels = reinterpret_cast<T*>(take(space.panels));
     out_panels = reinterpret_cast<T*>(take(space.panels));
     spare = reinterpret_cast<T*>(take(space.panels));
+    if constexpr (Derivative == 1) {
+      if (args.shared_weights) {
+        const auto panels = [&](bool needed, std::int64_t size) {
+          return Panels<T>{reinterpret_cast<T*>(take(needed ? size : 0)), size, 0};
+        };
+        x_panels = panels(program.x_in_lanes, program.panel1);
+        y_panels = panels(program.y_in_lanes, program.panel2);
+        turned = reinterpret_cast<T*>(take(program.turned_size / W));
+        clear<T>(reinterpret_cast<Vec<T>*>(turned), program.turned_size / W);
+      }
+    }
     apart = args.graph ? 0 : program.panel_out;
     T* constants = reinterpret_cast<T*>(take(2 * (space.weights / W + 1)));
     ones = constants;
@@ -324,12 +318,25 @@ class RowWalk {
           to_panel(program.out, program.out_count, program.mul_ir, a.g[first + e], g_panels + e * apart);
       }
       if constexpr (Forward) clear_out();
+      following = first + W < end ? first + W : -1;
+      following_end = first + 2 * W < end ? first + 2 * W : end;
       group(count, row, row, row);
       if constexpr (Forward) {
         write(out, a.out, count, row, program.dim_out);
         for (int e = 0; sums_panels() && e < count; ++e) add_panel(out_panels + e * apart, a.out[first + e]);
       }
       if constexpr (Backward) write(gx, a.gx, count, row, program.dim1);
+    }
+  }
+
+  // When all rows have been met: what was summed turned.
+  void finish() {
+    if constexpr (Derivative == 1) {
+      for (int n = 0; a.shared_weights && n < program.path_count; ++n) {
+        const Path& p = program.paths[n];
+        if ((p.backward == Order::x_first || p.backward == Order::y_first) && is_unrolled<T>(p))
+          UvwPath<T>(p, p.backward, program.mul_ir).turn(turned, a.gw[0]);
+      }
     }
   }
 
@@ -384,6 +391,14 @@ class RowWalk {
       clear<T>(gx, program.dim1);
       clear<T>(gy, program.dim2);
     }
+    if constexpr (Derivative == 1) {
+      for (int e = 0; a.shared_weights && e < count; ++e) {
+        if (program.x_in_lanes)
+          to_panel(program.in1, program.in1_count, program.mul_ir, a.x[node(e)], x_panels(e, 0, 0));
+        if (program.y_in_lanes)
+          to_panel(program.in2, program.in2_count, program.mul_ir, a.y[edge(e)], y_panels(e, 0, 0));
+      }
+    }
     const bool whole = whole_weights();
     if (whole) {
       read(a.w, count, weight_row, program.weight_numel, w);
@@ -391,6 +406,7 @@ class RowWalk {
     }
     for (int n = 0; n < program.path_count; ++n) {
       const Path& p = program.paths[n];
+      ask_for_rows(n);
       if (p.weighted && !a.shared_weights) {
         path<true>(p, count, weight_row);
       } else {
@@ -401,6 +417,39 @@ class RowWalk {
       if (whole) write(gw, a.gw, count, weight_row, program.weight_numel);
       write(gy, a.gy, count, edge, program.dim2);
     }
+  }
+
+  // While a path runs, a part of the next rows is brought near: of sixteen rows read side by side, a few
+  // lines each, the processor has not seen enough to guess.
+  void ask_for_rows(int n) {
+    if (following < 0) return;
+    for (std::int64_t r = following + n; r < following_end; r += program.path_count) {
+      ask_for(a.x[r], program.dim1);
+      ask_for(a.y[r], program.dim2);
+      if constexpr (Backward) ask_for(a.g[r], program.dim_out);
+    }
+  }
+  static CLEBSCH_INLINE void ask_for(const T* row, std::int64_t dim) {
+    for (std::int64_t d = 0; d < dim; d += 64 / sizeof(T)) __builtin_prefetch(row + d, 0, 2);
+  }
+
+  UvwOperands<T> uvw_operands(int count) {
+    return {x,
+            y,
+            g,
+            out,
+            gx,
+            gy,
+            {x_panels.data, x_panels.apart, 0},
+            {y_panels.data, y_panels.apart, 0},
+            {g_panels, apart, 0},
+            a.w[0],
+            a.gw.data,
+            turned,
+            count,
+            m,
+            value,
+            q};
   }
 
   bool whole_weights() const {
@@ -417,6 +466,13 @@ class RowWalk {
         const UnrolledRowsKernels<T>& kernels = unrolled_rows<T>[p];
         if constexpr (PerRow) return kernels.per_row(p, program.mul_ir, x, y, w + p.weight, out);
         return kernels.shared(p, program.mul_ir, x, y, a.w[0] + p.weight, out);
+      }
+    }
+    if constexpr (Derivative < 2 && !PerRow) {
+      const Order order = Forward ? p.forward : p.backward;
+      if (order != Order::unchosen && is_unrolled<T>(p)) {
+        const UvwPath<T> uvw(p, order, program.mul_ir);
+        return Forward ? uvw.forward(uvw_operands(count)) : uvw.backward(uvw_operands(count));
       }
     }
     if (!pairs.diagonal()) contract(p, 0, p.in2.mul);
@@ -521,14 +577,14 @@ class RowWalk {
       const DenseBlock b{n, fan, columns};
       const Steps step{at_out.channel, at_out.component}, packed{columns, 1};
       if constexpr (Forward) {
-        spread<T>(wb, fan, final_value, packed, b, out + at_out.offset, step);
-        if constexpr (Tangent) spread<T>(awb, fan, value, packed, b, out + at_out.offset, step);
+        spread<true, T>(wb, fan, final_value, packed, b, out + at_out.offset, step);
+        if constexpr (Tangent) spread<true, T>(awb, fan, value, packed, b, out + at_out.offset, step);
       }
       if constexpr (Backward) {
-        collect<T>(wb, g + at_out.offset, b, q, step);
-        if constexpr (Tangent) collect<T>(awb, g + at_out.offset, b, aq, step);
+        collect<false, T>(wb, fan, g + at_out.offset, step, b, q, packed);
+        if constexpr (Tangent) collect<false, T>(awb, fan, g + at_out.offset, step, b, aq, packed);
         if (!PerRow && p.outputs_in_lanes) {
-          add_outer<T>(g_of(p), final_value, b, a.gw[0] + weight, count);
+          add_outer<T>(g_of(p), final_value, b, a.gw[0] + weight, fan, count);
         } else {
           outer<T>(g + at_out.offset, final_value, b, gwb, step);
         }
@@ -573,9 +629,8 @@ class RowWalk {
     const T* weight = a.w[0] + p.weight;
     for (std::int64_t first = 0; first < next; first += most) {
       const int size = next - first < most ? static_cast<int>(next - first) : most;
-      clear<T>(value, std::int64_t{size} * columns);
-      spread<T>(weight + first, next, x + at1.offset, {at1.channel, at1.component},
-                {p.in1.mul, size, columns}, value, {columns, 1});
+      spread<false, T>(weight + first, next, x + at1.offset, {at1.channel, at1.component},
+                       {p.in1.mul, size, columns}, value, {columns, 1});
       for (int j = 0; j < size;) {
         const int w = static_cast<int>((first + j) % p.out.mul);
         const bool several = j + Together <= size && w + Together <= p.out.mul;
@@ -776,6 +831,9 @@ class RowWalk {
   // Where outputs lie in the lanes: panels of g and out, `apart` from row to row (0: all rows share one), and
   // a row of out.
   T *g_panels, *out_panels, *spare;
+  std::int64_t following = -1, following_end = 0;  // rows of the next group, where they follow each other
+  Panels<T> x_panels{}, y_panels{};                // of the rows of a group, if a product uvw wants them
+  T* turned = nullptr;
   std::int64_t apart;
 };
 
@@ -787,14 +845,21 @@ void rows(const ProductArgs<T>& args, std::int64_t begin, std::int64_t end, T* s
   } else {
     walk.rows(begin, end);
   }
+  walk.finish();
 }
 
 template <class T>
-std::int64_t rows_scratch(const Program& p) {
+std::int64_t rows_scratch(const Program& p, bool shared_weights) {
   const RowSpace s = row_space(p);
   const std::int64_t vectors = 3 * p.dim1 + 3 * p.dim2 + 2 * p.dim_out + 3 * s.matrix + 5 * s.pair_values +
                                3 * s.weights + 3 * s.panels;
-  return (vectors + 2 * (s.weights / lanes<T> + 1)) * lanes<T>;
+  std::int64_t size = (vectors + 2 * (s.weights / lanes<T> + 1)) * lanes<T>;
+  if (shared_weights) {
+    size += p.turned_size;
+    if (p.x_in_lanes) size += p.panel1 * lanes<T>;
+    if (p.y_in_lanes) size += p.panel2 * lanes<T>;
+  }
+  return size;
 }
 
 template <class T>

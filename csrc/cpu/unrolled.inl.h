@@ -25,14 +25,27 @@ CLEBSCH_INLINE bool is_unrolled(const Path& p) {
   return p.in1.l < kUnrolled<T> && p.in2.l < kUnrolled<T> && p.out.l < kUnrolled<T>;
 }
 
+// The cells (m1, m3) of M, which the coupling makes of y: the term that first touches each, or -1 where it is
+// zero; folded away when loops are unrolled.
+template <int L1, int L2, int L3>
+struct UnrolledCells {
+  using C = Coupling<L1, L2, L3>;
+  int first[2 * L1 + 1][2 * L3 + 1];
+  constexpr UnrolledCells() : first{} {
+    for (auto& row : first) {
+      for (int& one : row) one = -1;
+    }
+    for (int n = C::size - 1; n >= 0; --n) first[C::m1[n]][C::m3[n]] = n;
+  }
+};
+
 // An Entry for every (l1, l2, l3); those that the triangle rule forbids stay empty.
 template <class T, class Entry>
 struct UnrolledTable {
   static constexpr int n = kUnrolled<T>;
   Entry entries[n * n * n];
-  constexpr const Entry& operator[](const Path& p) const {
-    return entries[(p.in1.l * n + p.in2.l) * n + p.out.l];
-  }
+  constexpr const Entry& at(int l1, int l2, int l3) const { return entries[(l1 * n + l2) * n + l3]; }
+  constexpr const Entry& operator[](const Path& p) const { return at(p.in1.l, p.in2.l, p.out.l); }
 };
 
 template <class T, class Entry, int Index, class Make>

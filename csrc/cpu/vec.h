@@ -59,6 +59,30 @@ CLEBSCH_INLINE void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename VecOf<T>::unaligned*>(p) = v;
 }
 
+// Past the caches, for results that are larger than they: a whole line written so need not be read first. p
+// is a multiple of the vector's width; lines of narrower vectors are written piece after piece. Before
+// another thread may read, end_stream().
+template <class T>
+CLEBSCH_INLINE void stream(T* p, Vec<T> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(v));
+#else
+  store(p, v);
+#endif
+}
+CLEBSCH_INLINE void end_stream() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+// Whether `count` elements at p are whole cache lines.
+template <class T>
+CLEBSCH_INLINE bool fills_lines(const T* p, std::int64_t count) {
+  return (reinterpret_cast<std::uintptr_t>(p) | (static_cast<std::uintptr_t>(count) * sizeof(T))) % 64 == 0;
+}
+
 // Mask<T>(n): the first n lanes (n <= 0: none, n >= lanes: all). A masked load gives zero elsewhere and
 // touches no memory there; a masked store leaves memory there alone.
 template <class T>

@@ -218,6 +218,15 @@ Description one_path(const std::string& mode, int mul1, int mul2, int mul3, bool
   return {{{mul1, 1, 'o'}}, {{mul2, 1, 'o'}}, {{mul3, 2, 'e'}}, {{0, 0, 0, mode, weighted, -1.5}}, mul_ir};
 }
 
+// Weights that, shared, meet x first, y first, or coupled pairs.
+Description every_order(bool mul_ir) {
+  return {{{17, 0, 'e'}, {9, 1, 'o'}},
+          {{10, 1, 'o'}, {19, 0, 'e'}},
+          {{11, 1, 'o'}, {9, 0, 'e'}},
+          {{0, 0, 0, "uvw", true, 0.5}, {1, 1, 0, "uvw", true, -1.5}, {1, 0, 1, "uvw", true, 0.25}},
+          mul_ir};
+}
+
 std::vector<Description> descriptions() {
   std::vector<Description> all;
   for (const bool mul_ir : {true, false}) {
@@ -262,6 +271,7 @@ std::vector<Description> descriptions() {
     all.push_back(one_path("u<vw", 1, 1, 3, true, mul_ir));
     // weights that meet output channels in the lanes, a column at a time beyond degree 3
     all.push_back({{{5, 4, 'e'}}, {{3, 1, 'o'}}, {{9, 5, 'o'}}, {{0, 0, 0, "uvw", true, 0.5}}, mul_ir});
+    all.push_back(every_order(mul_ir));
     // nothing, or next to it
     all.push_back({{}, {}, {}, {}, mul_ir});
     all.push_back({{{3, 1, 'o'}}, {{1, 0, 'e'}}, {{5, 0, 'e'}}, {}, mul_ir});
@@ -299,17 +309,19 @@ bool lanes_may_be_channels(const Description& d) {
 
 // The kernel itself, with scratch space of the size it asks for and not one element more.
 template <class T>
-void check_kernel(const Problem& problem, const clebsch::ProductKernels<T>& kernels,
-                  const std::string& label) {
+void check_kernel(const Problem& problem, const clebsch::ProductKernels<T>& kernels, const std::string& label,
+                  bool far) {
   const clebsch::Plan& plan = clebsch::parse_plan(problem.description.text());
   const Arrays<T> arrays(problem, Place::page_end);
-  const Buffer<T> scratch(kernels.scratch_size(plan.program), Place::page_end, 64);
+  const Buffer<T> scratch(kernels.scratch_size(plan.program, problem.shared), Place::page_end, 64);
   for (int pass = 0; pass < 3; ++pass) {
     clebsch::ProductArgs<T> args{};
     args.program = &plan.program;
     args.shared_weights = problem.shared;
     args.x = arrays.in(X), args.y = arrays.in(Y), args.w = arrays.in(W), args.g = arrays.in(G);
     args.ax = arrays.in(AX), args.ay = arrays.in(AY), args.aw = arrays.in(AW);
+    args.far_out = args.far_x = args.far_y = far;
+    args.far_w = far && !problem.shared;
     const int first = pass == 2 ? 4 : 0;
     args.out = arrays.out(first), args.gx = arrays.out(first + X);
     args.gy = arrays.out(first + Y), args.gw = arrays.out(first + W);
@@ -336,6 +348,16 @@ TEST(products_of_rows) {
   for (const auto& counts : chosen) CHECK(counts[0] > 5 && counts[1] > 5, "both kinds of kernels are tested");
 }
 
+TEST(orders_of_shared_weights) {
+  using clebsch::Order;
+  const clebsch::Program& program = clebsch::parse_plan(every_order(true).text()).program;
+  const Order orders[] = {Order::x_first, Order::y_first, Order::pairs};
+  for (int i = 0; i < 3; ++i)
+    CHECK(program.paths[i].forward == orders[i] && program.paths[i].backward == orders[i], i);
+  const clebsch::Program& narrow = clebsch::parse_plan(one_path("uvw", 7, 7, 7, true, true).text()).program;
+  CHECK(narrow.paths[0].backward == Order::unchosen, "no operand fills half a vector");
+}
+
 TEST(products_over_graphs) {
   const Edges none{{}, {}, 3}, loop{{0}, {0}, 1},
       all_in{std::vector<int64_t>(19, 1), std::vector<int64_t>(19, 2), 4}, some = random_edges(5, 7),
@@ -351,8 +373,9 @@ TEST(products_over_graphs) {
 
 TEST(products_in_several_chunks) {
   const Edges edges = random_edges(30, 1100);
-  for (const Description& d : {channelwise({{16, 0, 'e'}}, {{1, 1, 'o'}}, 1, true),
-                               channelwise({{3, 0, 'e'}}, {{1, 1, 'o'}}, 1, true)}) {
+  for (const Description& d :
+       {channelwise({{16, 0, 'e'}}, {{1, 1, 'o'}}, 1, true),
+        channelwise({{3, 0, 'e'}}, {{1, 1, 'o'}}, 1, true), one_path("uvw", 9, 2, 3, true, true)}) {
     for (const bool shared : {false, true}) {
       check_everywhere(Problem(d, 150, shared));
       check_everywhere(Problem(d, 0, shared, &edges));
@@ -398,11 +421,12 @@ TEST(kernels_stay_in_their_scratch) {
       for_each_instruction_set([&](const std::string& isa) {
         const auto& in_float = clebsch::kernels<float>().tensor_product;
         const auto& in_double = clebsch::kernels<double>().tensor_product;
-        check_kernel(problem, in_float.rows, isa + " float, rows");
-        check_kernel(problem, in_double.rows, isa + " double, rows");
-        if (lanes_may_be_channels(d)) {
-          check_kernel(problem, in_float.channels, isa + " float, channels");
-          check_kernel(problem, in_double.channels, isa + " double, channels");
+        check_kernel(problem, in_float.rows, isa + " float, rows", false);
+        check_kernel(problem, in_double.rows, isa + " double, rows", false);
+        for (const bool far : {false, true}) {
+          if (!lanes_may_be_channels(d)) break;
+          check_kernel(problem, in_float.channels, isa + " float, channels", far);
+          check_kernel(problem, in_double.channels, isa + " double, channels", far);
         }
       });
     }
@@ -425,8 +449,8 @@ TEST(tangents_that_are_not_given) {
 
 TEST(results_that_are_not_wanted) {
   const Edges edges = random_edges(4, 9);
-  for (const Description& d :
-       {channelwise({{17, 1, 'o'}}, {{1, 1, 'o'}}, 1, true), one_path("uvw", 3, 2, 5, true, true)}) {
+  for (const Description& d : {channelwise({{17, 1, 'o'}}, {{1, 1, 'o'}}, 1, true),
+                               one_path("uvw", 3, 2, 5, true, true), every_order(true)}) {
     for (const bool shared : {false, true}) {
       for (const Edges* graph : {static_cast<const Edges*>(nullptr), &edges}) {
         const Problem problem(d, 9, shared, graph);
@@ -450,8 +474,9 @@ TEST(results_that_are_not_wanted) {
 
 TEST(threads_do_not_change_a_bit) {
   const Edges edges = random_edges(60, 2600);
-  for (const Description& d : {channelwise({{16, 0, 'e'}}, {{1, 1, 'o'}}, 1, true),
-                               channelwise({{3, 0, 'e'}}, {{1, 1, 'o'}}, 1, true)}) {
+  for (const Description& d :
+       {channelwise({{16, 0, 'e'}}, {{1, 1, 'o'}}, 1, true),
+        channelwise({{3, 0, 'e'}}, {{1, 1, 'o'}}, 1, true), one_path("uvw", 9, 2, 3, true, true)}) {
     for (const bool shared : {false, true}) {
       for (const Edges* graph : {static_cast<const Edges*>(nullptr), &edges}) {
         const Problem problem(d, 400, shared, graph);

@@ -120,8 +120,10 @@ def backends() -> dict[str, str]:
 
 def describe_plan(plan: ProductPlan | str) -> dict[str, Any]:
     """How a plan runs: what lies in the lanes of a vector ("channels" or "rows") in the "forward" pass and in
-    its "derivatives", lengths, and the paths with the cells and terms of their couplings and whether weights
-    meet output channels in the lanes ("outputs_in_lanes")."""
+    its "derivatives", lengths, and the paths with the cells and terms of their couplings, whether weights
+    meet output channels in the lanes ("outputs_in_lanes"), and what meets weights that all rows share
+    ("shared_weights_meet", forward and backward: "pairs", "x" or "y"; None where another kernel runs the
+    path, as it does beyond unrolled degrees)."""
     if isinstance(plan, ProductPlan):
         register_couplings(plan)
     return native().describe_plan(str(plan))

@@ -222,8 +222,12 @@ def _describe_product(entry: Entry, layer: Layer, dtype: torch.dtype, edges_per_
     reasons = list(slow_paths.of_plan(plan, dtype, shared=shared))
     if shared and graph is None and entry.backend == "cpu":
         reasons += slow_paths.of_one_hot(plan)
-    passes = _passes(slow_paths.kernels(plan), work)
+    passes = _passes(_kernels(layer, dtype), work)
     return replace(entry, passes=passes, plan=str(plan), reasons=tuple(reasons))
+
+
+def _kernels(layer: Layer, dtype: torch.dtype) -> tuple[str, str]:
+    return slow_paths.kernels(product_plan(layer), dtype, shared=bool(layer.module.shared_weights))
 
 
 def _describe_harmonics(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
@@ -276,7 +280,7 @@ def _describe_gate(entry: Entry, layer: Layer, dtype: torch.dtype, edges_per_nod
 
 def _describe_other(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
     products = [part for part in map(survey, layer.module.children()) for part in part if part.is_product]
-    names = sorted({slow_paths.kernels(product_plan(part))[0] for part in products})
+    names = sorted({_kernels(part, dtype)[0] for part in products})
     return _describe_moved(entry, layer, dtype, names)
 
 
@@ -312,7 +316,8 @@ def _describe_reduced(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) 
         Work(sum(cost.flops for cost in one), sum(cost.bytes for cost in one))
         for one in zip(*costs, strict=True)
     ]
-    names = (dict.fromkeys(one) for one in zip(*map(slow_paths.kernels, plans), strict=True))
+    kernels = (slow_paths.kernels(plan, dtype, shared=True) for plan in plans)
+    names = (dict.fromkeys(one) for one in zip(*kernels, strict=True))
     reasons = [f"{len(plans)} products one after another, each written to memory"] if len(plans) > 1 else []
     reasons += dict.fromkeys(
         reason for plan in plans for reason in slow_paths.of_plan(plan, dtype, shared=True)

@@ -22,24 +22,34 @@ WHOLE_WEIGHTS = 1024  # kWholeWeights in csrc/program.h
 CHANNELWISE_MAX_DEGREE = 12  # kChannelwiseMaxDegree there
 
 
-def kernels(plan: ProductPlan) -> tuple[str, str]:
-    """What runs the forward pass of a plan, and its backward pass."""
+def kernels(
+    plan: ProductPlan, dtype: torch.dtype = torch.float32, *, shared: bool = False
+) -> tuple[str, str]:
+    """What runs the forward pass of a plan, and its backward pass; `shared`: with one weight for all rows."""
     found = backend.describe_plan(plan)
-    return _kernel(plan, found["forward"]), _kernel(plan, found["derivatives"])
+    return tuple(
+        _kernel(plan, found[step], [_meets_shared(facts, i, dtype) and shared for facts in found["paths"]])
+        for i, step in enumerate(("forward", "derivatives"))
+    )
 
 
-def _kernel(plan: ProductPlan, lanes: str) -> str:
+def _meets_shared(facts: dict, step: int, dtype: torch.dtype) -> bool:
+    """Whether a path with shared weights has an order of its own: csrc/cpu/tensor_product_uvw.inl.h."""
+    limit = unrolled_degrees("tensor_product", dtype).get("rows", -1)
+    return facts["shared_weights_meet"][step] is not None and max(facts["degrees"]) <= limit
+
+
+def _kernel(plan: ProductPlan, lanes: str, ordered: Sequence[bool]) -> str:
+    """ordered: of each path, `_meets_shared`."""
     paths = _paths(plan)
     if not paths:
         return "none"
-    elementwise, dense = (
-        {test(plan, path) for path in paths} for test in (_is_elementwise, lambda _, path: _is_dense(path))
-    )
     if lanes == "channels":
         names = {False: "channelwise", True: "elementwise"}
-        return " + ".join(names[kind] for kind in sorted(elementwise))
-    names = {False: "rows", True: "dense"}
-    return " + ".join(names[kind] for kind in sorted(dense))
+        return " + ".join(names[kind] for kind in sorted({_is_elementwise(plan, path) for path in paths}))
+    names = ("rows", "dense", "uvw")
+    kinds = {_is_dense(path) + is_ordered for path, is_ordered in zip(paths, ordered, strict=True)}
+    return " + ".join(names[kind] for kind in sorted(kinds))
 
 
 def _paths(plan: ProductPlan) -> list[Path]:

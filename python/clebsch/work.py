@@ -11,7 +11,8 @@ and a = 2 l1 + 1, b = 2 l3 + 1, a row takes, in multiply-adds,
                V t + n s + n W b                     uvw, uuw, u<vw; for uvw n W a + V W s + V t if less
                2 U t + U a                           uuu: C x y added is a product and a multiply-add
     backward   2 V t + n (2 s + 3 a)                 without weights 2 V t + 2 n s
-               2 V t + 3 n s + 2 n W b
+               2 V t + 3 n s + 2 n W b                  with weights for all rows, uvw takes if that is less
+               2 V t + 2 V W s + 3 n W a, or this with x and y having changed places
                4 U t + 3 U a
 
 where backward is the gradients of x, y and the weights together: M is made again, x M's product with the
@@ -60,7 +61,7 @@ def product_work(
     edge then reads y, its weights and the index of its sender (8 bytes), and of a node's row of x and of the
     output the part that falls to one of its edges. is_square: x is y too, and is moved once.
     """
-    counts = [_multiply_adds(plan, path) for path in plan.paths if 0 not in _copies(plan, path)]
+    counts = [_multiply_adds(plan, path, shared) for path in plan.paths if 0 not in _copies(plan, path)]
     forward, backward = (2 * sum(count[i] for count in counts) for i in range(2))
     x, y, out = (_used(plan, slot) for slot in range(3))
     if is_square:
@@ -85,7 +86,7 @@ def _used(plan: ProductPlan, slot: int) -> int:
     return sum(irreps[i].dim for i in blocks)
 
 
-def _multiply_adds(plan: ProductPlan, path: Path) -> tuple[int, int]:
+def _multiply_adds(plan: ProductPlan, path: Path, shared: bool) -> tuple[int, int]:
     """Of one path, forward and backward: the table at the head of this file."""
     u, v, w = _copies(plan, path)
     entries = plan.entries(path)
@@ -101,7 +102,17 @@ def _multiply_adds(plan: ProductPlan, path: Path) -> tuple[int, int]:
         forward = made + n * s + n * w * b
         if path.mode == "uvw":
             forward = min(forward, made + n * w * a + v * w * s)
-        return forward, 2 * made + 3 * n * s + 2 * n * w * b
+        backward = 2 * made + 3 * n * s + 2 * n * w * b
+        if path.mode == "uvw" and shared:
+            made_of_x, ir2 = u * t, plan.blocks(path)[1].ir
+            cells = len({(entry.m2, entry.m3) for entry in entries})
+            forward = min(forward, made_of_x + n * w * ir2.dim + u * w * cells)
+            backward = min(
+                backward,
+                2 * made + 2 * v * w * s + 3 * n * w * a,
+                2 * made_of_x + 2 * u * w * cells + 3 * n * w * ir2.dim,
+            )
+        return forward, backward
     return made + n * (s + a), 2 * made + n * (2 * s + 3 * a)
 
 
