@@ -309,8 +309,8 @@ bool lanes_may_be_channels(const Description& d) {
 
 // The kernel itself, with scratch space of the size it asks for and not one element more.
 template <class T>
-void check_kernel(const Problem& problem, const clebsch::ProductKernels<T>& kernels,
-                  const std::string& label, bool far) {
+void check_kernel(const Problem& problem, const clebsch::ProductKernels<T>& kernels, const std::string& label,
+                  bool far) {
   const clebsch::Plan& plan = clebsch::parse_plan(problem.description.text());
   const Arrays<T> arrays(problem, Place::page_end);
   const Buffer<T> scratch(kernels.scratch_size(plan.program, problem.shared), Place::page_end, 64);
@@ -449,9 +449,8 @@ TEST(tangents_that_are_not_given) {
 
 TEST(results_that_are_not_wanted) {
   const Edges edges = random_edges(4, 9);
-  for (const Description& d :
-       {channelwise({{17, 1, 'o'}}, {{1, 1, 'o'}}, 1, true), one_path("uvw", 3, 2, 5, true, true),
-        every_order(true)}) {
+  for (const Description& d : {channelwise({{17, 1, 'o'}}, {{1, 1, 'o'}}, 1, true),
+                               one_path("uvw", 3, 2, 5, true, true), every_order(true)}) {
     for (const bool shared : {false, true}) {
       for (const Edges* graph : {static_cast<const Edges*>(nullptr), &edges}) {
         const Problem problem(d, 9, shared, graph);
