@@ -52,17 +52,21 @@ test: develop
 test-clients: develop
 	$(PYTHON) tests/clients/run.py $(CLIENTS) $(ARGS)
 
-# The kernels of the GPU run on the processor, thread by thread, in three orders: csrc/cuda/emulator.h.
+# The kernels of the GPU run on the processor, thread by thread, in three orders (csrc/cuda/emulator.h): the
+# operator tests of the CPU's kernels that say most for their time, or what EMULATED selects.
+EMULATED ?= modes_with_many or degrees_in or narrow or test_graphs or needs or rows_in_several or \
+  wide_multiplicities or autograd or equals_the_reference or depend_on_the_others or zero_and_tiny
 test-emulated: develop
 	@$(cmake) --build build/develop --target clebsch_emulated
-	$(run) -m pytest -n 2 --emulated tests/test_emulated.py $(ARGS)
+	$(run) -m pytest -n 2 --emulated tests/test_spherical_harmonics.py tests/test_tensor_product.py \
+	  tests/test_convolution.py -k "$(EMULATED)" $(ARGS)
 
 # On a machine with an NVIDIA GPU, a torch for it, and the operators built (make test-gpu CUDA=ON).
 test-gpu: develop
 	$(run) -m pytest tests/gpu $(ARGS)
 
-# Compiles the operators for NVIDIA GPUs, for one architecture, where there is a compiler; no GPU is needed.
-# What the compiler says of registers and spilled bytes is compared with tests/data/cuda_budget.json.
+# Compiles the operators for NVIDIA GPUs, for one architecture, where there is a compiler, and tests what can be
+# tested without a GPU. The next `make develop` leaves them out again.
 cuda: develop
 	@if command -v nvcc >/dev/null || test -n "$$CUDACXX"; then \
 	  $(configure) -B build/develop -DCLEBSCH_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$(ARCHITECTURES)" && \

@@ -90,7 +90,7 @@ def test_libraries_are_found_beside_each_other_and_nowhere_else(library):
     system = {"libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6", "ld-linux-x86-64.so.2"}
     ours = {path.name for path in LIBRARIES}
     # Of torch, only the CPU half, and only for the operators.
-    torch = {"libtorch_cpu.so"} if library.name.startswith("_clebsch_torch") else set()
+    torch = {"libtorch_cpu.so"} if library.name.startswith(("_clebsch_torch", "_clebsch_cuda")) else set()
     assert needed <= system | ours | torch
 
 

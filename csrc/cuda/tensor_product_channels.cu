@@ -27,7 +27,11 @@ namespace clebsch::cuda {
 namespace {
 
 constexpr int kLanes = 32, kWarps = kForwardWarps, kThreads = kLanes * kWarps;
-constexpr int kUnrolledProducts = 3;  // degrees of x and the output that are known when compiling
+#ifndef CLEBSCH_UNROLLED_DEVICE
+#define CLEBSCH_UNROLLED_DEVICE 3
+#endif
+// Degrees of x and the output that are known when compiling; at most 3.
+constexpr int kUnrolledProducts = CLEBSCH_UNROLLED_DEVICE;
 
 template <class T, int C>
 using Channels = Pack<T, C>;
@@ -155,19 +159,15 @@ __device__ inline Channels<T, C> weights(const T* row, const PathTable& p, std::
 }
 
 // f<l1, l3>() with the degrees of a path, where they are known when compiling; else f<-1, -1>().
-template <class F>
-__device__ inline void for_path_degrees(const PathTable& p, const F& f) {
-  const int l1 = p.in1.l, l3 = p.out.l;
-  if (l1 > kUnrolledProducts || l3 > kUnrolledProducts) return f.template operator()<-1, -1>();
-  switch (l1 * (kUnrolledProducts + 1) + l3) {
-#define CLEBSCH_CASE(a, b)         \
-  case a * 4 + b:                  \
-    f.template operator()<a, b>(); \
-    break;
-#define CLEBSCH_CASES(a) CLEBSCH_CASE(a, 0) CLEBSCH_CASE(a, 1) CLEBSCH_CASE(a, 2) CLEBSCH_CASE(a, 3)
-    CLEBSCH_CASES(0) CLEBSCH_CASES(1) CLEBSCH_CASES(2) CLEBSCH_CASES(3)
-#undef CLEBSCH_CASES
-#undef CLEBSCH_CASE
+template <int Number = 0, class F>
+__device__ __forceinline__ void for_path_degrees(const PathTable& p, const F& f) {
+  constexpr int n = kUnrolledProducts + 1;
+  if constexpr (Number == n * n) {
+    f.template operator()<-1, -1>();
+  } else if (p.in1.l == Number / n && p.out.l == Number % n) {
+    f.template operator()<Number / n, Number % n>();
+  } else {
+    for_path_degrees<Number + 1>(p, f);
   }
 }
 
@@ -176,7 +176,8 @@ template <class T, int C, bool Tangent>
 struct Gathered {
   const Channels<T, C>*x, *ax;  // tiles of kWarps edges
   const T *matrix, *tangent;
-  const T *w[kWarps], *aw[kWarps];
+  const std::int64_t* index;  // of the edges
+  Rows<const T> w, aw;
   int count;
 };
 
@@ -199,9 +200,9 @@ __device__ inline Scaled<T, C, Tangent> scale(const Channels<T, C>& w, const Cha
 
 // One path and the gathered edges; sums: of this thread.
 template <class T, int C, bool Tangent, int L1, int L3>
-__device__ inline void add_path(const PlanTables<T>& plan, const PathTable& p,
-                                const Gathered<T, C, Tangent>& edges, const Tile& tile,
-                                Channels<T, C>* sums) {
+__device__ __forceinline__ void add_path(const PlanTables<T>& plan, const PathTable& p,
+                                         const Gathered<T, C, Tangent>& edges, const Tile& tile,
+                                         Channels<T, C>* sums) {
   constexpr bool known = L1 >= 0;
   constexpr int most = known ? 2 * L3 + 1 : 1;
   const int inputs = known ? 2 * L1 + 1 : 2 * p.in1.l + 1, outputs = known ? 2 * L3 + 1 : 2 * p.out.l + 1;
@@ -216,8 +217,9 @@ __device__ inline void add_path(const PlanTables<T>& plan, const PathTable& p,
       const Channels<T, C>* ax = Tangent ? edges.ax + at * kLanes + tile.lane : x;
       const T* m = edges.matrix + static_cast<std::int64_t>(e) * plan.dense + p.dense + k0;
       const T* n = Tangent ? edges.tangent + static_cast<std::int64_t>(e) * plan.dense + p.dense + k0 : m;
-      const Channels<T, C> w = weights<T, C>(edges.w[e], p, tile.first, T{1});
-      const Channels<T, C> aw = Tangent ? weights<T, C>(edges.aw[e], p, tile.first, T{}) : w;
+      const Channels<T, C> w = weights<T, C>(row(edges.w, edges.index[e]), p, tile.first, T{1});
+      const Channels<T, C> aw =
+          Tangent ? weights<T, C>(row_if(edges.aw, edges.index[e]), p, tile.first, T{}) : w;
       CLEBSCH_DEVICE_UNROLL
       for (int i = 0; i < inputs; ++i) {
         const Scaled<T, C, Tangent> s = scale<T, C, Tangent>(w, aw, x[i * kLanes], ax[i * kLanes]);
@@ -243,7 +245,8 @@ __device__ inline void add_path(const PlanTables<T>& plan, const PathTable& p,
 template <class T, int C, bool Tangent>
 __global__ void __launch_bounds__(kThreads) channels_forward(DeviceProduct<T> a) {
   const PlanTables<T>& plan = a.plan;
-  Channels<T, C>* sums = dynamic_shared<Channels<T, C>>();
+  std::int64_t* index = dynamic_shared<std::int64_t>();
+  Channels<T, C>* sums = reinterpret_cast<Channels<T, C>*>(index + kWarps);
   Channels<T, C>* x = sums + plan.components_out * kLanes;
   Channels<T, C>* ax = x + kWarps * plan.components1 * kLanes;
   T* matrix = reinterpret_cast<T*>(Tangent ? ax + kWarps * plan.components1 * kLanes : ax);
@@ -256,20 +259,12 @@ __global__ void __launch_bounds__(kThreads) channels_forward(DeviceProduct<T> a)
       sums[d] = Channels<T, C>{};
     for (std::int64_t at = positions.begin; at < positions.end; at += kWarps) {
       const std::int64_t left = positions.end - at;
-      Gathered<T, C, Tangent> edges;
-      edges.x = x;
-      edges.ax = ax;
-      edges.matrix = matrix;
-      edges.tangent = tangent;
-      edges.count = left < kWarps ? static_cast<int>(left) : kWarps;
-      for (int e = 0; e < edges.count; ++e) {
-        const std::int64_t index = edge_at(a, at + e).index;
-        edges.w[e] = row(a.w, index);
-        if constexpr (Tangent) edges.aw[e] = row_if(a.aw, index);
-      }
+      const Gathered<T, C, Tangent> edges{
+          x, ax, matrix, tangent, index, a.w, a.aw, left < kWarps ? static_cast<int>(left) : kWarps};
       __syncthreads();  // the edges before have been added, the sums cleared
       if (tile.warp < edges.count) {
         const Edge e = edge_at(a, at + tile.warp);
+        if (tile.lane == 0) index[tile.warp] = e.index;
         const int to = tile.warp * plan.components1 * kLanes;
         load_tile<T, C>(row(a.x, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first, tile.lane,
                         x + to);
@@ -343,8 +338,8 @@ __device__ inline T dot(const Channels<T, C>& a, const Channels<T, C>& b) {
 
 // One path of the edge of a warp. All lanes must call it.
 template <class T, int C, bool Tangent, int L1, int L3>
-__device__ inline void differentiate_path(const PathTable& p, const OwnEdge<T, C, Tangent>& edge,
-                                          const Tile& tile) {
+__device__ __forceinline__ void differentiate_path(const PathTable& p, const OwnEdge<T, C, Tangent>& edge,
+                                                   const Tile& tile) {
   constexpr bool known = L1 >= 0;
   const int inputs = known ? 2 * L1 + 1 : 2 * p.in1.l + 1, outputs = known ? 2 * L3 + 1 : 2 * p.out.l + 1;
   const Channels<T, C>* x = edge.x + p.in1.component * kLanes;
@@ -495,7 +490,8 @@ unsigned blocks(std::int64_t tasks) { return static_cast<unsigned>(tasks < (1 <<
 template <class T, int C>
 std::size_t forward_bytes(const PlanTables<T>& plan, bool tangent) {
   const std::size_t copies = tangent ? 2 : 1;
-  return (plan.components_out + kWarps * copies * plan.components1) * kLanes * sizeof(Channels<T, C>) +
+  return kWarps * sizeof(std::int64_t) +
+         (plan.components_out + kWarps * copies * plan.components1) * kLanes * sizeof(Channels<T, C>) +
          kWarps * copies * plan.dense * sizeof(T);
 }
 template <class T, int C>
