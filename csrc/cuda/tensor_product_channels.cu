@@ -16,7 +16,8 @@
 // y, indices and out from caches or once for a receiver. Moved: forward W + dim1 gathered + dim2; backward
 // 2 W + dim1 gathered + 2 dim2 + dim1 written for its sender and read again by the sum (gx). At MACE-medium,
 // W = 1280, dim1 = 512, dim2 = 16: forward 1.4 times the least if no gather hits a cache, 1.01 if all do;
-// backward 1.6 and 1.4. Flops for an edge and channel, S the cells of M: 2 S forward, 6 S backward.
+// backward 1.6 and 1.4. Flops for an edge and channel, S the cells of M: 2 S forward, 4 S
+// backward, 10 S double backward, and a shuffle a cell of M in each derivative.
 //
 // No atomics: the order of every sum depends on the call alone.
 #include "cuda/device.h"
