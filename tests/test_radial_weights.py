@@ -46,9 +46,12 @@ SAME = {
 }
 
 
+@pytest.mark.parametrize("parts", [0, 1, 2])
 @pytest.mark.parametrize("case", SAME)
-def test_as_the_tensor(case):
+def test_as_the_tensor(case, parts):
     ours, theirs = pair()
+    if parts:
+        ours = SideBySide(RadialWeights(ours.hidden, part) for part in ours.matrix.tensor_split(parts, dim=1))
     ours = SAME[case](ours)
     ours = ours.whole() if isinstance(ours, RadialWeights) else ours
     torch.testing.assert_close(ours, torch.as_tensor(SAME[case](theirs)), rtol=1e-13, atol=1e-13)

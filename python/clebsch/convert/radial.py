@@ -70,6 +70,9 @@ class Deferred:
     def __mul__(self, factor: Any) -> Any:
         return self.whole() * as_tensor(factor)
 
+    def __rmul__(self, factor: Any) -> Any:
+        return self * factor
+
     __hash__ = object.__hash__
 
     def __getattr__(self, name: str) -> Any:
@@ -126,8 +129,6 @@ class RadialWeights(Deferred):
         if self.is_factored and self._is_of_edges(factor):
             return RadialWeights(self.hidden * factor, self.matrix)
         return super().__mul__(factor)
-
-    __rmul__ = __mul__
 
     def _is_of_edges(self, factor: Any) -> bool:
         """Whether it is one number for all or for each edge, of a type that changes nothing."""
