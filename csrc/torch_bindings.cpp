@@ -39,6 +39,7 @@ extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
 namespace {
 
 using clebsch::operators::First, clebsch::operators::Matrix, clebsch::operators::matrix;
+using clebsch::operators::in_type_of;
 using clebsch::operators::require, clebsch::operators::require_float, clebsch::operators::writable;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -55,6 +56,13 @@ void run_in_torch_threads(int64_t tasks, clebsch::Body body, void* context) {
     }
   });
   if (out_of_memory) throw std::bad_alloc();
+}
+
+// A kernel that allocates nothing, over [0, count) in pieces of `grain` or more.
+template <class Kernel, class Args>
+void run_in_pieces(Kernel kernel, const Args& args, int64_t count, int64_t grain) {
+  if (count <= grain) return kernel(args, 0, count);
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 // A large result lives in pooled memory (memory.h). Torch hands out tensors over memory of ours since 2.11;
@@ -120,9 +128,7 @@ struct Cpu {
                                                  : kernels.double_backward;
     const int64_t cost = (sizeof(T) == 4 ? 1 : 2) << static_cast<int>(step);
     const int64_t points = harmonics.points.rows, grain = (1 << 17) / (cost * (args.num_columns + 8)) + 64;
-    if (points <= grain) return kernel(args, 0, points);
-    torch::stable::parallel_for(0, points, grain,
-                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+    run_in_pieces(kernel, args, points, grain);
   }
 };
 
@@ -266,11 +272,7 @@ struct Linear {
 
   template <class F>
   void dispatch(F f) const {
-    if (first.tensor.scalar_type() == ScalarType::Float) {
-      f(float{});
-    } else {
-      f(double{});
-    }
+    in_type_of(first.tensor, f);
   }
 };
 
@@ -391,11 +393,7 @@ struct Gate {
 
   template <class F>
   void dispatch(F f) const {
-    if (first.tensor.scalar_type() == ScalarType::Float) {
-      run<float>(f);
-    } else {
-      run<double>(f);
-    }
+    in_type_of(first.tensor, [&]<class T>(T) { run<T>(f); });
   }
 
  private:
@@ -408,9 +406,7 @@ struct Gate {
     args.gated = gated.read<T>();
     const auto kernel = f(args, clebsch::kernels<T>().gate);
     const int64_t grain = (1 << 16) / (gated_count + args.scalar_count + 16) + 1;
-    if (gates.rows <= grain) return kernel(args, 0, gates.rows);
-    torch::stable::parallel_for(0, gates.rows, grain,
-                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+    run_in_pieces(kernel, args, gates.rows, grain);
   }
 };
 
@@ -468,11 +464,7 @@ struct Silu {
   // f(args, kernels) fills in the arguments and names the kernel.
   template <class F>
   void dispatch(F f) const {
-    if (x.scalar_type() == ScalarType::Float) {
-      run<float>(f);
-    } else {
-      run<double>(f);
-    }
+    in_type_of(x, [&]<class T>(T) { run<T>(f); });
   }
 
  private:
@@ -481,10 +473,7 @@ struct Silu {
     clebsch::SiluArgs<T> args{};
     args.x = read<T>(x);
     const auto kernel = f(args, clebsch::kernels<T>().silu);
-    constexpr int64_t grain = 1 << 15;
-    if (x.numel() <= grain) return kernel(args, 0, x.numel());
-    torch::stable::parallel_for(0, x.numel(), grain,
-                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+    run_in_pieces(kernel, args, x.numel(), 1 << 15);
   }
 };
 
@@ -581,11 +570,7 @@ struct Contraction {
   // fill(call) adds to the operands what the step has beside them.
   template <class F>
   void run(clebsch::ContractionStep step, F fill) const {
-    if (x.scalar_type() == ScalarType::Float) {
-      run_as<float>(step, fill);
-    } else {
-      run_as<double>(step, fill);
-    }
+    in_type_of(x, [&]<class T>(T) { run_as<T>(step, fill); });
   }
 
  private:

@@ -33,6 +33,16 @@ inline void require_float(const char* noun, const char* name, const Tensor& t) {
   require(type == ScalarType::Float || type == ScalarType::Double, noun, name, " must be float32 or float64");
 }
 
+// f(T{}) with the type T of a tensor that `require_float` has let pass.
+template <class F>
+void in_type_of(const Tensor& t, F f) {
+  if (t.scalar_type() == ScalarType::Float) {
+    f(float{});
+  } else {
+    f(double{});
+  }
+}
+
 // A float matrix (or, for shared weights, vector) with contiguous rows of the given length.
 struct Matrix {
   Tensor tensor;

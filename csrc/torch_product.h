@@ -100,11 +100,7 @@ struct Product {
   // f(call) in the type of x.
   template <class F>
   void dispatch(F f) const {
-    if (x.tensor.scalar_type() == ScalarType::Float) {
-      f(call<float>());
-    } else {
-      f(call<double>());
-    }
+    in_type_of(x.tensor, [&]<class T>(T) { f(call<T>()); });
   }
 };
 

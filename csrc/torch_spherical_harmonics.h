@@ -49,11 +49,7 @@ struct Harmonics {
   // run(args) in the type of the points, the arrays of the points set.
   template <class F>
   void dispatch(const F& run) const {
-    if (points.tensor.scalar_type() == ScalarType::Float) {
-      run(args<float>());
-    } else {
-      run(args<double>());
-    }
+    in_type_of(points.tensor, [&]<class T>(T) { run(args<T>()); });
   }
 
  private:

@@ -11,6 +11,7 @@
 
 #include "buffer.h"
 #include "check.h"
+#include "edges.h"
 #include "form.h"
 #include "graph_order.h"
 #include "plan.h"
@@ -18,11 +19,6 @@
 
 using clebsch::Derivative;
 using std::int64_t;
-
-struct Edges {
-  std::vector<int64_t> senders, receivers;
-  int64_t nodes;
-};
 
 enum Operand { G, X, Y, W, AX, AY, AW };
 inline const char* const results[] = {"out", "gx", "gy", "gw", "out''", "gx''", "gy''", "gw''"};
@@ -198,14 +194,4 @@ inline Description channelwise(const std::vector<Irrep>& in1, const std::vector<
 inline Description one_path(const std::string& mode, int mul1, int mul2, int mul3, bool weighted,
                             bool mul_ir) {
   return {{{mul1, 1, 'o'}}, {{mul2, 1, 'o'}}, {{mul3, 2, 'e'}}, {{0, 0, 0, mode, weighted, -1.5}}, mul_ir};
-}
-
-inline Edges random_edges(int64_t nodes, int64_t count) {
-  std::mt19937 generator(static_cast<unsigned>(nodes + 100 * count));
-  Edges edges{{}, {}, nodes};
-  for (int64_t e = 0; e < count; ++e) {
-    edges.senders.push_back(generator() % nodes);
-    edges.receivers.push_back(generator() % (nodes - 1));  // the last one receives nothing
-  }
-  return edges;
 }

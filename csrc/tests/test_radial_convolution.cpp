@@ -14,6 +14,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/run_density.h"
 #include "cpu/run_product.h"
+#include "edges.h"
 #include "form.h"
 #include "graph_order.h"
 #include "plan.h"
@@ -24,20 +25,6 @@ namespace {
 using clebsch::Derivative;
 using std::int64_t;
 
-struct Edges {
-  std::vector<int64_t> senders, receivers;
-  int64_t nodes;
-};
-
-Edges random_edges(int64_t nodes, int64_t count) {
-  std::mt19937 generator(static_cast<unsigned>(nodes + 100 * count));
-  Edges edges{{}, {}, nodes};
-  for (int64_t e = 0; e < count; ++e) {
-    edges.senders.push_back(generator() % nodes);
-    edges.receivers.push_back(generator() % (nodes - 1));  // the last one receives nothing
-  }
-  return edges;
-}
 Edges star(int64_t count) {
   Edges edges{{}, std::vector<int64_t>(count, 1), 3};
   for (int64_t e = 0; e < count; ++e) edges.senders.push_back(e % 3);
