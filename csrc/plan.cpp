@@ -383,6 +383,7 @@ void Plan::pair_blocks() {
       }
       p.to_out = sorted_terms_.emplace_back(sort_terms(std::move(own), 2 * p.out.l + 1)).view();
       pair.output_count += 2 * p.out.l + 1;
+      pair.largest_degree = std::max({pair.largest_degree, p.in1.l, p.in2.l, p.out.l});
       pair.weighted |= p.weighted;
     }
     pair.to_pair = sorted_terms_.emplace_back(sort_terms(std::move(all), products)).view();

@@ -12,8 +12,9 @@ namespace clebsch {
 template <class T>
 struct ProductCall {
   const Plan* plan;
-  const Graph* graph;  // null: rows
-  std::int64_t rows;   // rows of y, w; edges of the graph
+  const Graph* graph;   // null: rows
+  bool y_of_receivers;  // with a graph: x, out, gx are rows of edges, y, ay, gy those of receivers; no sums
+  std::int64_t rows;    // rows of w; edges of the graph
   // A null operand counts as zero; a null result is not wanted. All in irreps rows, whatever the kernel.
   Rows<const T> x, y, w, g, ax, ay, aw;
   Rows<T> out, gx, gy, gw;

@@ -89,7 +89,7 @@ constexpr int kChannelwiseMaxDegree = 12;
 struct ElementwisePair {
   Block in1, in2;
   const int* paths;  // numbers in Program::paths
-  int path_count, output_count;
+  int path_count, output_count, largest_degree;
   bool weighted;  // any of them
   Contraction
       to_pair;  // from the outputs of all these paths, side by side, to (i, j): sum over k of C_ijk g_k

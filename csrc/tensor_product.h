@@ -38,6 +38,7 @@ struct ProductArgs {
   Rows<const T> x, y, w, g, ax, ay, aw;
   Rows<T> out, gx, gy, gw;
   bool shared_weights;  // one row of w (and aw) for all; gw is one row, added to
+  bool shared_y;        // the same of y, ay and gy; without a graph, and where lanes are channels, alone
   bool x_by_slot;
   // Results over rows that are larger than caches and may be written past them.
   bool far_out, far_x, far_y, far_w;

@@ -702,6 +702,14 @@ STABLE_TORCH_LIBRARY(clebsch, m) {
   m.def(
       "convolution_double_backward(Tensor? ax, Tensor? ay, Tensor? aw, Tensor grad, Tensor x, Tensor y,"
       " Tensor weight, Tensor order, str plan, int needs) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("edge_product(Tensor x, Tensor y, Tensor weight, Tensor order, str plan) -> Tensor");
+  m.def(
+      "edge_product_backward(Tensor grad, Tensor x, Tensor y, Tensor weight, Tensor order, str plan, int "
+      "needs)"
+      " -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "edge_product_double_backward(Tensor? ax, Tensor? ay, Tensor? aw, Tensor grad, Tensor x, Tensor y,"
+      " Tensor weight, Tensor order, str plan, int needs) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "radial_convolution(Tensor x, Tensor y, Tensor hidden, Tensor matrix, Tensor order, str plan) -> "
       "Tensor");
@@ -718,6 +726,7 @@ STABLE_TORCH_LIBRARY_IMPL(clebsch, CPU, m) {
   m.impl("graph_order", TORCH_BOX(&graph_order));
   clebsch::operators::register_spherical_harmonics<Cpu>(m);
   clebsch::operators::register_products<Cpu>(m);
+  clebsch::operators::register_edge_products<Cpu>(m);
   m.impl("gate", TORCH_BOX(&gate));
   m.impl("gate_backward", TORCH_BOX(&gate_backward));
   m.impl("silu", TORCH_BOX(&silu));

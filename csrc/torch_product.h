@@ -40,28 +40,32 @@ struct Product {
   const char* noun;
   const std::string& text;  // of the plan
   const Plan& plan;
+  const bool y_of_receivers;  // of a graph: x and results are of its edges, y of its nodes
   Matrix x, y;
   std::optional<typename Backend::Order> order;  // of a graph
   int64_t out_rows = 0;
 
-  Product(const char* noun_, const Tensor& x_, const Tensor& y_, const std::string& text_)
-      : noun(noun_), text(text_), plan(parse_plan(text)) {
+  Product(const char* noun_, const Tensor& x_, const Tensor& y_, const std::string& text_,
+          bool y_of_receivers_ = false)
+      : noun(noun_), text(text_), plan(parse_plan(text)), y_of_receivers(y_of_receivers_) {
     require_float(noun, "x", x_);
     x = matrix(noun, "x", x_, {"x", x_}, plan.program.dim1);
     y = operand("y", y_, plan.program.dim2);
   }
 
+  // Of the weights; edges of a graph.
+  int64_t rows() const { return y_of_receivers ? x.rows : y.rows; }
   Matrix operand(const char* name, const Tensor& t, int64_t columns, bool may_be_vector = false) const {
     return matrix(noun, name, t, {"x", x.tensor}, columns, may_be_vector);
   }
   // To be called once, when all operands are checked.
   void follow(const std::optional<Tensor>& order_) {
     if (order_) {
-      const int64_t nodes = x.rows;
+      const int64_t nodes = y_of_receivers ? y.rows : x.rows;
       require(order_->scalar_type() == ScalarType::Long && order_->dim() == 1 &&
-                  order_->numel() == order_size(y.rows, nodes),
-              noun, "order must come from graph_order with ", y.rows, " edges and ", nodes, " nodes");
-      order.emplace(torch::stable::contiguous(*order_), y.rows, nodes);
+                  order_->numel() == order_size(rows(), nodes),
+              noun, "order must come from graph_order with ", rows(), " edges and ", nodes, " nodes");
+      order.emplace(torch::stable::contiguous(*order_), rows(), nodes);
     } else {
       require(x.rows == y.rows, noun, "x and y must have the same number of rows, got ", x.rows, " and ",
               y.rows);
@@ -92,7 +96,8 @@ struct Product {
   ProductCall<T> call() const {
     ProductCall<T> c{};
     c.plan = &plan;
-    c.rows = y.rows;
+    c.y_of_receivers = y_of_receivers;
+    c.rows = rows();
     c.x = x.read<T>();
     c.y = y.read<T>();
     return c;
@@ -108,22 +113,22 @@ struct Product {
 template <class Backend>
 struct WeightedProduct : Product<Backend> {
   using Base = Product<Backend>;
-  using Base::noun, Base::plan, Base::x, Base::y;
+  using Base::noun, Base::plan, Base::rows, Base::x;
   Matrix weight;
   bool shared_weights;
 
   WeightedProduct(const char* noun_, const Tensor& x_, const Tensor& y_, const Tensor& weight_,
-                  const std::optional<Tensor>& order_, const std::string& text)
-      : Base(noun_, x_, y_, text), shared_weights(weight_.dim() == 1) {
+                  const std::optional<Tensor>& order_, const std::string& text, bool y_of_receivers = false)
+      : Base(noun_, x_, y_, text, y_of_receivers), shared_weights(weight_.dim() == 1) {
     weight = this->operand("weight", weight_, plan.program.weight_numel, true);
-    require(shared_weights || weight.rows == y.rows, noun, "weight must have ", y.rows, " rows, got ",
+    require(shared_weights || weight.rows == rows(), noun, "weight must have ", rows(), " rows, got ",
             weight.rows);
     this->follow(order_);
   }
 
   Tensor new_gw(bool wanted) const {
     if (wanted && shared_weights) return Backend::fresh(x.tensor, {plan.program.weight_numel});
-    return this->result(wanted, y.rows, plan.program.weight_numel);
+    return this->result(wanted, rows(), plan.program.weight_numel);
   }
 
   template <class F>
@@ -233,6 +238,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convolution_double_backward(
                                  aw, grad, needs);
 }
 
+template <class Backend>
+Tensor edge_product(const Tensor& x, const Tensor& y, const Tensor& weight, const Tensor& order,
+                    std::string plan) {
+  return product(WeightedProduct<Backend>("edge_product", x, y, weight, order, plan, true));
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor> edge_product_backward(const Tensor& grad, const Tensor& x, const Tensor& y,
+                                                         const Tensor& weight, const Tensor& order,
+                                                         std::string plan, int64_t needs) {
+  return product_backward(WeightedProduct<Backend>("edge_product", x, y, weight, order, plan, true), grad,
+                          needs);
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor, Tensor> edge_product_double_backward(
+    std::optional<Tensor> ax, std::optional<Tensor> ay, std::optional<Tensor> aw, const Tensor& grad,
+    const Tensor& x, const Tensor& y, const Tensor& weight, const Tensor& order, std::string plan,
+    int64_t needs) {
+  return product_double_backward(WeightedProduct<Backend>("edge_product", x, y, weight, order, plan, true),
+                                 ax, ay, aw, grad, needs);
+}
+
 // The operators of the products, for one dispatch key.
 template <class Backend>
 void register_products(auto& library) {
@@ -242,6 +270,13 @@ void register_products(auto& library) {
   library.impl("convolution", TORCH_BOX(&convolution<Backend>));
   library.impl("convolution_backward", TORCH_BOX(&convolution_backward<Backend>));
   library.impl("convolution_double_backward", TORCH_BOX(&convolution_double_backward<Backend>));
+}
+
+template <class Backend>
+void register_edge_products(auto& library) {
+  library.impl("edge_product", TORCH_BOX(&edge_product<Backend>));
+  library.impl("edge_product_backward", TORCH_BOX(&edge_product_backward<Backend>));
+  library.impl("edge_product_double_backward", TORCH_BOX(&edge_product_double_backward<Backend>));
 }
 
 }  // namespace clebsch::operators

@@ -22,6 +22,7 @@ from clebsch.testing import RandomGraph, poison, random_operands, tolerance
 __all__ = [
     "PROMISED",
     "RESULTS",
+    "EdgeProblem",
     "Problem",
     "RadialProblem",
     "assert_result",
@@ -192,10 +193,14 @@ class Problem:
         """All of `names`."""
         return (self.forward(), *self.backward(), *self.double_backward())
 
+    @property
+    def ends(self) -> tuple[NDArray, ...]:
+        """Those of the edges that the reference is told."""
+        return () if self.graph is None else (self.graph.senders, self.graph.receivers)
+
     @cached_property
     def expected(self) -> list[tuple[NDArray, NDArray, NDArray]]:
         """For each of `names` what the reference says, its magnitude, and the number of its terms."""
-        edges = () if self.graph is None else (self.graph.senders, self.graph.receivers)
         grad, operands, tangents = (
             [None if t is None else t.double().numpy() for t in tensors]
             for tensors in ([self.grad], self.operands, self.tangents)
@@ -207,7 +212,7 @@ class Problem:
             ("_double_backward", tangents + grad + operands),
         ):
             function = getattr(reference, self.noun + suffix)
-            arguments = (self.plan, *given, *edges)
+            arguments = (self.plan, *given, *self.ends)
             parts = [
                 value if isinstance(value, tuple) else (value,)
                 for value in (
@@ -233,6 +238,39 @@ class Problem:
                 with poisoned_memory():
                     self.expected  # noqa: B018  once for all
                     self.to(dtype).check()
+
+
+@dataclass(frozen=True)
+class EdgeProblem(Problem):
+    """The same where x and the cotangent belong to edges and y to their receivers."""
+
+    @classmethod
+    def random(
+        cls,
+        plan: ProductPlan,
+        rows: RandomGraph,
+        *,
+        shared: bool = False,
+        dtype: torch.dtype = torch.float64,
+        seed: int = 0,
+    ) -> EdgeProblem:
+        """As `Problem`'s."""
+        rows, graph = len(rows.senders), rows
+        edges = Problem.random(plan, rows, shared=shared, dtype=dtype, seed=seed)
+        nodes = Problem.random(plan, graph.num_nodes, dtype=dtype, seed=seed + 1)
+        operands, tangents = (
+            (of_edges[0], of_nodes[1], of_edges[2])
+            for of_edges, of_nodes in ((edges.operands, nodes.operands), (edges.tangents, nodes.tangents))
+        )
+        return cls(plan, operands, edges.grad, tangents, graph)
+
+    @property
+    def noun(self) -> str:
+        return "edge_product"
+
+    @property
+    def ends(self) -> tuple[NDArray, ...]:
+        return (self.graph.receivers,)
 
 
 @dataclass(frozen=True)

@@ -314,9 +314,9 @@ class TestOpcheck:
     graph = random_graph(6, 9)
 
     def operands(self, noun, shared):
-        rows = 9 if noun == "tensor_product" else 6
+        rows = {"tensor_product": (9, 9), "edge_product": (9, 6)}.get(noun, (6, 9))
         weights = [(9, 5), (5, 12)] if noun == "radial_convolution" else [(12,) if shared else (9, 12)]
-        shapes = [(rows, 16), (9, 4), *weights]
+        shapes = [(rows[0], 16), (rows[1], 4), *weights]
         fixed = (self.plan,) if noun == "tensor_product" else (self.graph.order, self.plan)
         return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes], fixed
 
@@ -329,7 +329,7 @@ class TestOpcheck:
         )
 
     @pytest.mark.parametrize("shared", [False, True])
-    @pytest.mark.parametrize("noun", ["tensor_product", "convolution", "radial_convolution"])
+    @pytest.mark.parametrize("noun", ["tensor_product", "convolution", "edge_product", "radial_convolution"])
     def test_forward(self, noun, shared):
         operands, fixed = self.operands(noun, shared)
         torch.library.opcheck(getattr(torch.ops.clebsch, noun).default, (*operands, *fixed))
@@ -361,14 +361,14 @@ class TestOpcheck:
         torch.library.opcheck(torch.ops.clebsch.one_hot_index.default, (torch.eye(4),))
 
     @pytest.mark.parametrize("needs", [15, 2])
-    @pytest.mark.parametrize("noun", ["tensor_product", "convolution", "radial_convolution"])
+    @pytest.mark.parametrize("noun", ["tensor_product", "convolution", "edge_product", "radial_convolution"])
     def test_backward(self, noun, needs):
         operands, fixed = self.operands(noun, shared=False)
         operator = getattr(torch.ops.clebsch, f"{noun}_backward").default
         torch.library.opcheck(operator, (self.cotangent(operands), *operands, *fixed, needs))
 
     @pytest.mark.parametrize("given, needs", [((True,) * 4, 31), ((True, False, False, True), 9)])
-    @pytest.mark.parametrize("noun", ["tensor_product", "convolution", "radial_convolution"])
+    @pytest.mark.parametrize("noun", ["tensor_product", "convolution", "edge_product", "radial_convolution"])
     def test_double_backward(self, noun, given, needs):
         operands, fixed = self.operands(noun, shared=False)
         tangents = [

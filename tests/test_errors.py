@@ -857,7 +857,7 @@ class TestValues:
 
 
 @pytest.mark.parametrize(
-    "noun", ["tensor_product", "convolution", "radial_convolution", "spherical_harmonics"]
+    "noun", ["tensor_product", "convolution", "edge_product", "radial_convolution", "spherical_harmonics"]
 )
 def test_operators_refuse_tensors_of_several_devices(noun):
     """Torch runs the fake kernel if any operand is "meta": it would give memory that nobody wrote."""
@@ -868,6 +868,7 @@ def test_operators_refuse_tensors_of_several_devices(noun):
     calls = {
         "tensor_product": [(x, y.to("meta"), weight, plan), (x, y, weight.to("meta"), plan)],
         "convolution": [(x, y, weight.to("meta"), order, plan), (x, y, weight, order.to("meta"), plan)],
+        "edge_product": [(x, y, weight.to("meta"), order, plan), (x, y, weight, order.to("meta"), plan)],
         "radial_convolution": [
             (x, y, y.to("meta"), weight[None], order, plan),
             (x, y, y, weight[None].to("meta"), order, plan),

@@ -6,6 +6,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/run_density.h"
+#include "cpu/run_edge_product.h"
 #include "cpu/run_radial_convolution.h"
 #include "cpu/work.h"
 #include "graph_order.h"
@@ -36,19 +37,21 @@ class ProductRun {
         channels_(derivative == Derivative::none ? call.plan->channels.forward
                                                  : call.plan->channels.derivatives),
         kernels_(channels_ ? table_.channels : table_.rows),
-        panels_(channels_ && call.graph),
+        sums_(call.graph && !call.y_of_receivers),
+        panels_(channels_ && sums_),
         x_by_slot_(panels_ && !program_.whole_lines1 && panel_bytes() > kPanelBytes) {}
 
   void run() {
     ProductArgs<T> args{};
     args.program = &program_;
-    args.graph = call_.graph;
+    args.graph = sums_ ? call_.graph : nullptr;
     args.y = call_.y;
     args.w = call_.w;
     args.shared_weights = call_.shared_weights;
     args.x_by_slot = x_by_slot_;
     args.x = operand(call_.x, x_panels_);
-    if (call_.radial) blocks_.emplace(call_, derivative_);
+    if (call_.radial) radial_.emplace(call_, derivative_);
+    if (call_.y_of_receivers) edges_.emplace(call_, derivative_, channels_);
     if (derivative_ == Derivative::second || call_.radial) {
       const std::int64_t longest =
           std::max({program_.panel1, program_.dim1, program_.dim2, program_.weight_numel});
@@ -66,13 +69,13 @@ class ProductRun {
       args.gy = call_.gy;
       args.gw = call_.gw;
     }
-    if (!call_.graph) {
+    if (!sums_) {
       args.far_out = is_far(args.out, program_.dim_out);
       args.far_x = is_far(args.gx, program_.dim1);
-      args.far_y = is_far(args.gy, program_.dim2);
+      args.far_y = !call_.graph && is_far(args.gy, program_.dim2);
       args.far_w = !call_.shared_weights && is_far(args.gw, program_.weight_numel);
     }
-    const bool sum_senders = call_.graph && args.gx.data, sum_weights = sums_target();
+    const bool sum_senders = sums_ && args.gx.data, sum_weights = sums_target();
     if (sum_senders) {
       for_each_piece(call_.graph->nodes, 64, parallel_, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t n = begin; n < end; ++n) std::fill_n(call_.gx[n], program_.dim1, T{});
@@ -140,9 +143,9 @@ class ProductRun {
     const std::int64_t longest =
         std::max({program_.panel1, program_.dim1, program_.dim2, program_.dim_out, program_.weight_numel});
     const std::int64_t sink = (longest + 31) / 16 * 16;
-    const std::int64_t slots = graph ? first_slot(chunk + 1) - first_slot(chunk) : 0;
+    const std::int64_t slots = sums_ ? first_slot(chunk + 1) - first_slot(chunk) : 0;
     const std::int64_t panels = x_by_slot_ ? slots * program_.panel1 : 0;
-    const std::int64_t own = blocks_ ? blocks_->scratch_size() : 0;
+    const std::int64_t own = radial_ ? radial_->scratch_size() : edges_ ? edges_->scratch_size() : 0;
     T* scratch = thread_scratch<T>(needed + sink + 2 * panels + own);
     const auto unless_wanted = [&](Rows<T>& result) {
       if (!result.data) result = {scratch + needed, 0};
@@ -159,10 +162,11 @@ class ProductRun {
       args.x = slot_panels(args.x, args.first_slot, slots, to);
       if (call_.ax.data) args.ax = slot_panels(args.ax, args.first_slot, slots, to + panels);
     }
-    if (blocks_) {
-      return blocks_->run(args, begin, end, kernels_, scratch, scratch + needed + sink + 2 * panels,
-                          scratch + needed, zeros_.data(), sums);
+    T* rest = scratch + needed + sink + 2 * panels;
+    if (radial_) {
+      return radial_->run(args, begin, end, kernels_, scratch, rest, scratch + needed, zeros_.data(), sums);
     }
+    if (edges_) return edges_->run(args, begin, end, kernels_, scratch, rest);
     switch (derivative_) {
       case Derivative::none:
         return kernels_.forward(args, begin, end, scratch);
@@ -248,9 +252,11 @@ class ProductRun {
   const TensorProductKernels<T>& table_;
   const bool channels_;  // what lies in the lanes
   const ProductKernels<T>& kernels_;
+  const bool sums_;                        // at receivers, of what senders have
   const bool panels_;                      // x, ax and the private sums of gx are panels
   const bool x_by_slot_;                   // panels of x and ax are made by each chunk for its senders
-  std::optional<RadialBlocks<T>> blocks_;  // of weights, where they are made a block at a time
+  std::optional<RadialBlocks<T>> radial_;  // where weights are made a block of edges at a time
+  std::optional<EdgeBlocks<T>> edges_;     // where edges meet what receivers have
   Buffer<T> x_panels_, ax_panels_, slots_, weight_sums_, zeros_;
 };
 

@@ -548,6 +548,12 @@ class ChannelWalk {
   }
 
   void rows(std::int64_t begin, std::int64_t end) {
+    const bool sum_y = Backward && a.shared_y && program.elementwise;
+    if (sum_y) {
+      T* row = a.gy[begin];
+      for_copies(
+          [&](const Block& b) { block_to_panel(b, program.mul_ir, row + b.offset, gy_panel + b.panel); });
+    }
     for (std::int64_t first = begin; first < end; first += step) {
       const int count = end - first < step ? static_cast<int>(end - first) : step;
       for (int e = 0; e < count; ++e) {
@@ -572,6 +578,7 @@ class ChannelWalk {
         }
       }
     }
+    if (sum_y) write_copies_of_y(a.gy[begin]);
   }
 
  private:
@@ -683,7 +690,7 @@ class ChannelWalk {
     to.next_w = a.w[next_weight[e]];
     to.next_gw = a.gw[next_weight[e]];
     for (std::int64_t j = program.single_begin; j < program.single_end; ++j) gy[j] = Vec<T>{};
-    if (program.elementwise) zero(gy_panel, program.panel2);
+    if (program.elementwise && !a.shared_y) zero(gy_panel, program.panel2);
     for (int i = 0; i < program.path_count; ++i) {
       const Path& p = program.paths[i];
       if (p.mode == Mode::uuu) continue;
@@ -694,17 +701,21 @@ class ChannelWalk {
     elementwise_backward<Tangent>(program, operands, g, space, gradients);
     T* gy_row = a.gy[edge];
     write_single_y(gy_row);
-    if (program.elementwise) {
-      for_copies([&](const Block& b) {
-        block_from_panel(b, program.mul_ir, gy_panel + b.panel, gy_row + b.offset, a.far_y);
-      });
-    }
+    if (program.elementwise && !a.shared_y) write_copies_of_y(gy_row);
+  }
+  void write_copies_of_y(T* gy_row) const {
+    for_copies([&](const Block& b) {
+      block_from_panel(b, program.mul_ir, gy_panel + b.panel, gy_row + b.offset, a.far_y);
+    });
   }
   void write_single_y(T* gy_row) {
     for (std::int64_t j = program.single_begin; j < program.single_end; j += lanes<T>) {
       const int left = static_cast<int>(program.single_end - j);
       for (int n = left; n < lanes<T>; ++n) gy[j + n] = Vec<T>{};
-      store(gy_row + j, sum_lanes<T>(gy + j), Mask<T>(left));
+      const Mask<T> mask(left);
+      Vec<T> sum = sum_lanes<T>(gy + j);
+      if (a.shared_y) sum += load(gy_row + j, mask);
+      store(gy_row + j, sum, mask);
     }
   }
 

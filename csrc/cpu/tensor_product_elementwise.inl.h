@@ -14,9 +14,18 @@
 // the last two; and 1, 2 and 7 for each (i, j), with weights 3 and 10 in the last two. Least traffic: each
 // operand and result once. For a few paths memory decides; up to four vectors share the reading of the
 // tables.
+//
+// Where all degrees of a pair have code of their own, its paths go one after the other, and for a vector of
+// channels everything stays in registers:
+//
+//   forward   out_k += C (w x_i) y_j
+//   backward  h_ij = C g_k,  u_i = h_ij y_j,  v_j = h_ij x_i;  gx_i += w u_i,  gy_j += w v_j,  gw += x_i u_i
+//   tangent   out_k += C ((w ax_i + aw x_i) y_j + w x_i ay_j),  q_i = h_ij ay_j,  s_j = h_ij ax_i
+//             gx_i += w q_i + aw u_i,  gy_j += w s_j + aw v_j,  gw += ax_i u_i + x_i q_i
 #pragma once
 
 #include "program.h"
+#include "unrolled.inl.h"
 #include "vec.h"
 
 namespace clebsch {
@@ -213,11 +222,153 @@ CLEBSCH_INLINE void for_channels(int mul, F f) {
   if (c < mul) f.template operator()<1>(c);
 }
 
+// One path with the degrees known at compile time. x, y and g below are the vectors of one block of channels.
+template <class T, int L1, int L2, int L3>
+struct UnrolledElementwise {
+  static constexpr int A = 2 * L1 + 1, B = 2 * L2 + 1, K = 2 * L3 + 1;
+  using C = Coupling<L1, L2, L3>;
+  // Terms are sorted by (m1, m2): whether one is the first, or the last, of its product.
+  static constexpr bool begins(int n) {
+    return n == 0 || C::m1[n] != C::m1[n - 1] || C::m2[n] != C::m2[n - 1];
+  }
+  static constexpr bool ends(int n) { return n + 1 == C::size || begins(n + 1); }
+
+  template <int N>
+  static CLEBSCH_INLINE void read(const Block& block, const T* panel, int c, Vec<T> (&to)[N]) {
+    CLEBSCH_UNROLL
+    for (int m = 0; m < N; ++m) to[m] = load(panel + block.panel + m * block.stride + c);
+  }
+  // panel += w u, and + aw v if there are tangents
+  template <bool Tangent, int N>
+  static CLEBSCH_INLINE void add(const Block& block, T* panel, int c, Vec<T> w, const Vec<T> (&u)[N],
+                                 Vec<T> aw, const Vec<T> (&v)[N]) {
+    CLEBSCH_UNROLL
+    for (int m = 0; m < N; ++m) {
+      T* to = panel + block.panel + m * block.stride + c;
+      Vec<T> sum = load(to) + w * u[m];
+      if constexpr (Tangent) sum += aw * v[m];
+      store(to, sum);
+    }
+  }
+
+  template <bool Tangent>
+  static void forward(const Path& p, const ElementwiseOperands<T>& of, T* out) {
+    const T coefficient = static_cast<T>(p.coefficient);
+    for (int c = 0; c < p.in1.mul; c += lanes<T>) {
+      const Mask<T> mask(p.in1.mul - c);
+      const Vec<T> w = load(of.weights(p, c), mask) * coefficient;
+      Vec<T> x[A], y[B], ax[A], ay[B], sum[K];
+      read(p.in1, of.x, c, x);
+      read(p.in2, of.y, c, y);
+      if constexpr (Tangent) {
+        const Vec<T> aw = load(of.weight_tangents(p, c), mask) * coefficient;
+        read(p.in1, of.ax, c, ax);
+        read(p.in2, of.ay, c, ay);
+        CLEBSCH_UNROLL
+        for (int i = 0; i < A; ++i) ax[i] = w * ax[i] + aw * x[i];
+      }
+      CLEBSCH_UNROLL
+      for (int i = 0; i < A; ++i) x[i] *= w;
+      read(p.out, out, c, sum);
+      Vec<T> product{};
+      CLEBSCH_UNROLL
+      for (int n = 0; n < C::size; ++n) {
+        if (begins(n)) {
+          product = x[C::m1[n]] * (Tangent ? ay : y)[C::m2[n]];
+          if constexpr (Tangent) product += ax[C::m1[n]] * y[C::m2[n]];
+        }
+        sum[C::m3[n]] += product * static_cast<T>(C::value[n]);
+      }
+      CLEBSCH_UNROLL
+      for (int k = 0; k < K; ++k) store(out + p.out.panel + k * p.out.stride + c, sum[k]);
+    }
+  }
+
+  template <bool Tangent>
+  static void backward(const Path& p, const ElementwiseOperands<T>& of, const T* cotangent,
+                       const ElementwiseGradients<T>& to) {
+    const T coefficient = static_cast<T>(p.coefficient);
+    for (int c = 0; c < p.in1.mul; c += lanes<T>) {
+      const Mask<T> mask(p.in1.mul - c);
+      Vec<T> x[A], y[B], ax[A], ay[B], g[K], u[A]{}, v[B]{}, q[A]{}, s[B]{};
+      read(p.in1, of.x, c, x);
+      read(p.in2, of.y, c, y);
+      read(p.out, cotangent, c, g);
+      if constexpr (Tangent) {
+        read(p.in1, of.ax, c, ax);
+        read(p.in2, of.ay, c, ay);
+      }
+      Vec<T> h{};
+      CLEBSCH_UNROLL
+      for (int n = 0; n < C::size; ++n) {
+        const int i = C::m1[n], j = C::m2[n];
+        const Vec<T> term = g[C::m3[n]] * static_cast<T>(C::value[n]);
+        h = begins(n) ? term : h + term;
+        if (!ends(n)) continue;
+        u[i] += h * y[j];
+        v[j] += h * x[i];
+        if constexpr (Tangent) {
+          q[i] += h * ay[j];
+          s[j] += h * ax[i];
+        }
+      }
+      const Vec<T> w = load(of.weights(p, c), mask) * coefficient;
+      if constexpr (Tangent) {
+        const Vec<T> aw = load(of.weight_tangents(p, c), mask) * coefficient;
+        add<true>(p.in1, to.gx, c, w, q, aw, u);
+        add<true>(p.in2, to.gy, c, w, s, aw, v);
+      } else {
+        add<false>(p.in1, to.gx, c, w, u, w, u);
+        add<false>(p.in2, to.gy, c, w, v, w, v);
+      }
+      if (!p.weighted) continue;
+      Vec<T> gw{};
+      CLEBSCH_UNROLL
+      for (int i = 0; i < A; ++i) {
+        gw += (Tangent ? ax : x)[i] * u[i];
+        if constexpr (Tangent) gw += x[i] * q[i];
+      }
+      gw *= coefficient;
+      T* row = to.gw + p.weight + c;
+      if (to.far_w && p.in1.mul - c >= lanes<T> && fills_lines(row, lanes<T>)) {
+        stream(row, gw);
+        continue;
+      }
+      if (to.accumulate_gw) gw += load(row, mask);
+      store(row, gw, mask);
+    }
+  }
+};
+
+template <class T>
+struct ElementwiseKernels {
+  using Forward = void (*)(const Path&, const ElementwiseOperands<T>&, T* out);
+  using Backward = void (*)(const Path&, const ElementwiseOperands<T>&, const T* g,
+                            const ElementwiseGradients<T>&);
+  Forward forward, forward_tangent;
+  Backward backward, backward_tangent;
+};
+template <class T>
+constexpr auto unrolled_elementwise =
+    unrolled_table<T, ElementwiseKernels<T>>([]<int L1, int L2, int L3>() -> ElementwiseKernels<T> {
+      using P = UnrolledElementwise<T, L1, L2, L3>;
+      return {&P::template forward<false>, &P::template forward<true>, &P::template backward<false>,
+              &P::template backward<true>};
+    });
+
 template <bool Tangent, class T>
 void elementwise_forward(const Program& program, const ElementwiseOperands<T>& of,
                          const ElementwiseSpace<T>& space, T* out) {
   for (int i = 0; i < program.pair_count; ++i) {
     const ElementwisePair& pair = program.pairs[i];
+    if (pair.largest_degree < kUnrolled<T>) {
+      for (int n = 0; n < pair.path_count; ++n) {
+        const Path& p = program.paths[pair.paths[n]];
+        const auto& kernels = unrolled_elementwise<T>[p];
+        (Tangent ? kernels.forward_tangent : kernels.forward)(p, of, out);
+      }
+      continue;
+    }
     for_channels<T>(pair.in1.mul, [&]<int N>(int c) {
       multiply_components<Tangent, N>(pair, c, of, space);
       for (int n = 0; n < pair.path_count; ++n)
@@ -231,6 +382,14 @@ void elementwise_backward(const Program& program, const ElementwiseOperands<T>& 
                           const ElementwiseSpace<T>& space, const ElementwiseGradients<T>& to) {
   for (int i = 0; i < program.pair_count; ++i) {
     const ElementwisePair& pair = program.pairs[i];
+    if (pair.largest_degree < kUnrolled<T>) {
+      for (int n = 0; n < pair.path_count; ++n) {
+        const Path& p = program.paths[pair.paths[n]];
+        const auto& kernels = unrolled_elementwise<T>[p];
+        (Tangent ? kernels.backward_tangent : kernels.backward)(p, of, g, to);
+      }
+      continue;
+    }
     for_channels<T>(pair.in1.mul, [&]<int N>(int c) {
       if (pair.weighted) multiply_components<Tangent, N>(pair, c, of, space);
       for (int n = 0; n < pair.path_count; ++n)

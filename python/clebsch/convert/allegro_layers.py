@@ -33,8 +33,9 @@ from clebsch.convert.swap import Accelerated, forward_of, original_class, packag
 from clebsch.e3nn.operands import is_recorded, note, refused
 from clebsch.graph import Graph
 from clebsch.ops.convolution import convolve
+from clebsch.ops.edge_product import multiply_edges
 from clebsch.ops.linear import mix_rows
-from clebsch.ops.tensor_product import PlanSizes, multiply_rows, plan_sizes
+from clebsch.ops.tensor_product import PlanSizes, plan_sizes
 
 __all__ = ["NETWORK_RULES", "RULES", "Layers", "Network", "TypeEmbedding"]
 
@@ -169,8 +170,7 @@ class Layers(Accelerated):
             data[NODE_FEATURES] = convolve(ones, basis, weights, graph, sums_plan)
             data = self.avg_num_neighbors_norm(data)
             sums = data[NODE_FEATURES]
-            of_edges = sums.index_select(0, centers)
-            rows = multiply_rows(rows, of_edges, weight_of_paths(product), product_plan)
+            rows = multiply_edges(rows, sums, weight_of_paths(product), graph, product_plan)
             own = rows
             if rows.shape[1] > channels:
                 rows, own = _WithHead.apply(rows, channels)

@@ -123,6 +123,8 @@ class RadialWeights(Deferred):
         return RadialWeights(self.hidden, self.matrix @ matrix)
 
     def _make(self) -> Tensor:
+        if self.columns == 1:  # what comes back to it is then no matrix product either
+            return self.hidden.mv(self.matrix.squeeze(1)).unsqueeze(1)
         return self.hidden @ self.matrix
 
     def __mul__(self, factor: Any) -> Any:
@@ -191,17 +193,23 @@ def columns_of(x: Tensor | Deferred) -> int:
 def multiply(x: Tensor | Deferred, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ matrix + bias, where what x is made of meets the product of the matrices, and nothing is joined."""
     parts = x.parts if isinstance(x, SideBySide) and x.is_factored else (x,)
-    out = bias
+    out: Any = None
     for part, rows in zip(parts, matrix.split([columns_of(part) for part in parts]), strict=True):
         if isinstance(part, Deferred) and part.is_factored:
             part = part.through(rows)
             if not isinstance(part, RadialWeights):
-                out = part.whole() if out is None else out + part.whole()
+                out = part.whole() if out is None else out.add_(part.whole())
                 continue
             part, rows = part.hidden, part.matrix
         part = as_tensor(part)
-        out = part @ rows if out is None else torch.addmm(out, part, rows)
-    return out
+        # Sums are ours alone: more is added in place.
+        if out is not None:
+            out = out.addmm_(part, rows)
+        elif bias is not None:
+            out, bias = torch.addmm(bias, part, rows), None
+        else:
+            out = part @ rows
+    return out if bias is None else out.add_(bias)
 
 
 def activation(function: Any, x: Tensor) -> Tensor:

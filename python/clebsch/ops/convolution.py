@@ -42,14 +42,25 @@ def convolution(x: Tensor, y: Tensor, weight: Tensor, graph: Graph, plan: Produc
 
 def convolve(x: Tensor, y: Tensor, weight: Tensor, graph: Graph, sizes: PlanSizes) -> Tensor:
     """`convolution` for a caller that keeps the sizes of its plan."""
-    try:
-        num_nodes, num_edges, order = graph.num_nodes, graph.num_edges, graph.order
-    except AttributeError:
-        raise TypeError(f"convolution: graph must be a clebsch.Graph, got {type(graph).__name__}") from None
-    check_operands("convolution", x, y, weight, sizes, num_nodes, num_edges, ("num_nodes", "num_edges"))
-    if order.device != x.device:
-        raise ValueError(f"convolution: graph must be on the device of x, {x.device}, got {order.device}")
+    nodes, edges, order = parts_of("convolution", graph)
+    rows, names = (nodes, edges, edges), ("num_nodes", "num_edges", "num_edges")
+    check_operands("convolution", x, y, weight, sizes, rows, names)
+    require_device("convolution", order, x)
     return call(torch.ops.clebsch.convolution, x, y, weight, order, sizes.plan)
+
+
+def parts_of(noun: str, graph: Graph) -> tuple[int, int, Tensor]:
+    """Number of nodes, number of edges, order; TypeError if it is no graph."""
+    try:
+        return graph.num_nodes, graph.num_edges, graph.order
+    except AttributeError:
+        raise TypeError(f"{noun}: graph must be a clebsch.Graph, got {type(graph).__name__}") from None
+
+
+def require_device(noun: str, order: Tensor, x: Tensor) -> None:
+    """ValueError unless the order of a graph is where x is."""
+    if order.device != x.device:
+        raise ValueError(f"{noun}: graph must be on the device of x, {x.device}, got {order.device}")
 
 
 @torch.library.register_fake("clebsch::graph_order")

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from clebsch.algebra.plan import ProductPlan
+from clebsch.ops.convolution import parts_of, require_device
 from clebsch.ops.dispatch import call, require_alike, require_one_device
 from clebsch.ops.multilinear import register_derivatives
 from clebsch.ops.tensor_product import (
@@ -57,14 +58,9 @@ def convolve_radially(
     x: Tensor, y: Tensor, hidden: Tensor, matrix: Tensor, graph: Graph, sizes: PlanSizes
 ) -> Tensor:
     """`radial_convolution` for a caller that keeps the sizes of its plan."""
-    noun = "radial_convolution"
-    try:
-        num_nodes, num_edges, order = graph.num_nodes, graph.num_edges, graph.order
-    except AttributeError:
-        raise TypeError(f"{noun}: graph must be a clebsch.Graph, got {type(graph).__name__}") from None
+    num_nodes, num_edges, order = parts_of("radial_convolution", graph)
     _check_operands(x, y, hidden, matrix, sizes, num_nodes, num_edges)
-    if order.device != x.device:
-        raise ValueError(f"{noun}: graph must be on the device of x, {x.device}, got {order.device}")
+    require_device("radial_convolution", order, x)
     return call(torch.ops.clebsch.radial_convolution, x, y, hidden, matrix, order, sizes.plan)
 
 

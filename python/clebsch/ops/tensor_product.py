@@ -91,7 +91,7 @@ def tensor_product(x: Tensor, y: Tensor, weight: Tensor, plan: ProductPlan | str
 def multiply_rows(x: Tensor, y: Tensor, weight: Tensor, sizes: PlanSizes) -> Tensor:
     """`tensor_product` for a caller that keeps the sizes of its plan."""
     rows = x.shape[0] if isinstance(x, Tensor) and x.dim() else 0
-    check_operands("tensor_product", x, y, weight, sizes, rows, rows, ("rows", "rows"))
+    check_operands("tensor_product", x, y, weight, sizes, (rows, rows, rows), ("rows", "rows", "rows"))
     return call(torch.ops.clebsch.tensor_product, x, y, weight, sizes.plan)
 
 
@@ -101,11 +101,10 @@ def check_operands(
     y: Any,
     weight: Any,
     sizes: PlanSizes,
-    x_rows: int,
-    rows: int,
-    row_names: tuple[str, str],
+    rows: tuple[int, int, int],
+    row_names: tuple[str, str, str],
 ) -> None:
-    """Raise what `tensor_product` documents unless x has `x_rows` rows, and y and weight have `rows`.
+    """Raise what `tensor_product` documents unless x, y and weight have as many rows as `rows` says.
 
     One pass over the conditions where all is well: this runs at every call.
     """
@@ -115,31 +114,29 @@ def check_operands(
         and isinstance(weight, Tensor)
         and x.dim() == 2
         and y.dim() == 2
-        and x.shape[0] == x_rows
+        and x.shape[0] == rows[0]
         and x.shape[1] == sizes.in1
-        and y.shape[0] == rows
+        and y.shape[0] == rows[1]
         and y.shape[1] == sizes.in2
         and weight.dim() in (1, 2)
         and weight.shape[-1] == sizes.weight
-        and (weight.dim() == 1 or weight.shape[0] == rows)
+        and (weight.dim() == 1 or weight.shape[0] == rows[2])
         and x.dtype in (torch.float32, torch.float64)
         and x.dtype == y.dtype == weight.dtype
         and x.device == y.device == weight.device
     ):
-        _explain(noun, x, y, weight, sizes, x_rows, rows, row_names)
+        _explain(noun, x, y, weight, sizes, rows, row_names)
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         refuse_tangents(noun, x, y, weight)
 
 
-def _explain(noun, x, y, weight, sizes, x_rows, rows, row_names) -> None:
+def _explain(noun, x, y, weight, sizes, rows, row_names) -> None:
     require_alike(noun, x=x, y=y, weight=weight)
-    x_name, row_name = row_names
-    for name, value, label, expected in (
-        ("x", x, x_name, (x_rows, sizes.in1)),
-        ("y", y, row_name, (rows, sizes.in2)),
-        ("weight", weight, row_name, (rows, sizes.weight)),
+    columns = sizes.in1, sizes.in2, sizes.weight
+    for name, value, label, *expected in zip(
+        ("x", "y", "weight"), (x, y, weight), row_names, rows, columns, strict=True
     ):
-        shape = tuple(value.shape)
+        shape, expected = tuple(value.shape), tuple(expected)
         if shape == expected or (name == "weight" and shape == expected[1:]):
             continue
         shared = f" or ({expected[1]},)" if name == "weight" and len(shape) == 1 else ""

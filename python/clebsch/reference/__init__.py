@@ -8,6 +8,7 @@ sums.
 
 from .bounds import magnitude, term_counts
 from .convolution import convolution, convolution_backward, convolution_double_backward
+from .edge_product import edge_product, edge_product_backward, edge_product_double_backward
 from .gate import gate, gate_backward
 from .linear import linear, linear_grad_bias, linear_grad_weight, linear_grad_x
 from .radial_convolution import (
@@ -32,6 +33,9 @@ __all__ = [
     "convolution",
     "convolution_backward",
     "convolution_double_backward",
+    "edge_product",
+    "edge_product_backward",
+    "edge_product_double_backward",
     "gate",
     "gate_backward",
     "linear",

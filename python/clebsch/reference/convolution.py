@@ -28,7 +28,7 @@ def convolution(
     receivers: ArrayLike,
 ) -> Array:
     """The sum over each node's incoming edges: shape (num_nodes, out)."""
-    return _scatter(tensor_product(plan, _gather(x, senders), y, weight), receivers, len(x))
+    return scatter(tensor_product(plan, gather(x, senders), y, weight), receivers, len(x))
 
 
 def convolution_backward(
@@ -42,9 +42,9 @@ def convolution_backward(
 ) -> tuple[Array, Array, Array]:
     """Gradients of <grad, convolution(x, y, weight)> with respect to x, y and weight."""
     grad_x, grad_y, grad_weight = tensor_product_backward(
-        plan, _gather(grad, receivers), _gather(x, senders), y, weight
+        plan, gather(grad, receivers), gather(x, senders), y, weight
     )
-    return _scatter(grad_x, senders, len(x)), grad_y, grad_weight
+    return scatter(grad_x, senders, len(x)), grad_y, grad_weight
 
 
 def convolution_double_backward(
@@ -60,23 +60,25 @@ def convolution_double_backward(
     receivers: ArrayLike,
 ) -> tuple[Array, Array, Array, Array]:
     """Gradients of <ax, grad_x> + <ay, grad_y> + <aw, grad_weight> with respect to grad, x, y and weight."""
-    ax = None if ax is None else _gather(ax, senders)
+    ax = None if ax is None else gather(ax, senders)
     grad_grad, grad_x, grad_y, grad_weight = tensor_product_double_backward(
-        plan, ax, ay, aw, _gather(grad, receivers), _gather(x, senders), y, weight
+        plan, ax, ay, aw, gather(grad, receivers), gather(x, senders), y, weight
     )
     return (
-        _scatter(grad_grad, receivers, len(grad)),
-        _scatter(grad_x, senders, len(x)),
+        scatter(grad_grad, receivers, len(grad)),
+        scatter(grad_x, senders, len(x)),
         grad_y,
         grad_weight,
     )
 
 
-def _gather(nodes: ArrayLike, index: ArrayLike) -> Array:
+def gather(nodes: ArrayLike, index: ArrayLike) -> Array:
+    """A row of `nodes` for every edge."""
     return np.asarray(nodes, np.float64)[np.asarray(index, np.int64)]
 
 
-def _scatter(edges: Array, index: ArrayLike, num_nodes: int) -> Array:
+def scatter(edges: Array, index: ArrayLike, num_nodes: int) -> Array:
+    """For every node the sum of the rows of edges."""
     nodes = np.zeros((num_nodes, edges.shape[1]))
     np.add.at(nodes, np.asarray(index, np.int64), edges)
     return nodes
