@@ -7,24 +7,24 @@ from collections.abc import Callable, Iterator
 import torch
 
 from .harness import Floor, Row, at_least, at_most
-from .peers import SPHERICART, Call
+from .peers import SPHERICART, Call, unchanged
 from .session import Session
-from .steps import BACKWARD, DOUBLE, FORWARD, STEPS, Function, require_same
+from .steps import BACKWARD, DOUBLE, FORWARD, STEPS, require_same
 
 OPERATORS = tuple("spherical_harmonics" + step for step in ("", "_backward", "_double_backward"))
 DEGREES = (1, 2, 3, 4, 6, 10)
 
 
-def implementations(l_max: int, device: str = "cpu") -> dict[str, Function | Call]:
+def implementations(l_max: int, device: str = "cpu") -> dict[str, Call]:
     """All degrees up to l_max at once; sphericart, where it is installed, orders axes its own way."""
     from e3nn import o3 as e3nn_o3
 
     from clebsch import o3
 
     arguments = {"irreps_out": list(range(l_max + 1)), "normalize": True, "normalization": "component"}
-    functions: dict[str, Function | Call] = {
-        "clebsch": o3.SphericalHarmonics(**arguments).to(device),
-        "e3nn": e3nn_o3.SphericalHarmonics(**arguments).to(device),
+    functions = {
+        name: Call(package.SphericalHarmonics(**arguments).to(device), (unchanged,))
+        for name, package in (("clebsch", o3), ("e3nn", e3nn_o3))
     }
     if not SPHERICART.absent:
         functions[SPHERICART.name] = SPHERICART.spherical_harmonics(l_max, device)
@@ -48,14 +48,7 @@ def _compare(session: Session, name: str, l_max: int, step: str, points: torch.T
     ours = functions["clebsch"](points)
     for key in functions.keys() - {"clebsch"}:
         require_same(f"{name}, {key}", ours, functions[key](points))
-    calls = {}
-    for key, function in functions.items():
-        own = (
-            (function.function, function.operands((points,)))
-            if isinstance(function, Call)
-            else (function, [points])
-        )
-        calls[key] = STEPS[step](*own)
+    calls = {key: STEPS[step](call.function, call.operands((points,))) for key, call in functions.items()}
     if step == FORWARD:
         calls |= _writers(ours)
     samples = session.time(name, calls)
