@@ -53,9 +53,11 @@ test-clients: develop
 	$(PYTHON) tests/clients/run.py $(CLIENTS) $(ARGS)
 
 # The kernels of the GPU run on the processor, thread by thread, in three orders (csrc/cuda/emulator.h): the
-# operator tests of the CPU's kernels that say most for their time, or what EMULATED selects.
+# operator tests of the CPU's kernels that say most for their time, all random plans among them, or what EMULATED
+# selects.
 EMULATED ?= not larger_than and (modes_with_many or degrees_in or narrow or test_graphs or needs or autograd or \
-  rows_in_several or wide_multiplicities or equals_the_reference or depend_on_the_others or zero_and_tiny)
+  rows_in_several or wide_multiplicities or equals_the_reference or depend_on_the_others or zero_and_tiny or \
+  random_plans or one_form)
 test-emulated: develop
 	@$(cmake) --build build/develop --target clebsch_emulated
 	$(run) -m pytest -n 2 --emulated tests/test_spherical_harmonics.py tests/test_tensor_product.py \

@@ -12,5 +12,6 @@ NAMES = (
     "drop_in",
     "scaling",
     "memory",
+    "published",
     "accelerate",
 )

@@ -7,8 +7,13 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from . import NAMES
+
+if TYPE_CHECKING:
+    from .device import Device
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -18,7 +23,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("name", choices=[*NAMES, "all"])
     parser.add_argument("--threads", type=int, default=1, help="of torch and its peers (default 1)")
     parser.add_argument("--isa", default="", help="of clebsch's kernels: avx512, avx2, baseline")
-    parser.add_argument("--device", default="cpu", choices=["cpu"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="cuda: an NVIDIA GPU")
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: does it run at all?")
     parser.add_argument("--only", default="", metavar="PATTERN", help="cases named like this (* and ?)")
     parser.add_argument(
@@ -51,39 +56,67 @@ def prepare(options: argparse.Namespace) -> None:
 
 def stem(name: str, options: argparse.Namespace) -> str:
     """Runs with other settings than the default do not overwrite its results."""
-    parts = [name, options.client, options.isa, f"threads{options.threads}" if options.threads != 1 else ""]
+    device = "" if options.device == "cpu" else options.device
+    parts = [
+        name,
+        options.client,
+        device,
+        options.isa,
+        f"threads{options.threads}" if options.threads != 1 else "",
+    ]
     parts += ["quick" if options.quick else "", "part" if options.only else ""]
     return "-".join(filter(None, parts))
 
 
-def main(arguments: list[str] | None = None) -> int:
+def chosen(options: argparse.Namespace, device: Device) -> dict[str, ModuleType]:
+    """The benchmarks to run; SystemExit at once where something is missing for all, or for the one."""
+    if missing := device.missing():
+        sys.exit(f"benchmarks: --device {device.name} does not run here: {'; '.join(missing)}")
+    # Models of other packages need environments of their own; published sizes are for GPUs.
+    apart = {"accelerate", "published"} if device.name == "cpu" else {"accelerate"}
+    names = [name for name in NAMES if name not in apart] if options.name == "all" else [options.name]
+    modules = {name: import_module(f".{name}", __package__) for name in names}
+    refused = {name: reason for name in names if (reason := device.refuses(modules[name]))}
+    lines = [
+        f"benchmarks: {name} does not run on {device.name}: {reason}" for name, reason in refused.items()
+    ]
+    if refused.keys() == modules.keys():
+        sys.exit("\n".join(lines))
+    print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr)
+    return {name: module for name, module in modules.items() if name not in refused}
+
+
+def main(arguments: list[str] | None = None, device: Device | None = None) -> int:
     options = parse(arguments)
     prepare(options)
     import torch
 
     from . import machine, report
+    from .device import DEVICES
     from .session import Session
 
+    device = device or DEVICES[options.device]()
+    modules = chosen(options, device)
     torch.set_num_threads(options.threads)
     session = Session(
         **{
-            k: getattr(options, k)
-            for k in ("quick", "only", "threads", "isa", "device", "compile", "memory", "client")
-        }
+            k: getattr(options, k) for k in ("quick", "only", "threads", "isa", "compile", "memory", "client")
+        },
+        device=device,
     )
     command = "python -m benchmarks " + " ".join(sys.argv[1:] if arguments is None else arguments)
     notes, every = report.caveats(options.quick, machine.load()), []
-    # Models of other packages need environments of their own.
-    every_name = [name for name in NAMES if name != "accelerate"]
-    for name in every_name if options.name == "all" else [options.name]:
+    for name, module in modules.items():
         print(name, file=sys.stderr, flush=True)
-        place = machine.describe(command)
-        rows = list(import_module(f".{name}", __package__).rows(session))
+        place = machine.describe(command) | device.describe()
+        session.notes.clear()
+        rows = list(module.rows(session))
         every += rows
         path = options.results / f"{stem(name, options)}.json"
-        report.write_json(path, name, place, rows, notes)
-        title = f"{name}: {place['cpu']}, {place['isa']}, {options.threads} thread(s)"
+        report.write_json(path, name, place, rows, [*notes, *session.notes])
+        title = f"{name}: {device.title(place)}"
         report.show(title, rows)
+        print(*session.notes, sep="\n", end="\n" if session.notes else "")
         if options.plot:
             report.plot(path.with_suffix(".png"), title, rows)
     print(report.summary(every, notes))

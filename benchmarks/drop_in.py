@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 
 from .harness import Row, Spread, at_least
-from .machine import fresh_python, held
+from .machine import fresh_python
 from .memory import CLEAR, status
 from .problems import fully_connected, operands
 from .session import Session
@@ -92,7 +92,7 @@ def _timed(session: Session, name: str, step: str, floor: float, make: Make, pac
         inputs = inputs[:1]
     require_same(name, *(layer(*inputs) for layer in layers.values()))
     samples = session.time(name, {key: STEPS[step](layer, inputs) for key, layer in layers.items()})
-    held_to = held(at_least(floor)) if step in (FORWARD, BACKWARD) else None
+    held_to = session.held(at_least(floor)) if step in (FORWARD, BACKWARD) else None
     yield Row(
         name, "e3nn / clebsch", samples.ratio("e3nn", "clebsch"), floor=held_to, seconds=samples.medians()
     )

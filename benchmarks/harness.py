@@ -10,9 +10,10 @@ from __future__ import annotations
 import gc
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+
+from .device import Call, Cpu, Device
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,10 @@ class Effort:
 
 @dataclass(frozen=True)
 class Samples:
-    """Seconds per call of each function, one number per round."""
+    """Seconds per call of each function, one number per round; what must be known of some of them."""
 
     seconds: Mapping[str, list[float]]
+    remarks: Mapping[str, str] = field(default_factory=dict)
 
     def medians(self) -> dict[str, float]:
         return {name: statistics.median(values) for name, values in self.seconds.items()}
@@ -62,7 +64,9 @@ class Samples:
 
     def per(self, amounts: Mapping[str, float]) -> Samples:
         """Seconds for one unit of work, where a call of each function does `amounts` of them."""
-        return Samples({name: [s / amounts[name] for s in values] for name, values in self.seconds.items()})
+        return Samples(
+            {name: [s / amounts[name] for s in values] for name, values in self.seconds.items()}, self.remarks
+        )
 
     def _pairs(self, first: str, second: str):
         return zip(self.seconds[first], self.seconds[second], strict=True)
@@ -71,16 +75,17 @@ class Samples:
 def interleave(
     functions: Mapping[str, Callable[[], object]],
     effort: Effort | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    device: Device | None = None,
 ) -> Samples:
     """Time every function once per round, in rotating order.
 
     A function that returns within `effort.sample`, or a twentieth of the slowest one's time, is repeated to
-    fill that time, after one untimed call that brings its data back into the cache from which the function
-    before has pushed it.
+    fill that time, as `device` repeats.
     """
-    effort = effort or Effort()
-    cost = {name: _warm_up(function, clock) for name, function in functions.items()}
+    effort, device = effort or Effort(), device or Cpu()
+    ready = {name: device.ready(function) for name, function in functions.items()}
+    calls = {name: call for name, (call, _) in ready.items()}
+    cost = {name: _warm_up(call, device) for name, call in calls.items()}
     fill = max(effort.sample, max(cost.values()) / 20)
     repeats = {name: max(1, math.ceil(fill / max(cost[name], 1e-9))) for name in functions}
     round_cost = sum(cost[name] * (repeats[name] + (repeats[name] > 1)) for name in functions)
@@ -94,33 +99,22 @@ def interleave(
         for turn in range(rounds):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                seconds[name].append(_sample(functions[name], repeats[name], clock))
+                seconds[name].append(device.seconds(calls[name], repeats[name]))
     finally:
         if collecting:
             gc.enable()
-    return Samples(seconds)
+    return Samples(seconds, {name: remark for name, (_, remark) in ready.items() if remark})
 
 
-def _warm_up(function: Callable[[], object], clock: Callable[[], float]) -> float:
+def _warm_up(call: Call, device: Device) -> float:
     """Seconds of one call, once lazy set-up and compilation are done."""
-    function()
+    call()
     quickest = math.inf
     for _ in range(3):
-        start = clock()
-        function()
-        quickest = min(quickest, clock() - start)
+        quickest = min(quickest, device.seconds(call))
         if quickest > 0.1:
             break
     return quickest
-
-
-def _sample(function: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
-    if repeats > 1:
-        function()
-    start = clock()
-    for _ in range(repeats):
-        function()
-    return (clock() - start) / repeats
 
 
 @dataclass(frozen=True)

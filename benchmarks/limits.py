@@ -1,4 +1,4 @@
-"""What this core can do at best: write memory, read memory, multiply matrices.
+"""What this core, or this GPU, can do at best: write memory, read memory, multiply matrices.
 
 Reading is the quickest of three plain reductions, since no one of them is the quickest on every machine.
 """
@@ -13,6 +13,7 @@ import torch
 from .harness import Row, Samples, Spread, interleave
 from .session import Session
 
+OPERATORS = ()  # of clebsch
 READERS: dict[str, Callable[[torch.Tensor], object]] = {
     "sum": torch.sum,
     "dot": lambda buffer: torch.dot(buffer, buffer),
@@ -25,9 +26,9 @@ SIDE = 2048
 
 @cache
 def quickest_reader(session: Session) -> Callable[[torch.Tensor], object]:
-    buffer = torch.ones(session.pick(LARGE // 4, LARGE // 16))
+    (buffer,) = session.put(torch.ones(session.pick(LARGE // 4, LARGE // 16)))
     calls = {name: _bind(read, buffer) for name, read in READERS.items()}
-    times = interleave(calls, session.effort).medians()
+    times = interleave(calls, session.effort, session.device).medians()
     return READERS[min(times, key=times.__getitem__)]
 
 
@@ -41,19 +42,19 @@ def rows(session: Session) -> Iterator[Row]:
         yield from _memory(session, "memory, small buffer", session.pick(SMALL, SMALL // 16))
     if session.wants("matrix product"):
         side = session.pick(SIDE, SIDE // 4)
-        a, b = torch.randn(side, side), torch.randn(side, side)
+        a, b = session.put(torch.randn(side, side), torch.randn(side, side))
         samples = session.time("matrix product", {"mm": _bind(torch.mm, a, b)})
         rate = _rate(samples, "mm", 2 * side**3)
         yield Row("matrix product", "rate", rate, "GFLOP/s", None, samples.medians())
 
 
 def _memory(session: Session, name: str, size: int) -> Iterator[Row]:
-    buffer = torch.ones(size)
+    (buffer,) = session.put(torch.ones(size))
     samples = session.time(
         name,
         {
             "write": lambda: buffer.fill_(1.0),
-            "write new": lambda: torch.ones(size),
+            "write new": lambda: torch.ones_like(buffer),
             "read": _bind(quickest_reader(session), buffer),
         },
     )

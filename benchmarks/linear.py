@@ -12,12 +12,14 @@ import torch
 
 from .harness import Row, at_least
 from .limits import SIDE
-from .machine import held
 from .problems import dimension, model
 from .session import Session
 from .steps import DOUBLE, FORWARD, STEPS, Function, require_same
 
 E3NN, SHARE = 2, 0.70  # of e3nn's speed forward, and of the rate of a matrix product, at least
+
+
+OPERATORS = ("linear", "linear_grad_x", "linear_grad_weight")
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,14 @@ def cases_of_species() -> list[Case]:
     ]
 
 
-def implementations(case: Case, with_compile: bool = False) -> dict[str, Function]:
+def implementations(case: Case, with_compile: bool = False, device: str = "cpu") -> dict[str, Function]:
     """(x, weight) -> out."""
     from e3nn import o3 as e3nn_o3
 
     from clebsch import o3
 
     functions: dict[str, Function] = {
-        name: package.Linear(case.irreps_in, case.irreps_out, internal_weights=False)
+        name: package.Linear(case.irreps_in, case.irreps_out, internal_weights=False).to(device)
         for name, package in (("clebsch", o3), ("e3nn", e3nn_o3))
     }
     if with_compile:
@@ -91,7 +93,7 @@ def _operands(session: Session, case: Case) -> tuple[torch.Tensor, torch.Tensor,
     count = session.pick(case.rows, min(case.rows, 100))
     numel = sum(weights for _, _, weights, _ in _matrices(case))
     shapes = (count, dimension(case.irreps_in)), (numel,), (count, dimension(case.irreps_out))
-    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+    return session.put(*(torch.randn(shape, generator=generator) for shape in shapes))
 
 
 def _matrices(case: Case) -> list[tuple[int, int, int, int]]:
@@ -113,7 +115,7 @@ def _flops(case: Case, count: int) -> int:
 
 def _compare(session: Session, name: str, case: Case, step: str) -> Iterator[Row]:
     # torch.compile of e3nn has no second derivative.
-    functions = implementations(case, session.compile and step != DOUBLE)
+    functions = implementations(case, session.compile and step != DOUBLE, session.device.name)
     x, weight, _ = _operands(session, case)
     require_same(name, functions["clebsch"](x, weight), functions["e3nn"](x, weight))
     samples = session.time(
@@ -124,7 +126,8 @@ def _compare(session: Session, name: str, case: Case, step: str) -> Iterator[Row
         detail["GFLOP/s"] = 1e-9 * _flops(case, len(x)) / samples.medians()["clebsch"]
     for peer in functions:
         if peer != "clebsch":
-            floor = held(at_least(E3NN)) if case.is_held and (step, peer) == (FORWARD, "e3nn") else None
+            is_held = case.is_held and (step, peer) == (FORWARD, "e3nn")
+            floor = session.held(at_least(E3NN)) if is_held else None
             ratio = samples.ratio(peer, "clebsch")
             yield Row(name, f"{peer} / clebsch", ratio, "x", floor, samples.medians(), detail)
 
@@ -138,12 +141,12 @@ def _compare_species(session: Session, name: str, case: Case, step: str) -> Iter
     generator = torch.Generator().manual_seed(0)
     count = session.pick(case.rows, min(case.rows, 100))
     irreps = case.irreps_in, f"{SPECIES}x0e", case.irreps_out
-    ours, theirs = (
-        package.FullyConnectedTensorProduct(*irreps, internal_weights=False) for package in (o3, e3nn_o3)
+    ours, theirs = session.put(
+        *(package.FullyConnectedTensorProduct(*irreps, internal_weights=False) for package in (o3, e3nn_o3))
     )
     y = torch.eye(SPECIES)[torch.randint(0, SPECIES, (count,), generator=generator)]
     x = torch.randn(count, dimension(case.irreps_in), generator=generator)
-    weight = torch.randn(ours.weight_numel, generator=generator)
+    x, y, weight = session.put(x, y, torch.randn(ours.weight_numel, generator=generator))
     plan = str(ours.plan)
     functions: dict[str, Function] = {
         "clebsch": lambda x, weight: ours(x, y, weight),
@@ -164,12 +167,12 @@ def _share(session: Session, name: str, case: Case) -> Iterator[Row]:
     from clebsch import o3
     from clebsch.algebra.plan import ProductPlan
 
-    layer = o3.Linear(case.irreps_in, case.irreps_out, internal_weights=False)
+    (layer,) = session.put(o3.Linear(case.irreps_in, case.irreps_out, internal_weights=False))
     paths = [(i, 0, k, "uvw", True) for i, k, *_ in _matrices(case)]
     plan = str(ProductPlan.from_instructions(case.irreps_in, "1x0e", case.irreps_out, paths))
     x, weight, grad = _operands(session, case)
     side = session.pick(SIDE, SIDE // 4)
-    a, b = torch.randn(side, side), torch.randn(side, side)
+    a, b = session.put(torch.randn(side, side), torch.randn(side, side))
     functions = {
         "matrix product": lambda: torch.mm(a, b),
         "forward": lambda: layer(x, weight),
@@ -183,4 +186,4 @@ def _share(session: Session, name: str, case: Case) -> Iterator[Row]:
         ratio = samples.per(amounts).ratio("matrix product", operator)
         detail = {key: 1e-9 * amounts[key] / seconds[key] for key in ("matrix product", operator)}
         quantity = "share of the matrix-product rate"
-        yield Row(f"{name}, {operator}", quantity, ratio, "x", held(at_least(SHARE)), seconds, detail)
+        yield Row(f"{name}, {operator}", quantity, ratio, "x", session.held(at_least(SHARE)), seconds, detail)

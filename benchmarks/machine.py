@@ -7,11 +7,10 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-from .harness import Floor
 
 REPOSITORY = Path(__file__).parent.parent
 PACKAGES = ("torch", "e3nn", "sphericart-torch", "numpy")
@@ -22,13 +21,6 @@ def isa_in_use() -> str:
     from clebsch import backend
 
     return backend.instruction_set()
-
-
-def held(floor: Floor | None, isa: str = "avx512") -> Floor | None:
-    """The floor where it was set for what runs, one thread with `isa`; none otherwise."""
-    import torch
-
-    return floor if (isa_in_use(), torch.get_num_threads()) == (isa, 1) else None
 
 
 def load() -> float:
@@ -50,7 +42,7 @@ def describe(command: str) -> dict[str, object]:
         "load average": load(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "versions": {"clebsch": clebsch.__version__} | {name: _version(name) for name in PACKAGES},
+        "versions": {"clebsch": clebsch.__version__} | installed(PACKAGES),
         "command": command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -72,6 +64,11 @@ def _cpu_field(name: str) -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.split("\t")[0] == name), "")
+
+
+def installed(packages: Iterable[str]) -> dict[str, str | None]:
+    """Their versions, None for what is absent."""
+    return {package: _version(package) for package in packages}
 
 
 def _version(package: str) -> str | None:

@@ -122,6 +122,9 @@ class Edges:
     def count(self) -> int:
         return len(self.senders)
 
+    def to(self, device: str) -> Edges:
+        return Edges(self.senders.to(device), self.receivers.to(device), self.num_nodes)
+
 
 def random_edges(num_nodes: int, num_edges: int) -> Edges:
     """Equally many edges per receiver, their senders anywhere: the hardest on caches."""
@@ -142,6 +145,26 @@ def local_edges(num_nodes: int) -> Edges:
     nodes = torch.arange(num_nodes)
     senders = (nodes[:, None] + offsets).remainder(num_nodes).flatten()
     return Edges(senders, nodes.repeat_interleave(DEGREE), num_nodes)
+
+
+def symmetric_edges(num_nodes: int, degree: int, is_local: bool) -> Edges:
+    """`degree` neighbours of each node (even and below num_nodes), every edge in both directions, sorted by
+    receiver and then by sender, as some peers demand. Nodes lie on a ring and neighbours fixed steps away:
+    the nearest on a cubic lattice numbered row by row, or random ones."""
+    steps = range(1, (num_nodes + 1) // 2)  # num_nodes - step is the same edge the other way
+    if is_local:
+        side = max(1, round(num_nodes ** (1 / 3)))
+        cells = sorted(product(range(-4, 5), repeat=3), key=lambda cell: (sum(s * s for s in cell), cell))
+        numbers = [((a * side + b) * side + c) % num_nodes for a, b, c in cells]
+        near = dict.fromkeys(min(number, num_nodes - number) for number in numbers)
+        steps = [step for step in near if step in steps]
+    else:
+        order = torch.randperm(len(steps), generator=torch.Generator().manual_seed(2))
+        steps = [steps[i] for i in order.tolist()]
+    chosen = torch.tensor(steps[: degree // 2])
+    nodes = torch.arange(num_nodes)
+    senders = (nodes[:, None] + torch.cat([chosen, -chosen])).remainder(num_nodes).sort(dim=1).values
+    return Edges(senders.flatten(), nodes.repeat_interleave(senders.shape[1]), num_nodes)
 
 
 def operands(

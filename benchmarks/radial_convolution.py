@@ -10,11 +10,18 @@ import torch
 
 from .convolution import e3nns, ours
 from .harness import Row, Spread, at_least
-from .machine import held
 from .problems import DEGREE, HIDDEN, Edges, Problem, model, operands, random_edges, weight_numel
 from .session import Session
 from .steps import FORWARD, STEPS, Function, require_same
 
+OPERATORS = (
+    "graph_order",
+    *(
+        noun + step
+        for noun in ("radial_convolution", "convolution")
+        for step in ("", "_backward", "_double_backward")
+    ),
+)
 MODELS = ("mace-medium", "nequip-M")
 FLOOR = 1.0  # of the speed of the two calls, forward
 RATE = 1.0  # of the rate of torch.mm
@@ -23,7 +30,7 @@ NUM_NODES = 120
 
 def rows(session: Session) -> Iterator[Row]:
     num_nodes = session.pick(NUM_NODES, 8)
-    edges = random_edges(num_nodes, DEGREE * num_nodes)
+    (edges,) = session.put(random_edges(num_nodes, DEGREE * num_nodes))
     for name in MODELS:
         for step in STEPS:
             if session.wants(f"{name}, {step}"):
@@ -53,7 +60,8 @@ def _operands(problem: Problem, edges: Edges) -> tuple[torch.Tensor, ...]:
     x, y, _ = operands(problem, edges.num_nodes, edges.count, shared_weights=True)
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(edges.count, HIDDEN, generator=generator) / HIDDEN**0.5
-    return x, y, hidden, torch.randn(HIDDEN, weight_numel(problem), generator=generator)
+    matrix = torch.randn(HIDDEN, weight_numel(problem), generator=generator)
+    return tuple(operand.to(edges.senders.device) for operand in (x, y, hidden, matrix))
 
 
 def _flops(problem: Problem, edges: Edges) -> int:
@@ -75,7 +83,7 @@ def _compare(session: Session, name: str, problem: Problem, edges: Edges, step: 
     seconds = samples.medians()
     detail = {"edges": edges.count, "us per edge": 1e6 * seconds["clebsch"] / edges.count}
     for peer in ("two calls", "e3nn"):
-        floor = held(at_least(FLOOR)) if (peer, step) == ("two calls", FORWARD) else None
+        floor = session.held(at_least(FLOOR)) if (peer, step) == ("two calls", FORWARD) else None
         yield Row(name, f"{peer} / clebsch", samples.ratio(peer, "clebsch"), "x", floor, seconds, detail)
 
 
@@ -89,7 +97,7 @@ def _rates(session: Session, name: str, problem: Problem, edges: Edges) -> Itera
     x, y, hidden, matrix = _operands(problem, edges)
     order = Graph(edges.senders, edges.receivers, edges.num_nodes).order
     plan = ProductPlan.from_instructions(*problem.arguments)
-    weight, grad = torch.mm(hidden, matrix), torch.ones(edges.num_nodes, plan.irreps_out.dim)
+    weight, grad = torch.mm(hidden, matrix), x.new_ones(edges.num_nodes, plan.irreps_out.dim)
     given, fixed = (x, y, hidden, matrix), (order, str(plan))
     call = torch.ops.clebsch
     samples = session.time(
@@ -111,5 +119,5 @@ def _rates(session: Session, name: str, problem: Problem, edges: Edges) -> Itera
         )
         detail = {"GFLOP/s": 1e-9 * products * flops / max(extra.median, 1e-9)}
         detail["GFLOP/s of mm"] = 1e-9 * flops / samples.medians()["mm"]
-        floor = held(at_least(RATE))
+        floor = session.held(at_least(RATE))
         yield Row(f"{name}, {step}", "of the rate of mm", rate, "x", floor, samples.medians(), detail)

@@ -25,6 +25,10 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def verdict(row: Row) -> str:
+    return "; ".join(filter(None, (_of_floor(row), str(row.detail.get("remark", "")))))
+
+
+def _of_floor(row: Row) -> str:
     if row.floor is None:
         return ""
     missed = row.floor.missed_by(row.spread.median)

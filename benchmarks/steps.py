@@ -5,7 +5,7 @@ Each step includes the ones before it. A function maps tensors to one tensor; ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -38,14 +38,29 @@ def double_backward(function: Function, inputs: Sequence[torch.Tensor]) -> Calla
 
 def _random_like(tensor: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator().manual_seed(7)
-    return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+    return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
 
 
 STEPS = {FORWARD: forward, BACKWARD: backward, DOUBLE: double_backward}
 
 
-def require_same(name: str, ours: torch.Tensor, peer: torch.Tensor, tolerance: float = 1e-4) -> None:
-    """A wrong result has no speed: stop where two implementations differ by more than `tolerance` in norm."""
-    error = float((ours - peer).norm() / peer.norm().clamp_min(1e-30))
-    if not error <= tolerance:
+TOLERANCE = 1e-4  # of the norm
+
+
+def results(step: str, function: Function, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """All that a call of this step gives."""
+    found = STEPS[step](function, inputs)()
+    return [t.detach() for t in ([found] if isinstance(found, torch.Tensor) else found)]
+
+
+def difference(ours: Iterable[torch.Tensor], theirs: Iterable[torch.Tensor]) -> float:
+    """The largest of their distances, each over the norm of theirs; not a number if anything is not."""
+    parts = [float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in zip(ours, theirs, strict=True)]
+    return max(parts, key=lambda part: (part != part, part))
+
+
+def require_same(name: str, ours: torch.Tensor, peer: torch.Tensor) -> None:
+    """A wrong result has no speed: stop where two implementations differ by more than `TOLERANCE`."""
+    error = difference([ours], [peer])
+    if not error <= TOLERANCE:
         raise AssertionError(f"{name}: clebsch and its peer differ by {error:.2g} of the norm, not timed")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from .harness import Row, at_least
-from .machine import held
 from .session import Session
 from .steps import FORWARD, STEPS, Function, require_same
 
+OPERATORS = tuple("symmetric_contraction" + step for step in ("", "_backward", "_double_backward"))
 FLOOR = 20  # of the peer's speed with backward
 
 
@@ -42,15 +42,15 @@ def cases() -> list[Case]:
     ]
 
 
-def implementations(case: Case) -> dict[str, Function]:
+def implementations(case: Case, device: str = "cpu") -> dict[str, Function]:
     """(x, *weights) -> out, the weights of every target with the powers ascending."""
     from clebsch import nn
     from clebsch.nn.symmetric_contraction import contract
 
     layer = nn.SymmetricContraction(
         case.irreps_in, case.irreps_out, case.correlation, num_elements=case.species
-    )
-    one_hot = torch.nn.functional.one_hot(_index(case), case.species).float()
+    ).to(device)
+    one_hot = torch.nn.functional.one_hot(_index(case), case.species).float().to(device)
     functions: dict[str, Function] = {
         "clebsch": lambda x, *weights: contract(x, one_hot, weights, layer._table, layer._widths)
     }
@@ -67,7 +67,7 @@ def _of_mace(case: Case, one_hot: Tensor) -> Function:
 
     module = SymmetricContraction(
         case.irreps_in, case.irreps_out, case.correlation, num_elements=case.species
-    )
+    ).to(one_hot.device)
     names = []
     for i in range(len(module.contractions)):
         below = range(case.correlation - 1)
@@ -112,18 +112,20 @@ def rows(session: Session) -> Iterator[Row]:
 def _compare(session: Session, name: str, case: Case, step: str) -> Iterator[Row]:
     from clebsch import nn
 
-    functions = implementations(case)
+    functions = implementations(case, session.device.name)
     layer = nn.SymmetricContraction(
         case.irreps_in, case.irreps_out, case.correlation, num_elements=case.species
     )
-    weights = [weight.detach() for part in layer.contractions for weight in part.ascending_weights()]
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(case.nodes, layer.num_channels, layer._dim, generator=generator)
+    x, *weights = session.put(
+        torch.randn(case.nodes, layer.num_channels, layer._dim, generator=generator),
+        *(weight.detach() for part in layer.contractions for weight in part.ascending_weights()),
+    )
     peer = next(key for key in functions if key != "clebsch")
     require_same(name, functions["clebsch"](x, *weights), functions[peer](x, *weights))
     samples = session.time(
         name, {key: STEPS[step](function, (x, *weights)) for key, function in functions.items()}
     )
-    floor = held(at_least(FLOOR)) if case.is_held and step != FORWARD else None
+    floor = session.held(at_least(FLOOR)) if case.is_held and step != FORWARD else None
     ratio = samples.ratio(peer, "clebsch")
     yield Row(name, f"{peer} / clebsch", ratio, "x", floor, samples.medians(), {"nodes": case.nodes})

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import product
 
 from .harness import Floor, Row, at_least
-from .machine import held
 from .problems import MODELS, Problem, fully_connected, model, operands
 from .session import Session
 from .steps import BACKWARD, DOUBLE, FORWARD, STEPS, Function, require_same
 
+OPERATORS = ("tensor_product", "tensor_product_backward", "tensor_product_double_backward")
 FLOORS = {FORWARD: at_least(10), BACKWARD: at_least(15)}
 
 # The other modes: products of each channel with its own (uuu), a few paths, where memory decides, and all of
@@ -75,7 +75,7 @@ def cases() -> list[Case]:
 
 
 def implementations(
-    problem: Problem, with_compile: bool = False, shared_weights: bool = False
+    problem: Problem, with_compile: bool = False, shared_weights: bool = False, device: str = "cpu"
 ) -> dict[str, Function]:
     from e3nn import o3 as e3nn_o3
 
@@ -83,8 +83,8 @@ def implementations(
 
     weights = {"shared_weights": shared_weights, "internal_weights": False}
     functions: dict[str, Function] = {
-        "clebsch": o3.TensorProduct(*problem.arguments, **weights),
-        "e3nn": e3nn_o3.TensorProduct(*problem.arguments, **weights),
+        "clebsch": o3.TensorProduct(*problem.arguments, **weights).to(device),
+        "e3nn": e3nn_o3.TensorProduct(*problem.arguments, **weights).to(device),
     }
     if with_compile:
         import torch
@@ -103,13 +103,15 @@ def rows(session: Session) -> Iterator[Row]:
 
 def _compare(session: Session, name: str, case: Case, step: str) -> Iterator[Row]:
     # torch.compile of e3nn has no second derivative.
-    functions = implementations(case.problem, session.compile and step != DOUBLE, case.shared_weights)
+    functions = implementations(
+        case.problem, session.compile and step != DOUBLE, case.shared_weights, session.device.name
+    )
     count = session.pick(case.rows, 400)
-    inputs = operands(case.problem, count, count, case.shared_weights)
+    inputs = session.put(*operands(case.problem, count, count, case.shared_weights))
     require_same(name, functions["clebsch"](*inputs), functions["e3nn"](*inputs))
     samples = session.time(name, {key: STEPS[step](function, inputs) for key, function in functions.items()})
     for peer in functions:
         if peer != "clebsch":
             floor = case.held_to(step) if peer == "e3nn" else None
             ratio = samples.ratio(peer, "clebsch")
-            yield Row(name, f"{peer} / clebsch", ratio, floor=held(floor), seconds=samples.medians())
+            yield Row(name, f"{peer} / clebsch", ratio, floor=session.held(floor), seconds=samples.medians())

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import types
 from itertools import pairwise
 from pathlib import Path
@@ -13,12 +14,27 @@ from pathlib import Path
 import pytest
 import torch
 
+from clebsch import backend, graph
+from clebsch.nn import symmetric_contraction
+
 REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(REPOSITORY))  # benchmarks are not installed
 
-from benchmarks import NAMES, accelerate, linear, memory, problems, report  # noqa: E402
-from benchmarks.__main__ import parse, stem  # noqa: E402
+from benchmarks import (  # noqa: E402
+    NAMES,
+    accelerate,
+    convolution,
+    linear,
+    memory,
+    peers,
+    problems,
+    published,
+    report,
+    steps,
+)
+from benchmarks.__main__ import main, parse, stem  # noqa: E402
 from benchmarks.clients import Case, Problem  # noqa: E402
+from benchmarks.device import Cpu, Cuda  # noqa: E402
 from benchmarks.harness import Effort, Row, Samples, Spread, at_least, at_most, interleave  # noqa: E402
 from benchmarks.session import Session  # noqa: E402
 
@@ -43,7 +59,7 @@ class FakeClock:
 
 
 def measure(clock: FakeClock, effort: Effort = EFFORT, **seconds: float) -> Samples:
-    return interleave({name: clock.function(name, s) for name, s in seconds.items()}, effort, clock)
+    return interleave({name: clock.function(name, s) for name, s in seconds.items()}, effort, Cpu(clock))
 
 
 def test_ratio_of_fake_times_is_exact():
@@ -76,6 +92,106 @@ def test_order_rotates():
     clock = FakeClock()
     measure(clock, Effort(0.01, 1.0, (3, 3)), a=0.5, b=0.5)
     assert clock.calls[4:] == ["a", "b", "b", "a", "a", "b"]
+
+
+class FakeGpu:
+    """A GPU whose time passes in the functions of a clock and when caches are emptied; `log` is what it was
+    asked for. Functions named in `stubborn` cannot be captured."""
+
+    def __init__(self, clock=None, stubborn=(), kernels=True):
+        self.clock, self.stubborn, self.kernels = clock or FakeClock(), stubborn, kernels
+        self.log, self.recorded, self.waited = [], 0, 0
+
+    def has_kernel(self, operator):
+        return self.kernels
+
+    def capture(self, call):
+        before = len(self.clock.calls)
+        call()
+        if set(self.clock.calls[before:]) & set(self.stubborn):
+            raise RuntimeError("it waits for the GPU\nwhich no capture allows")
+
+        def replay():
+            self.log.append("replay")
+            call()
+
+        return replay
+
+    def flush(self):
+        self.log.append("flush")
+        self.clock.now += 7
+
+    def event(self):
+        self.log.append("event")
+        self.recorded += 1
+        return FakeEvent(self, self.clock.now, self.recorded)
+
+    def wait(self):
+        self.waited = self.recorded
+
+    def describe(self):
+        return {"name": "fake"}
+
+
+class FakeEvent:
+    def __init__(self, gpu, now, number):
+        self.gpu, self.now, self.number = gpu, now, number
+
+    def elapsed_time(self, end):
+        assert self.gpu.waited >= end.number > self.number, "read before the GPU got there"
+        return 1e3 * (end.now - self.now)
+
+
+def test_on_a_gpu_every_repetition_is_a_replay_between_events_after_a_flush():
+    gpu = FakeGpu()
+    call, remark = Cuda(gpu).ready(gpu.clock.function("ours", 0.25))
+    assert remark == "" and gpu.log == []
+    assert Cuda(gpu).seconds(call, 3) == pytest.approx(0.25)  # and nothing of the flushes
+    assert gpu.log == ["flush", "event", "replay", "event"] * 3
+
+
+def test_ratios_on_a_gpu_are_those_of_events():
+    gpu = FakeGpu()
+    functions = {name: gpu.clock.function(name, s) for name, s in (("ours", 0.001), ("peer", 0.050))}
+    samples = interleave(functions, EFFORT, Cuda(gpu))
+    assert samples.ratio("peer", "ours").median == pytest.approx(50) and samples.remarks == {}
+    assert samples.medians() == pytest.approx({"ours": 0.001, "peer": 0.050})
+
+
+def test_what_cannot_be_captured_is_called_and_said():
+    gpu = FakeGpu(stubborn=("peer",))
+    functions = {name: gpu.clock.function(name, 0.01) for name in ("ours", "peer")}
+    session = Session(quick=True, quiet=True, device=Cuda(gpu))
+    samples = session.time("case", functions)
+    assert samples.remarks == {"peer": "not in a CUDA graph (RuntimeError: it waits for the GPU)"}
+    assert session.notes == ["case: peer not in a CUDA graph (RuntimeError: it waits for the GPU)"]
+    assert samples.ratio("peer", "ours").median == pytest.approx(1)
+    assert gpu.log.count("event") > 2 * gpu.log.count("replay") > 0
+
+
+def test_floors_are_those_of_processors():
+    assert Session(device=Cuda(FakeGpu())).held(at_least(2), isa="") is None
+    assert Session().held(at_least(2), isa="") == at_least(2)
+    assert Session().held(at_least(2), isa="none of ours") is None
+
+
+class HostClock:
+    """That of the machine, in the place of a fake one."""
+
+    calls = ()
+    now = property(lambda self: time.perf_counter(), lambda self, value: None)
+
+
+class HostGpu(Cuda):
+    """A GPU that is the CPU."""
+
+    name, share = "cpu", 0.002
+
+    def __init__(self, kernels=True):
+        super().__init__(FakeGpu(HostClock(), kernels=kernels))
+
+    def missing(self):
+        return []
 
 
 def test_spread_is_median_and_quartiles():
@@ -218,7 +334,10 @@ SHORTEST = {
     "drop_in": ("Gate, forward", {"clebsch", "e3nn"}),
     "scaling": ("threads, mace-medium, forward", {"one", "two"}),
     "memory": ("convolution, 4,000 edges", set()),
+    "published": ("OpenEquivariance uvw, tetris-poly-2, forward", {"clebsch", "e3nn"}),
 }
+# Where they are installed.
+OPTIONAL = {peer.name for peer in peers.PEERS} - {"e3nn", "sphericart"}
 
 
 def run_benchmarks(*arguments):
@@ -259,7 +378,155 @@ def test_quick_run_writes_a_complete_result(name, tmp_path):
     for entry in content["rows"]:
         assert entry["median"] > 0 or name == "memory"  # of which there may be no more than before
         assert (entry["floor"] is None) == (entry["met"] is None)
-        assert set(entry["seconds"]) == timed
+        assert set(entry["seconds"]) - OPTIONAL == timed
+
+
+ON_GPU = (
+    "limits",
+    "spherical_harmonics",
+    "tensor_product",
+    "convolution",
+    "radial_convolution",
+    "linear",
+    "symmetric_contraction",
+    "published",
+)
+
+
+@pytest.mark.parametrize("name", ON_GPU)
+def test_quick_run_on_a_gpu(name, tmp_path):
+    """All of the path but the GPU: its memory is the CPU's, its events are a clock's."""
+    pytest.importorskip("e3nn")
+    case, timed = SHORTEST[name]
+    arguments = [name, "--quick", "--device", "cuda", "--only", case, "--results", str(tmp_path)]
+    device = HostGpu()
+    assert main(arguments, device) == 0
+    content = json.loads((tmp_path / f"{name}-cuda-quick-part.json").read_text())
+    assert content["machine"]["gpu"] == {"name": "fake"} and "openequivariance" in content["machine"]["peers"]
+    assert content["rows"] and all(entry["floor"] is None for entry in content["rows"])
+    assert all(set(entry["seconds"]) - OPTIONAL == timed for entry in content["rows"])
+    log = device.gpu.log
+    assert log.count("replay") > log.count("flush") == log.count("event") // 2 > 0  # one replay warms up
+
+
+@pytest.mark.parametrize("name", [name for name in ON_GPU if name != "limits"])
+def test_all_operands_go_to_the_device(name, monkeypatch, tmp_path):
+    """torch refuses to mix those of its device without memory with those of the CPU."""
+    pytest.importorskip("e3nn")
+    # What looks at numbers, of which there are none.
+    monkeypatch.setattr(graph, "_check_range", lambda *_: None)
+    monkeypatch.setattr(symmetric_contraction, "species_of", lambda one_hot: one_hot.argmax(1))
+    monkeypatch.setattr(steps, "difference", lambda ours, theirs: 0.0)
+    monkeypatch.setattr(published, "difference", lambda ours, theirs: 0.0)
+    device = HostGpu()
+    device.name = "meta"
+    seen = []
+    monkeypatch.setattr(device.gpu, "capture", lambda call: seen.append(call()) or call)
+    for step in steps.STEPS:
+        case = SHORTEST[name][0].replace("forward", step)
+        assert main([name, "--quick", "--only", case, "--results", str(tmp_path)], device) == 0
+    results = [t for found in seen for t in (found if isinstance(found, (tuple, list)) else [found])]
+    assert results and all(t is None or t.device.type == "meta" for t in results)
+
+
+def test_what_is_missing_is_said_before_any_work(monkeypatch, tmp_path):
+    monkeypatch.setattr(backend, "cuda_missing", lambda: ["not built", "torch has no CUDA"])
+    for module in ("tensor_product", "published"):
+        with pytest.raises(SystemExit) as stop:
+            main([module, "--device", "cuda", "--results", str(tmp_path)])
+        assert stop.value.code == "benchmarks: --device cuda does not run here: not built; torch has no CUDA"
+    assert not list(tmp_path.iterdir())
+
+
+def test_benchmarks_that_have_no_kernel_for_gpus_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["linear", "--results", str(tmp_path)], HostGpu(kernels=False))
+    lacking = "linear, linear_grad_x, linear_grad_weight: no kernel for GPUs"
+    assert stop.value.code == f"benchmarks: linear does not run on cpu: {lacking}"
+    with pytest.raises(SystemExit) as stop:
+        main(["layers"], HostGpu())
+    assert stop.value.code == "benchmarks: layers does not run on cpu: it measures the processor"
+    # Those that do are run; without a kernel that is what the GPU can do.
+    assert (
+        main(["all", "--quick", "--only", "matrix product", "--results", str(tmp_path)], HostGpu(False)) == 0
+    )
+    assert "convolution does not run on cpu: graph_order, convolution," in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["limits-quick-part.json"]
+
+
+def test_a_peer_that_differs_or_fails_has_that_beside_its_numbers(monkeypatch):
+    e3nn = pytest.importorskip("e3nn.o3")
+
+    def wrong(problem, shared, device):
+        layer = e3nn.TensorProduct(*problem.arguments, shared_weights=shared, internal_weights=False)
+        return peers.Call(lambda x, y, weight: 1.5 * layer(x, y, weight))
+
+    def fails(problem, shared, device):
+        raise ValueError("no such mode\nas this")
+
+    there = [
+        peers.Peer("wrong", "e3nn", "e3nn", wrong),
+        peers.Peer("fails", "e3nn", "e3nn", fails),
+        peers.Peer("slow", "e3nn", "e3nn", peers.E3NN.tensor_product, kernels="its_kernels"),
+        peers.Peer("absent", "a-package", "a_module_that_nobody_has", fails),
+    ]
+    monkeypatch.setattr(peers, "PEERS", there)
+    session = Session(quick=True, quiet=True, only="uvw, tetris-poly-2, with backward")
+    rows = list(published.rows(session))
+    assert session.notes == ["not compared, not installed: pip install a-package"]
+    assert {row.quantity: report.verdict(row) for row in rows} == {
+        "clebsch, a row": "fails: ValueError: no such mode",
+        "wrong / clebsch": "differs from clebsch by 0.33 of the norm",
+        "slow / clebsch": "without its kernels, its_kernels",
+    }
+    assert all(row.detail["failed"] == {"fails": "ValueError: no such mode"} for row in rows)
+
+
+@pytest.mark.parametrize("name", ["cuEquivariance", "OpenEquivariance", "OpenEquivariance deterministic"])
+@pytest.mark.parametrize("noun", ["tensor_product", "convolution"])
+def test_peers_compute_what_we_do(name, noun):
+    """Their order of components and weights, in the forward pass and both derivatives."""
+    peer = next(peer for peer in peers.PEERS if peer.name == name)
+    pytest.importorskip(peer.module, exc_type=ImportError)
+    if getattr(peer, noun) is None:
+        pytest.skip("not offered")
+    both = "4x0o+4x0e+4x1o+4x1e+2x2o+2x2e"
+    kept = "0o+0e+1o+1e+2o+2e"
+    cases = [problems.channelwise("uvu", "other", both, "1x0e+1x1o+1x2e", kept)]
+    edges = problems.symmetric_edges(10, 4, True)
+    if noun == "tensor_product":
+        cases.append(problems.fully_connected("uvw", both, "1x0e+1x1o", both))
+    for problem in cases:
+        given = (problem, edges) if noun == "convolution" else (problem, False, "cpu")
+        theirs = getattr(peer, noun)(*given)
+        mine = convolution.ours(*given) if noun == "convolution" else peers.E3NN.tensor_product(*given)
+        inputs = problems.operands(problem, 10 if noun == "convolution" else edges.count, edges.count)
+        for step in steps.STEPS:
+            expected, found = (steps.results(step, function, inputs) for function in (mine, theirs))
+            assert steps.difference(expected, found) < 1e-5
+
+
+@pytest.mark.parametrize("is_local", [False, True])
+@pytest.mark.parametrize(("num_nodes", "degree"), [(8, 6), (9, 8), (100, 40), (1000, 158)])
+def test_symmetric_graphs(num_nodes, degree, is_local):
+    edges = problems.symmetric_edges(num_nodes, degree, is_local)
+    pairs = list(zip(edges.receivers.tolist(), edges.senders.tolist(), strict=True))
+    assert pairs == sorted(set(pairs)) and len(pairs) == num_nodes * degree
+    assert {(b, a) for a, b in pairs} == set(pairs) and all(a != b for a, b in pairs)
+
+
+def test_published_problems():
+    """Paths and components of two of them as their authors list them; all can be made."""
+    cases = {case.name: case for case in published.cases()}
+    sevennet = cases["FlashTP, sevennet-0"].problem
+    assert sevennet.irreps_out == (
+        "128x0e+64x0e+32x0e+128x1e+64x1e+64x1e+64x1e+32x1e+32x1e+128x2e+64x2e+64x2e+32x2e+32x2e+32x2e"
+    )
+    assert {path[:3] for path in sevennet.instructions} >= {(0, 1, 3), (1, 1, 5), (2, 1, 13), (2, 2, 14)}
+    assert problems.weight_numel(cases["OpenEquivariance uvu, mace-medium"].problem) == 8 * 128
+    assert len(cases["FlashTP, nequip-l1, third"].problem.instructions) == 8
+    for case in cases.values():
+        assert problems.weight_numel(case.problem) > 0
 
 
 def test_peers_that_fail_are_in_the_result(monkeypatch, tmp_path):

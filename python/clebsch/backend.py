@@ -19,6 +19,7 @@ __all__ = [
     "MAX_MULTIPLICITY",
     "backends",
     "compiled_instruction_sets",
+    "cuda_missing",
     "describe_plan",
     "instruction_set",
     "kernels",
@@ -90,16 +91,26 @@ def _load_cuda() -> str:
     return ""
 
 
-def _cuda_state() -> str:
-    missing = _load_cuda()
-    if missing:
-        return missing
+def cuda_missing() -> list[str]:
+    """What keeps operators from running on a GPU here, in a few words each; nothing where they run."""
+    load()
+    return [reason for reason in (_load_cuda(), _torch_missing()) if reason]
+
+
+def _torch_missing() -> str:
     import torch
 
     if torch.version.cuda is None:
-        return f"built; torch {torch.__version__} has no CUDA"
-    if not torch.cuda.is_available():
-        return "built; torch finds no device or no driver"
+        return f"torch {torch.__version__} has no CUDA"
+    return "" if torch.cuda.is_available() else "torch finds no device or no driver"
+
+
+def _cuda_state() -> str:
+    library, device = _load_cuda(), _torch_missing()
+    if library or device:
+        return library or f"built; {device}"
+    import torch
+
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     return f"built, and never run on a GPU by its authors; devices: {names}"
 
