@@ -29,6 +29,7 @@
 #include "torch_operands.h"
 #include "torch_product.h"
 #include "torch_spherical_harmonics.h"
+#include "torch_symmetric_contraction.h"
 
 extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
     void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset,
@@ -38,8 +39,8 @@ extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
 
 namespace {
 
+using clebsch::operators::elements, clebsch::operators::in_type_of, clebsch::operators::read;
 using clebsch::operators::First, clebsch::operators::Matrix, clebsch::operators::matrix;
-using clebsch::operators::in_type_of;
 using clebsch::operators::require, clebsch::operators::require_float, clebsch::operators::writable;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -129,6 +130,12 @@ struct Cpu {
     const int64_t cost = (sizeof(T) == 4 ? 1 : 2) << static_cast<int>(step);
     const int64_t points = harmonics.points.rows, grain = (1 << 17) / (cost * (args.num_columns + 8)) + 64;
     run_in_pieces(kernel, args, points, grain);
+  }
+
+  template <class T>
+  static void run(const clebsch::operators::Contraction<Cpu>&, const clebsch::ContractionCall<T>& call,
+                  clebsch::ContractionStep step) {
+    clebsch::run_symmetric_contraction(call, step, &run_in_torch_threads);
   }
 };
 
@@ -275,11 +282,6 @@ struct Linear {
     in_type_of(first.tensor, f);
   }
 };
-
-template <class T>
-const T* read(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, std::string plan,
               std::vector<int64_t> biased, std::optional<Tensor> index) {
@@ -477,11 +479,6 @@ struct Silu {
   }
 };
 
-template <class T>
-T* elements(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
 Tensor silu(const Tensor& x) {
   const Silu s(x);
   Tensor out = s.result();
@@ -517,135 +514,6 @@ std::tuple<Tensor, Tensor> silu_double_backward(const Tensor& grad_grad_x, const
     return kernels.double_backward;
   });
   return {grad_grad, grad_x};
-}
-
-// The operands that a symmetric contraction and its derivatives share, checked.
-struct Contraction {
-  static constexpr const char* noun = "symmetric_contraction";
-  First first;
-  Tensor table, index;
-  clebsch::ContractionSizes sizes;
-  Tensor x, weight;
-  int64_t nodes, channels, species;
-
-  Contraction(const Tensor& x_, const Tensor& weight_, const Tensor& index_, const Tensor& table_,
-              const std::vector<int64_t>& widths)
-      : first{"x", x_} {
-    require_float(noun, "x", x_);
-    require(table_.scalar_type() == ScalarType::Long && table_.dim() == 1, noun,
-            "table must be a vector of int64");
-    table = torch::stable::contiguous(table_);
-    sizes = clebsch::contraction_sizes(words());
-    require(std::equal(widths.begin(), widths.end(), sizes.widths.begin(), sizes.widths.end()), noun,
-            "widths must be those of table");
-    require(x_.dim() == 3 && x_.size(2) == sizes.components, noun, "x must have shape (nodes, channels, ",
-            sizes.components, ")");
-    nodes = x_.size(0);
-    channels = x_.size(1);
-    require(channels < 1 << 24, noun, "x must have fewer than 2^24 channels, got ", channels);
-    require(index_.scalar_type() == ScalarType::Long && index_.dim() == 1 && index_.size(0) == nodes, noun,
-            "index must have shape (", nodes, ",) and dtype int64");
-    require(weight_.dim() == 3, noun, "weight must have 3 dimensions, got ", weight_.dim());
-    species = weight_.size(0);
-    require(species < int64_t{1} << 32, noun, "weight must be of fewer than 2^32 species, got ", species);
-    x = operand("x", x_, {nodes, channels, sizes.components});
-    weight = operand("weight", weight_, {species, sizes.weights, channels});
-    index = torch::stable::contiguous(index_);
-  }
-  Tensor operand(const char* name, const Tensor& t, const std::vector<int64_t>& shape) const {
-    require(t.scalar_type() == first.tensor.scalar_type(), noun, name, " must have the dtype of ",
-            first.name);
-    bool fits = t.dim() == static_cast<int64_t>(shape.size());
-    for (size_t d = 0; fits && d < shape.size(); ++d) fits = t.size(static_cast<int64_t>(d)) == shape[d];
-    std::ostringstream expected;
-    for (size_t d = 0; d < shape.size(); ++d) expected << (d ? ", " : "") << shape[d];
-    require(fits, noun, name, " must have shape (", expected.str(), ")");
-    return torch::stable::contiguous(t);
-  }
-  std::vector<int64_t> out_shape() const { return {nodes, channels * sizes.out_width}; }
-  Tensor result(bool wanted, const std::vector<int64_t>& shape) const {
-    return fresh(x, wanted ? shape : std::vector<int64_t>{0});
-  }
-
-  // fill(call) adds to the operands what the step has beside them.
-  template <class F>
-  void run(clebsch::ContractionStep step, F fill) const {
-    in_type_of(x, [&]<class T>(T) { run_as<T>(step, fill); });
-  }
-
- private:
-  clebsch::TableWords words() const {
-    return {static_cast<const int64_t*>(table.const_data_ptr()), table.numel()};
-  }
-  template <class T, class F>
-  void run_as(clebsch::ContractionStep step, F fill) const {
-    clebsch::ContractionCall<T> call{};
-    call.table = words();
-    call.nodes = nodes;
-    call.channels = channels;
-    call.species = species;
-    call.index = static_cast<const int64_t*>(index.const_data_ptr());
-    call.x = read<T>(x);
-    call.weight = read<T>(weight);
-    fill(call);
-    clebsch::run_symmetric_contraction(call, step, &run_in_torch_threads);
-  }
-};
-
-template <class T>
-T* results_of(const Tensor& t, bool wanted) {
-  return wanted ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
-}
-
-Tensor symmetric_contraction(const Tensor& x, const Tensor& weight, const Tensor& index, const Tensor& table,
-                             std::vector<int64_t> widths) {
-  const Contraction c(x, weight, index, table, widths);
-  Tensor out = c.result(true, c.out_shape());
-  c.run(clebsch::ContractionStep::forward,
-        [&]<class T>(clebsch::ContractionCall<T>& call) { call.out = results_of<T>(out, true); });
-  return out;
-}
-
-std::tuple<Tensor, Tensor> symmetric_contraction_backward(const Tensor& grad, const Tensor& x,
-                                                          const Tensor& weight, const Tensor& index,
-                                                          const Tensor& table, std::vector<int64_t> widths,
-                                                          int64_t needs) {
-  const Contraction c(x, weight, index, table, widths);
-  const Tensor g = c.operand("grad", grad, c.out_shape());
-  const bool wants_x = needs & 1, wants_weight = needs & 2;
-  Tensor gx = c.result(wants_x, {c.nodes, c.channels, c.sizes.components});
-  Tensor gw = c.result(wants_weight, {c.species, c.sizes.weights, c.channels});
-  c.run(clebsch::ContractionStep::backward, [&]<class T>(clebsch::ContractionCall<T>& call) {
-    call.grad = read<T>(g);
-    call.grad_x = results_of<T>(gx, wants_x);
-    call.grad_weight = results_of<T>(gw, wants_weight);
-  });
-  return {gx, gw};
-}
-
-std::tuple<Tensor, Tensor, Tensor> symmetric_contraction_double_backward(
-    std::optional<Tensor> ax, std::optional<Tensor> aw, const Tensor& grad, const Tensor& x,
-    const Tensor& weight, const Tensor& index, const Tensor& table, std::vector<int64_t> widths,
-    int64_t needs) {
-  const Contraction c(x, weight, index, table, widths);
-  const std::vector<int64_t> x_shape{c.nodes, c.channels, c.sizes.components},
-      weight_shape{c.species, c.sizes.weights, c.channels};
-  const Tensor g = c.operand("grad", grad, c.out_shape());
-  std::optional<Tensor> tangent_x, tangent_weight;
-  if (ax) tangent_x = c.operand("ax", *ax, x_shape);
-  if (aw) tangent_weight = c.operand("aw", *aw, weight_shape);
-  const bool wants_grad = needs & 1, wants_x = needs & 2, wants_weight = needs & 4;
-  Tensor gg = c.result(wants_grad, c.out_shape()), gx = c.result(wants_x, x_shape),
-         gw = c.result(wants_weight, weight_shape);
-  c.run(clebsch::ContractionStep::double_backward, [&]<class T>(clebsch::ContractionCall<T>& call) {
-    call.grad = read<T>(g);
-    if (tangent_x) call.ax = read<T>(*tangent_x);
-    if (tangent_weight) call.a_weight = read<T>(*tangent_weight);
-    call.out = results_of<T>(gg, wants_grad);
-    call.grad_x = results_of<T>(gx, wants_x);
-    call.grad_weight = results_of<T>(gw, wants_weight);
-  });
-  return {gg, gx, gw};
 }
 
 Tensor graph_order(const Tensor& senders, const Tensor& receivers, int64_t num_nodes) {
@@ -718,6 +586,7 @@ STABLE_TORCH_LIBRARY_IMPL(clebsch, CPU, m) {
   m.impl("graph_order", TORCH_BOX(&graph_order));
   clebsch::operators::register_spherical_harmonics<Cpu>(m);
   clebsch::operators::register_products<Cpu>(m);
+  clebsch::operators::register_symmetric_contraction<Cpu>(m);
   m.impl("gate", TORCH_BOX(&gate));
   m.impl("gate_backward", TORCH_BOX(&gate_backward));
   m.impl("silu", TORCH_BOX(&silu));
@@ -727,9 +596,6 @@ STABLE_TORCH_LIBRARY_IMPL(clebsch, CPU, m) {
   m.impl("linear_grad_x", TORCH_BOX(&linear_grad_x));
   m.impl("linear_grad_weight", TORCH_BOX(&linear_grad_weight));
   m.impl("one_hot_index", TORCH_BOX(&one_hot_index));
-  m.impl("symmetric_contraction", TORCH_BOX(&symmetric_contraction));
-  m.impl("symmetric_contraction_backward", TORCH_BOX(&symmetric_contraction_backward));
-  m.impl("symmetric_contraction_double_backward", TORCH_BOX(&symmetric_contraction_double_backward));
   m.impl("radial_convolution", TORCH_BOX(&radial_convolution));
   m.impl("radial_convolution_backward", TORCH_BOX(&radial_convolution_backward));
   m.impl("radial_convolution_double_backward", TORCH_BOX(&radial_convolution_double_backward));
