@@ -57,23 +57,15 @@ class Words {
   std::int64_t left_;
 };
 
-struct Counts {
-  std::int64_t components, weights, pairs, rows, targets, groups, entries, terms, reductions;
-
-  explicit Counts(Words& words) {
-    Words::require(words.count() == kFormat);
-    components = words.count();
-    weights = words.count();
-    pairs = words.count();
-    rows = words.count();
-    targets = words.count();
-    groups = words.count();
-    entries = words.count();
-    terms = words.count();
-    reductions = words.count();
-  }
-  std::int64_t factors() const { return 1 + components + pairs; }
-};
+// All but products and what follows.
+ContractionSizes read_counts(Words& words) {
+  Words::require(words.count() == kFormat);
+  ContractionSizes n{};
+  for (std::int64_t* count : {&n.components, &n.weights, &n.pairs, &n.rows, &n.targets, &n.groups, &n.entries,
+                              &n.terms, &n.reductions})
+    *count = words.count();
+  return n;
+}
 
 constexpr std::int64_t kMostComponents = 1 << 24;
 
@@ -82,7 +74,7 @@ constexpr std::int64_t kMostComponents = 1 << 24;
 template <class T>
 ContractionTable<T>::ContractionTable(TableWords table) {
   Words words(table);
-  const Counts n(words);
+  const ContractionSizes n = read_counts(words);
   // Every count but those of components and weights is that of words which must be there.
   Words::require(n.components < 1 << 20 && n.pairs <= table.size && n.rows <= table.size &&
                  n.targets <= table.size && n.groups <= table.size && n.entries <= table.size &&
@@ -165,15 +157,20 @@ ContractionTable<T>::ContractionTable(TableWords table) {
 
 ContractionSizes contraction_sizes(TableWords table) {
   Words words(table);
-  const Counts n(words);
+  ContractionSizes n = read_counts(words);
   Words::require(n.targets <= table.size);
   words.take(2 * n.pairs);
-  std::vector<int> widths(n.targets);
-  words.integers(n.targets, 1, 1 << 16, widths.data());
-  std::int64_t width = 0;
-  for (const int own : widths) width += own;
-  Words::require(width < kMostComponents);
-  return {n.components, n.weights, width, std::move(widths)};
+  n.widths.resize(n.targets);
+  std::vector<int> rows(n.targets);
+  words.integers(n.targets, 1, 1 << 16, n.widths.data());
+  words.integers(n.targets, 0, n.rows + 1, rows.data());
+  for (std::int64_t t = 0; t < n.targets; ++t) {
+    n.out_width += n.widths[t];
+    n.products += std::int64_t{n.widths[t]} * rows[t];
+    Words::require(n.products <= table.size);
+  }
+  Words::require(n.out_width < kMostComponents);
+  return n;
 }
 
 template class ContractionTable<float>;

@@ -18,8 +18,10 @@ struct TableWords {
 };
 
 struct ContractionSizes {
-  std::int64_t components, weights, out_width;
+  std::int64_t components, weights, pairs, rows, targets, groups, entries, terms, reductions;
+  std::int64_t products, out_width;
   std::vector<int> widths;  // of the targets
+  std::int64_t factors() const { return 1 + components + pairs; }
 };
 
 // Throws std::invalid_argument if the words are no table; looks at their head alone.

@@ -1,18 +1,13 @@
 // Runs a product on a device: which kernels, and what they leave to be summed. Nothing waits.
 #pragma once
 
-#include <cstddef>
+#include <cstdint>
 
 #include "cuda/device_product.h"
+#include "cuda/workspace.h"
 #include "product_call.h"
 
 namespace clebsch::cuda {
-
-// Memory of the device that lives until the call is through; torch's, so that it belongs to the stream.
-struct Workspace {
-  void* context;
-  void* (*take)(void* context, std::size_t bytes);
-};
 
 // For tests: what the parts of sums may take at a time; 0 for the rule, 256 MiB. gx of an edge, and gw where
 // weights are shared, wait there until their owners sum them.

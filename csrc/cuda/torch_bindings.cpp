@@ -18,11 +18,13 @@
 #include "cuda/device_harmonics.h"
 #include "cuda/graph_view.h"
 #include "cuda/run_product.h"
+#include "cuda/run_symmetric_contraction.h"
 #include "cuda/tables.h"
 #include "cuda/torch_stream.h"
 #include "torch_operands.h"
 #include "torch_product.h"
 #include "torch_spherical_harmonics.h"
+#include "torch_symmetric_contraction.h"
 #ifdef CLEBSCH_EMULATED
 #include "cuda/emulator.h"
 #define CLEBSCH_KEY CPU
@@ -79,6 +81,16 @@ class TorchMemory {
   std::vector<Tensor> pieces_;
 };
 
+// Sorted keys, and where each came from; equal ones stay in their order.
+std::pair<Tensor, Tensor> sort(const Tensor& keys) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  std::array<StableIValue, 4> stack{from(keys), from(std::optional<bool>(true)), from(int64_t{0}),
+                                    from(false)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
+}
+
 struct Cuda {
   struct Order {
     Tensor tensor;
@@ -118,17 +130,29 @@ struct Cuda {
                                                  harmonics.points.rows};
     clebsch::cuda::launch_harmonics(call, static_cast<int>(step), current.stream);
   }
-};
 
-// Sorted keys, and where each came from; equal ones stay in their order.
-std::pair<Tensor, Tensor> sort(const Tensor& keys) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
-  std::array<StableIValue, 4> stack{from(keys), from(std::optional<bool>(true)), from(int64_t{0}),
-                                    from(false)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
-}
+  template <class T>
+  static void run(const clebsch::operators::Contraction<Cuda>& contraction,
+                  const clebsch::ContractionCall<T>& call, clebsch::ContractionStep step) {
+    const Tensor& like = contraction.x;
+    const StreamOf current(like.get_device_index());
+    // By content: whoever made the table may change or release it.
+    const clebsch::TableWords in = contraction.words();
+    std::string name = "contraction " + type_name<T>();
+    name.append(reinterpret_cast<const char*>(in.data), static_cast<size_t>(in.size) * sizeof(int64_t));
+    const int64_t* words = table(name, like, [&] { return clebsch::cuda::contraction_words<T>(in); });
+    std::optional<std::pair<Tensor, Tensor>> sorted;
+    clebsch::cuda::SortedSpecies by_species{};
+    if (call.grad_weight) {
+      sorted = sort(contraction.index);
+      by_species = {words_of(sorted->first), words_of(sorted->second)};
+    }
+    TorchMemory memory(like);
+    clebsch::cuda::run_symmetric_contraction(call,
+                                             clebsch::cuda::view_contraction<T>(contraction.sizes, words),
+                                             step, by_species, memory.workspace(), current.stream);
+  }
+};
 
 Tensor graph_order(const Tensor& senders, const Tensor& receivers, int64_t num_nodes) {
   const char* noun = "graph_order";
@@ -166,4 +190,5 @@ STABLE_TORCH_LIBRARY_IMPL(clebsch, CLEBSCH_KEY, m) {
   m.impl("graph_order", TORCH_BOX(&graph_order));
   clebsch::operators::register_spherical_harmonics<Cuda>(m);
   clebsch::operators::register_products<Cuda>(m);
+  clebsch::operators::register_symmetric_contraction<Cuda>(m);
 }
