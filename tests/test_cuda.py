@@ -22,7 +22,7 @@ OPERATORS = [
     "graph_order",
     *(
         noun + step
-        for noun in ("spherical_harmonics", "tensor_product", "convolution")
+        for noun in ("spherical_harmonics", "tensor_product", "convolution", "symmetric_contraction")
         for step in ("", "_backward", "_double_backward")
     ),
 ]
