@@ -26,8 +26,11 @@
 #include "graph_order.h"
 #include "memory.h"
 #include "plan.h"
+#include "torch_gate.h"
+#include "torch_linear.h"
 #include "torch_operands.h"
 #include "torch_product.h"
+#include "torch_silu.h"
 #include "torch_spherical_harmonics.h"
 #include "torch_symmetric_contraction.h"
 
@@ -39,7 +42,6 @@ extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
 
 namespace {
 
-using clebsch::operators::elements, clebsch::operators::in_type_of, clebsch::operators::read;
 using clebsch::operators::First, clebsch::operators::Matrix, clebsch::operators::matrix;
 using clebsch::operators::require, clebsch::operators::require_float, clebsch::operators::writable;
 using torch::headeronly::ScalarType;
@@ -136,6 +138,68 @@ struct Cpu {
   static void run(const clebsch::operators::Contraction<Cpu>&, const clebsch::ContractionCall<T>& call,
                   clebsch::ContractionStep step) {
     clebsch::run_symmetric_contraction(call, step, &run_in_torch_threads);
+  }
+
+  template <class T>
+  static void run_linear(const clebsch::operators::Linear<Cpu>& l, const std::vector<int64_t>& biased,
+                         clebsch::Rows<const T> x, const T* weight, clebsch::Rows<const T> bias,
+                         clebsch::Rows<T> out) {
+    clebsch::run_linear(l.plan, biased, groups(l), x, weight, bias, out, &run_in_torch_threads);
+  }
+  template <class T>
+  static void run_linear_grad_x(const clebsch::operators::Linear<Cpu>& l, clebsch::Rows<const T> g,
+                                const T* weight, clebsch::Rows<T> grad_x) {
+    clebsch::run_linear_grad_x(l.plan, groups(l), g, weight, grad_x, &run_in_torch_threads);
+  }
+  template <class T>
+  static void run_linear_grad_weight(const clebsch::operators::Linear<Cpu>& l, clebsch::Rows<const T> x,
+                                     clebsch::Rows<const T> g, T* grad_weight) {
+    clebsch::run_linear_grad_weight(l.plan, groups(l), x, g, grad_weight, &run_in_torch_threads);
+  }
+  template <class T>
+  static bool find_ones(const Matrix& y, int64_t columns, int64_t* index) {
+    const clebsch::Rows<const T> rows = y.read<T>();
+    for (int64_t r = 0; r < y.rows; ++r) {
+      const T* row = rows[r];
+      int64_t one = -1, others = 0;
+      for (int64_t c = 0; c < columns; ++c) {
+        others += row[c] != T{0};
+        if (row[c] == T{1}) one = c;
+      }
+      if (one < 0 || others != 1) return false;
+      index[r] = one;
+    }
+    return true;
+  }
+
+  template <class T>
+  static void run(const clebsch::operators::Gate<Cpu>& gate, const clebsch::GateArgs<T>& args,
+                  bool backward) {
+    const clebsch::GateKernels<T>& kernels = clebsch::kernels<T>().gate;
+    const int64_t grain = (1 << 16) / (gate.gated_count + args.scalar_count + 16) + 1;
+    run_in_pieces(backward ? kernels.backward : kernels.forward, args, gate.gates.rows, grain);
+  }
+
+  template <class T>
+  static void run(const clebsch::operators::Silu<Cpu>& silu, const clebsch::SiluArgs<T>& args,
+                  clebsch::operators::SiluStep step) {
+    using Step = clebsch::operators::SiluStep;
+    const clebsch::SiluKernels<T>& kernels = clebsch::kernels<T>().silu;
+    const auto kernel = step == Step::forward    ? kernels.forward
+                        : step == Step::backward ? kernels.backward
+                                                 : kernels.double_backward;
+    run_in_pieces(kernel, args, silu.x.numel(), 1 << 15);
+  }
+
+ private:
+  static clebsch::RowGroups groups(const clebsch::operators::Linear<Cpu>& l) {
+    if (!l.elements) return clebsch::RowGroups(l.row_count);
+    try {
+      return clebsch::RowGroups(static_cast<const int64_t*>(l.elements->const_data_ptr()), l.row_count,
+                                l.plan.program.dim2);
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument(std::string(l.noun) + ": " + error.what());
+    }
   }
 };
 
@@ -241,281 +305,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_convolution_double_bac
   return {gg, gx, gy, gh, gm};
 }
 
-// What a linear layer and its derivatives share: the plan, and who is the first operand.
-struct Linear {
-  static constexpr const char* noun = "linear";
-  const clebsch::Plan& plan;
-  First first;
-  const std::optional<Tensor>& index;
-
-  Linear(const char* name, const Tensor& tensor, const std::string& text, const std::optional<Tensor>& index_,
-         const std::vector<int64_t>& biased = {})
-      : plan(clebsch::parse_plan(text)), first{name, tensor}, index(index_) {
-    require_float(noun, name, tensor);
-    clebsch::check_linear(plan, biased, index.has_value());
-  }
-  clebsch::RowGroups groups(int64_t rows) const {
-    if (!index) return clebsch::RowGroups(rows);
-    require(index->scalar_type() == ScalarType::Long && index->dim() == 1 && index->numel() == rows, noun,
-            "index must be a vector of ", rows, " int64, one for each row");
-    const Tensor numbers = torch::stable::contiguous(*index);
-    try {
-      return clebsch::RowGroups(static_cast<const int64_t*>(numbers.const_data_ptr()), rows,
-                                plan.program.dim2);
-    } catch (const std::invalid_argument& error) {
-      throw std::invalid_argument(std::string(noun) + ": " + error.what());
-    }
-  }
-  Matrix rows(const char* name, const Tensor& t, int64_t columns) const {
-    return matrix(noun, name, t, first, columns);
-  }
-  Tensor flat(const Tensor& weight) const {
-    require(weight.scalar_type() == first.tensor.scalar_type() && weight.dim() == 1 &&
-                weight.numel() == plan.program.weight_numel,
-            noun, "weight must be a vector of ", plan.program.weight_numel, " of the dtype of ", first.name);
-    return torch::stable::contiguous(weight);
-  }
-  Tensor result(const std::vector<int64_t>& sizes) const { return fresh(first.tensor, sizes); }
-
-  template <class F>
-  void dispatch(F f) const {
-    in_type_of(first.tensor, f);
-  }
-};
-
-Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, std::string plan,
-              std::vector<int64_t> biased, std::optional<Tensor> index) {
-  const Linear l("x", x, plan, index, biased);
-  const clebsch::Program& program = l.plan.program;
-  int64_t biases = 0;
-  for (const int64_t block : biased) biases += program.out[block].mul;
-  const Matrix features = l.rows("x", x, program.dim1);
-  const Matrix shifts = matrix(l.noun, "bias", bias, l.first, biases, true);
-  require(bias.dim() == 1 || shifts.rows == features.rows, l.noun, "bias must have ", features.rows,
-          " rows, got ", shifts.rows);
-  const Tensor w = l.flat(weight);
-  const clebsch::RowGroups groups = l.groups(features.rows);
-  Tensor out = l.result({features.rows, program.dim_out});
-  l.dispatch([&]<class T>(T) {
-    clebsch::run_linear(l.plan, biased, groups, features.read<T>(), read<T>(w), shifts.read<T>(),
-                        writable<T>(out, true), &run_in_torch_threads);
-  });
-  return out;
-}
-
-Tensor linear_grad_x(const Tensor& grad, const Tensor& weight, std::string plan,
-                     std::optional<Tensor> index) {
-  const Linear l("grad", grad, plan, index);
-  const Matrix g = l.rows("grad", grad, l.plan.program.dim_out);
-  const Tensor w = l.flat(weight);
-  const clebsch::RowGroups groups = l.groups(g.rows);
-  Tensor gx = l.result({g.rows, l.plan.program.dim1});
-  l.dispatch([&]<class T>(T) {
-    clebsch::run_linear_grad_x(l.plan, groups, g.read<T>(), read<T>(w), writable<T>(gx, true),
-                               &run_in_torch_threads);
-  });
-  return gx;
-}
-
-Tensor linear_grad_weight(const Tensor& x, const Tensor& grad, std::string plan,
-                          std::optional<Tensor> index) {
-  const Linear l("x", x, plan, index);
-  const Matrix features = l.rows("x", x, l.plan.program.dim1),
-               g = l.rows("grad", grad, l.plan.program.dim_out);
-  require(g.rows == features.rows, l.noun, "grad must have ", features.rows, " rows, got ", g.rows);
-  const clebsch::RowGroups groups = l.groups(features.rows);
-  Tensor gw = l.result({l.plan.program.weight_numel});
-  l.dispatch([&]<class T>(T) {
-    clebsch::run_linear_grad_weight(l.plan, groups, features.read<T>(), g.read<T>(),
-                                    static_cast<T*>(gw.mutable_data_ptr()), &run_in_torch_threads);
-  });
-  return gw;
-}
-
-// The column of the 1 of every row, or nothing unless each row has one 1 and else zeros. -0 is 0.
-template <class T>
-bool find_ones(const Matrix& y, int64_t columns, int64_t* index) {
-  const clebsch::Rows<const T> rows = y.read<T>();
-  for (int64_t r = 0; r < y.rows; ++r) {
-    const T* row = rows[r];
-    int64_t one = -1, others = 0;
-    for (int64_t c = 0; c < columns; ++c) {
-      others += row[c] != T{0};
-      if (row[c] == T{1}) one = c;
-    }
-    if (one < 0 || others != 1) return false;
-    index[r] = one;
-  }
-  return true;
-}
-
-Tensor one_hot_index(const Tensor& y) {
-  const char* noun = "one_hot_index";
-  require_float(noun, "y", y);
-  require(y.dim() == 2, noun, "y must have 2 dimensions, got ", y.dim());
-  const Matrix rows = matrix(noun, "y", y, {"y", y}, y.size(1));
-  Tensor index = torch::stable::new_empty(y, {rows.rows}, ScalarType::Long);
-  int64_t* at = static_cast<int64_t*>(index.mutable_data_ptr());
-  const bool found = y.scalar_type() == ScalarType::Float ? find_ones<float>(rows, y.size(1), at)
-                                                          : find_ones<double>(rows, y.size(1), at);
-  return found ? index : torch::stable::new_empty(index, {0});
-}
-
-// The operands of gates, checked: blocks of `muls` copies of `widths` components.
-struct Gate {
-  static constexpr const char* noun = "gate";
-  std::vector<clebsch::GatedBlock> blocks;
-  int64_t gate_count = 0, gated_count = 0;
-  First first;
-  Matrix gates, gated;
-
-  Gate(const char* name, const Tensor& tensor, const Tensor& gates_, const Tensor& gated_,
-       const std::vector<int64_t>& muls, const std::vector<int64_t>& widths)
-      : first{name, tensor} {
-    require_float(noun, name, tensor);
-    require(muls.size() == widths.size(), noun, "muls and widths must be of the same length");
-    constexpr int64_t most = int64_t{1} << 40;  // far above what memory holds, far below where sizes overflow
-    for (size_t i = 0; i < muls.size(); ++i) {
-      require(muls[i] >= 0 && widths[i] >= 1 && muls[i] < most && widths[i] < 1 << 16, noun,
-              "muls must be >= 0 and widths >= 1");
-      blocks.push_back({muls[i], widths[i]});
-      gate_count += muls[i];
-      gated_count += muls[i] * widths[i];
-      require(gated_count < most, noun, "muls and widths must be of a size that memory holds");
-    }
-    gates = matrix(noun, "gates", gates_, first, gate_count);
-    gated = matrix(noun, "gated", gated_, first, gated_count);
-    require(gated.rows == gates.rows, noun, "gated must have ", gates.rows, " rows, got ", gated.rows);
-  }
-  Matrix beside(const char* name, const Tensor& t, int64_t columns) const {
-    Matrix m = matrix(noun, name, t, first, columns);
-    require(m.rows == gates.rows, noun, name, " must have ", gates.rows, " rows, got ", m.rows);
-    return m;
-  }
-
-  template <class F>
-  void dispatch(F f) const {
-    in_type_of(first.tensor, [&]<class T>(T) { run<T>(f); });
-  }
-
- private:
-  template <class T, class F>
-  void run(F f) const {
-    clebsch::GateArgs<T> args{};
-    args.blocks = blocks.data();
-    args.block_count = static_cast<int>(blocks.size());
-    args.gates = gates.read<T>();
-    args.gated = gated.read<T>();
-    const auto kernel = f(args, clebsch::kernels<T>().gate);
-    const int64_t grain = (1 << 16) / (gated_count + args.scalar_count + 16) + 1;
-    run_in_pieces(kernel, args, gates.rows, grain);
-  }
-};
-
-Tensor gate(const Tensor& scalars, const Tensor& gates, const Tensor& gated, std::vector<int64_t> muls,
-            std::vector<int64_t> widths) {
-  const Gate g("scalars", scalars, gates, gated, muls, widths);
-  require(scalars.dim() == 2, g.noun, "scalars must have 2 dimensions, got ", scalars.dim());
-  const Matrix own = g.beside("scalars", scalars, scalars.size(1));
-  Tensor out = fresh(scalars, {own.rows, scalars.size(1) + g.gated_count});
-  g.dispatch([&]<class T>(clebsch::GateArgs<T>& args, const auto& kernels) {
-    args.scalar_count = scalars.size(1);
-    args.scalars = own.read<T>();
-    args.out = writable<T>(out, true);
-    return kernels.forward;
-  });
-  return out;
-}
-
-std::tuple<Tensor, Tensor> gate_backward(const Tensor& grad, const Tensor& gates, const Tensor& gated,
-                                         std::vector<int64_t> muls, std::vector<int64_t> widths) {
-  const Gate g("grad", grad, gates, gated, muls, widths);
-  require(grad.dim() == 2 && grad.size(1) >= g.gated_count, g.noun, "grad must have 2 dimensions and ",
-          g.gated_count, " columns or more");
-  const Matrix cotangent = g.beside("grad", grad, grad.size(1));
-  Tensor grad_gates = fresh(grad, {g.gates.rows, g.gate_count});
-  Tensor grad_gated = fresh(grad, {g.gates.rows, g.gated_count});
-  g.dispatch([&]<class T>(clebsch::GateArgs<T>& args, const auto& kernels) {
-    args.scalar_count = grad.size(1) - g.gated_count;
-    args.grad = cotangent.read<T>();
-    args.grad_gates = writable<T>(grad_gates, true);
-    args.grad_gated = writable<T>(grad_gated, true);
-    return kernels.backward;
-  });
-  return {grad_gates, grad_gated};
-}
-
-// Arrays of one shape and type, met number by number.
-struct Silu {
-  static constexpr const char* noun = "silu";
-  Tensor x;
-  std::vector<int64_t> sizes;
-
-  explicit Silu(const Tensor& x_) : x(torch::stable::contiguous(x_)) {
-    require_float(noun, "x", x_);
-    for (int64_t d = 0; d < x.dim(); ++d) sizes.push_back(x.size(d));
-  }
-  Tensor operand(const char* name, const Tensor& t) const {
-    bool fits = t.scalar_type() == x.scalar_type() && t.dim() == x.dim();
-    for (int64_t d = 0; fits && d < x.dim(); ++d) fits = t.size(d) == x.size(d);
-    require(fits, noun, name, " must have the shape and dtype of x");
-    return torch::stable::contiguous(t);
-  }
-  Tensor result() const { return sizes.empty() ? torch::stable::new_empty(x, sizes) : fresh(x, sizes); }
-
-  // f(args, kernels) fills in the arguments and names the kernel.
-  template <class F>
-  void dispatch(F f) const {
-    in_type_of(x, [&]<class T>(T) { run<T>(f); });
-  }
-
- private:
-  template <class T, class F>
-  void run(F f) const {
-    clebsch::SiluArgs<T> args{};
-    args.x = read<T>(x);
-    const auto kernel = f(args, clebsch::kernels<T>().silu);
-    run_in_pieces(kernel, args, x.numel(), 1 << 15);
-  }
-};
-
-Tensor silu(const Tensor& x) {
-  const Silu s(x);
-  Tensor out = s.result();
-  s.dispatch([&]<class T>(clebsch::SiluArgs<T>& args, const auto& kernels) {
-    args.out = elements<T>(out);
-    return kernels.forward;
-  });
-  return out;
-}
-
-Tensor silu_backward(const Tensor& grad, const Tensor& x) {
-  const Silu s(x);
-  const Tensor g = s.operand("grad", grad);
-  Tensor grad_x = s.result();
-  s.dispatch([&]<class T>(clebsch::SiluArgs<T>& args, const auto& kernels) {
-    args.grad = read<T>(g);
-    args.grad_x = elements<T>(grad_x);
-    return kernels.backward;
-  });
-  return grad_x;
-}
-
-std::tuple<Tensor, Tensor> silu_double_backward(const Tensor& grad_grad_x, const Tensor& grad,
-                                                const Tensor& x) {
-  const Silu s(x);
-  const Tensor a = s.operand("grad_grad_x", grad_grad_x), g = s.operand("grad", grad);
-  Tensor grad_grad = s.result(), grad_x = s.result();
-  s.dispatch([&]<class T>(clebsch::SiluArgs<T>& args, const auto& kernels) {
-    args.grad_grad_x = read<T>(a);
-    args.grad = read<T>(g);
-    args.out = elements<T>(grad_grad);
-    args.grad_x = elements<T>(grad_x);
-    return kernels.double_backward;
-  });
-  return {grad_grad, grad_x};
-}
-
 Tensor graph_order(const Tensor& senders, const Tensor& receivers, int64_t num_nodes) {
   clebsch::operators::require_edges(senders, receivers, num_nodes);
   const Tensor s = torch::stable::contiguous(senders), r = torch::stable::contiguous(receivers);
@@ -587,15 +376,9 @@ STABLE_TORCH_LIBRARY_IMPL(clebsch, CPU, m) {
   clebsch::operators::register_spherical_harmonics<Cpu>(m);
   clebsch::operators::register_products<Cpu>(m);
   clebsch::operators::register_symmetric_contraction<Cpu>(m);
-  m.impl("gate", TORCH_BOX(&gate));
-  m.impl("gate_backward", TORCH_BOX(&gate_backward));
-  m.impl("silu", TORCH_BOX(&silu));
-  m.impl("silu_backward", TORCH_BOX(&silu_backward));
-  m.impl("silu_double_backward", TORCH_BOX(&silu_double_backward));
-  m.impl("linear", TORCH_BOX(&linear));
-  m.impl("linear_grad_x", TORCH_BOX(&linear_grad_x));
-  m.impl("linear_grad_weight", TORCH_BOX(&linear_grad_weight));
-  m.impl("one_hot_index", TORCH_BOX(&one_hot_index));
+  clebsch::operators::register_linear<Cpu>(m);
+  clebsch::operators::register_gate<Cpu>(m);
+  clebsch::operators::register_silu<Cpu>(m);
   m.impl("radial_convolution", TORCH_BOX(&radial_convolution));
   m.impl("radial_convolution_backward", TORCH_BOX(&radial_convolution_backward));
   m.impl("radial_convolution_double_backward", TORCH_BOX(&radial_convolution_double_backward));

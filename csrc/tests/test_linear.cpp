@@ -12,6 +12,7 @@
 #include "check.h"
 #include "cpu/dispatch.h"
 #include "cpu/run_linear.h"
+#include "linear_arrangement.h"
 #include "cpu/run_product.h"
 #include "form.h"
 #include "plan.h"
