@@ -28,7 +28,7 @@ constexpr unsigned kWarp = 32, kAllLanes = 0xffffffffu;
 
 // What a kernel finds in arrays that the host has not looked at. On a GPU the kernel stops, and the next call
 // that waits for it fails, as with torch's own assertions.
-enum class Refusal { index, order, species };
+enum class Refusal { index, order, species, element };
 
 #ifdef __CUDACC__
 
@@ -77,12 +77,16 @@ void launch(void (*kernel)(Args), dim3 grid, dim3 block, std::size_t shared, voi
 
 #else
 
-// The numbers are those of a species: how many there are, which was given, where.
+// The numbers are those of a species or an element: how many there are, which was given, where.
 [[noreturn]] inline void refuse(Refusal refusal, std::int64_t count = 0, std::int64_t given = 0,
                                 std::int64_t at = 0) {
-  if (refusal == Refusal::species)
-    throw std::invalid_argument("symmetric_contraction: index must lie in [0, " + std::to_string(count) +
-                                "), got " + std::to_string(given) + " for node " + std::to_string(at));
+  if (refusal == Refusal::species || refusal == Refusal::element) {
+    const bool species = refusal == Refusal::species;
+    throw std::invalid_argument((species ? "symmetric_contraction" : "linear") +
+                                (": index must lie in [0, " + std::to_string(count)) + "), got " +
+                                std::to_string(given) + (species ? " for node " : " in row ") +
+                                std::to_string(at));
+  }
   if (refusal == Refusal::index)
     throw std::out_of_range("graph_order: senders and receivers must lie in [0, num_nodes)");
   throw std::invalid_argument("convolution: order must come from graph_order of the same graph");

@@ -27,12 +27,12 @@ struct DeviceSilu {
 template <class T>
 void launch_silu(const DeviceSilu<T>& silu, void* stream);
 
-// index[r]: the column of the 1 of row r, or -1 unless the row has one 1 and else zeros.
+// found[r], index[r]: the column of the 1 of row r; found is -1 unless the row has one 1 and else zeros.
 template <class T>
 struct OneHotRows {
   Rows<const T> y;
   std::int64_t rows, columns;
-  std::int64_t* index;
+  std::int64_t *found, *index;
 };
 template <class T>
 void launch_one_hot(const OneHotRows<T>& rows, void* stream);

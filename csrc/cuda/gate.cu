@@ -1,6 +1,7 @@
 // Gates: forward a thread for a number of out, backward one for a gate, whose components it sums.
 //
-// Bytes of a copy of width d, elements of T: forward 2 d + 1, backward 3 d + 2, read or written once: the least.
+// Bytes of a copy of width d, elements of T: forward 2 d + 1, backward 3 d + 2, read or written once: the
+// least.
 #include "cuda/device.h"
 #include "cuda/device_rows.h"
 

@@ -19,7 +19,10 @@ __global__ void __launch_bounds__(kWarp) find_ones(OneHotRows<T> a) {
     others = sum_lanes(others);
     ones = sum_lanes(ones);
     column = sum_lanes(column);
-    if (threadIdx.x == 0) a.index[r] = others == 1 && ones == 1 ? column : -1;
+    if (threadIdx.x == 0) {
+      a.found[r] = others == 1 && ones == 1 ? column : -1;
+      a.index[r] = column;
+    }
   }
 }
 

@@ -1,5 +1,5 @@
-// silu and its derivatives, a thread for a number; the formulas are those of cpu/silu.inl.h. Bytes, elements of
-// T: forward 2, backward 3, double backward 5, read or written once.
+// silu and its derivatives, a thread for a number; the formulas are those of cpu/silu.inl.h. Bytes, elements
+// of T: forward 2, backward 3, double backward 5, read or written once.
 #include "cuda/device.h"
 #include "cuda/device_rows.h"
 

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -16,13 +17,18 @@
 #include <vector>
 
 #include "cuda/device_harmonics.h"
+#include "cuda/device_rows.h"
 #include "cuda/graph_view.h"
+#include "cuda/run_linear.h"
 #include "cuda/run_product.h"
 #include "cuda/run_symmetric_contraction.h"
 #include "cuda/tables.h"
 #include "cuda/torch_stream.h"
+#include "torch_gate.h"
+#include "torch_linear.h"
 #include "torch_operands.h"
 #include "torch_product.h"
+#include "torch_silu.h"
 #include "torch_spherical_harmonics.h"
 #include "torch_symmetric_contraction.h"
 #ifdef CLEBSCH_EMULATED
@@ -152,6 +158,107 @@ struct Cuda {
                                              clebsch::cuda::view_contraction<T>(contraction.sizes, words),
                                              step, by_species, memory.workspace(), current.stream);
   }
+
+  template <class T>
+  static void run_linear(const clebsch::operators::Linear<Cuda>& l, const std::vector<int64_t>& biased,
+                         clebsch::Rows<const T> x, const T* weight, clebsch::Rows<const T> bias,
+                         clebsch::Rows<T> out) {
+    const LinearRun run(l, clebsch::LinearDirection::to_out, biased);
+    clebsch::cuda::DeviceLinear<T> call = run.call<T>(x);
+    call.weight = weight;
+    call.bias = bias;
+    call.target = out;
+    clebsch::cuda::launch_mix_rows(call, run.current.stream);
+  }
+  template <class T>
+  static void run_linear_grad_x(const clebsch::operators::Linear<Cuda>& l, clebsch::Rows<const T> g,
+                                const T* weight, clebsch::Rows<T> grad_x) {
+    const LinearRun run(l, clebsch::LinearDirection::to_x, {});
+    clebsch::cuda::DeviceLinear<T> call = run.call<T>(g);
+    call.weight = weight;
+    call.target = grad_x;
+    clebsch::cuda::launch_mix_rows(call, run.current.stream);
+  }
+  template <class T>
+  static void run_linear_grad_weight(const clebsch::operators::Linear<Cuda>& l, clebsch::Rows<const T> x,
+                                     clebsch::Rows<const T> g, T* grad_weight) {
+    const LinearRun run(l, clebsch::LinearDirection::to_out, {});
+    TorchMemory memory(l.first.tensor);
+    clebsch::cuda::run_grad_weight(run.call<T>(x), g, run.sorted ? words_of(run.sorted->first) : nullptr,
+                                   l.plan.program.weight_numel, grad_weight, memory.workspace(),
+                                   run.current.stream);
+  }
+
+  // Waits: the host has to know.
+  template <class T>
+  static bool find_ones(const clebsch::operators::Matrix& y, int64_t columns, int64_t* index) {
+    const StreamOf current(y.tensor.get_device_index());
+    Tensor found = torch::stable::new_empty(y.tensor, {y.rows}, ScalarType::Long);
+    int64_t* words = static_cast<int64_t*>(found.mutable_data_ptr());
+    clebsch::cuda::launch_one_hot(clebsch::cuda::OneHotRows<T>{y.read<T>(), y.rows, columns, words, index},
+                                  current.stream);
+    const Tensor here = torch::stable::to(found, Device(torch::headeronly::DeviceType::CPU));
+    const int64_t* first = words_of(here);
+    return std::all_of(first, first + y.rows, [](int64_t column) { return column >= 0; });
+  }
+
+  template <class T>
+  static void run(const clebsch::operators::Gate<Cuda>& gate, clebsch::GateArgs<T> args, bool backward) {
+    const Tensor& like = gate.first.tensor;
+    const StreamOf current(like.get_device_index());
+    std::vector<int64_t> blocks;
+    std::string name = "gate";
+    for (const clebsch::GatedBlock& block : gate.blocks) {
+      blocks.insert(blocks.end(), {block.mul, block.width});
+      name.append(" ").append(std::to_string(block.mul)).append("x").append(std::to_string(block.width));
+    }
+    const int64_t* words = table(name, like, [&] { return blocks; });
+    args.blocks = reinterpret_cast<const clebsch::GatedBlock*>(words);
+    clebsch::cuda::launch_gate(
+        clebsch::cuda::DeviceGate<T>{args, gate.gates.rows, gate.gate_count, gate.gated_count}, backward,
+        current.stream);
+  }
+
+  template <class T>
+  static void run(const clebsch::operators::Silu<Cuda>& silu, const clebsch::SiluArgs<T>& args,
+                  clebsch::operators::SiluStep step) {
+    const StreamOf current(silu.x.get_device_index());
+    clebsch::cuda::launch_silu(clebsch::cuda::DeviceSilu<T>{args, silu.x.numel(), static_cast<int>(step)},
+                               current.stream);
+  }
+
+ private:
+  // Its tables, and its rows sorted by element, if they have any.
+  struct LinearRun {
+    const clebsch::operators::Linear<Cuda>& l;
+    const StreamOf current;
+    clebsch::cuda::LinearTables tables;
+    std::optional<std::pair<Tensor, Tensor>> sorted;
+
+    LinearRun(const clebsch::operators::Linear<Cuda>& l_, clebsch::LinearDirection direction,
+              const std::vector<int64_t>& biased)
+        : l(l_), current(l.first.tensor.get_device_index()) {
+      const clebsch::LinearArrangement arrangement(l.plan, direction, biased);
+      std::string name = direction == clebsch::LinearDirection::to_out ? "linear" : "linear to x";
+      for (const int64_t block : biased) name.append(" ").append(std::to_string(block));
+      const int64_t* words = table(name + " " + l.text, l.first.tensor, [&] {
+        return clebsch::cuda::linear_words(arrangement.program(), l.plan.program.dim2);
+      });
+      tables = clebsch::cuda::view_linear(arrangement.program(), words);
+      if (l.elements) sorted = sort(*l.elements);
+    }
+    template <class T>
+    clebsch::cuda::DeviceLinear<T> call(clebsch::Rows<const T> source) const {
+      clebsch::cuda::DeviceLinear<T> call{};
+      call.tables = tables;
+      call.rows = l.row_count;
+      call.elements = l.elements ? l.plan.program.dim2 : 1;
+      if (sorted) call.order = words_of(sorted->second);
+      if (l.elements) call.index = words_of(*l.elements);
+      call.source = source;
+      return call;
+    }
+  };
 };
 
 Tensor graph_order(const Tensor& senders, const Tensor& receivers, int64_t num_nodes) {
@@ -191,4 +298,7 @@ STABLE_TORCH_LIBRARY_IMPL(clebsch, CLEBSCH_KEY, m) {
   clebsch::operators::register_spherical_harmonics<Cuda>(m);
   clebsch::operators::register_products<Cuda>(m);
   clebsch::operators::register_symmetric_contraction<Cuda>(m);
+  clebsch::operators::register_linear<Cuda>(m);
+  clebsch::operators::register_gate<Cuda>(m);
+  clebsch::operators::register_silu<Cuda>(m);
 }
