@@ -295,22 +295,25 @@ __global__ void __launch_bounds__(kThreads) channels_forward(DeviceProduct<T> a)
 }
 
 // Sums over the lanes of Count numbers, a power of 2: at each step a lane keeps half of them and gives the
-// other half away. Number lane / (32 / Count) is what a lane ends with.
-template <int Count, class T>
-__device__ inline T sum_each(T (&value)[Count], int lane) {
-  int offset = kLanes / 2;
-  CLEBSCH_DEVICE_UNROLL
-  for (int half = Count / 2; half > 0; half /= 2, offset /= 2) {
-    const bool upper = lane & offset;
+// other half away. Number lane / (32 / Count) is what a lane ends with. Recursion, not loops: compilers for
+// GPUs gave up to unroll them, and the numbers went to local memory.
+template <int Count, int Offset = kLanes / 2, class T>
+__device__ __forceinline__ T sum_each(T* value, int lane) {
+  if constexpr (Offset == 0) {
+    return value[0];
+  } else if constexpr (Count == 1) {
+    value[0] += __shfl_xor_sync(kAllLanes, value[0], Offset);
+    return sum_each<1, Offset / 2>(value, lane);
+  } else {
+    constexpr int half = Count / 2;
+    const bool upper = lane & Offset;
     CLEBSCH_DEVICE_UNROLL
     for (int i = 0; i < half; ++i) {
       const T given = upper ? value[i] : value[i + half], kept = upper ? value[i + half] : value[i];
-      value[i] = kept + __shfl_xor_sync(kAllLanes, given, offset);
+      value[i] = kept + __shfl_xor_sync(kAllLanes, given, Offset);
     }
+    return sum_each<half, Offset / 2>(value, lane);
   }
-  T sum = value[0];
-  for (; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
-  return sum;
 }
 
 // The least power of 2 that is not less, up to the lanes of a warp.
