@@ -34,6 +34,13 @@ constexpr int kLanes = 32, kWarps = kForwardWarps, kThreads = kLanes * kWarps;
 // Degrees of x and the output that are known when compiling; at most 3.
 constexpr int kUnrolledProducts = CLEBSCH_UNROLLED_DEVICE;
 
+// Blocks of threads for whose registers a multiprocessor must have room: about those that its shared memory
+// has room for. Left to itself the compiler aims at more of them, and spills.
+template <class T, bool Tangent>
+constexpr int kForwardBlocks = sizeof(T) == 8 || Tangent ? 4 : 5;
+template <class T>
+constexpr int kBackwardBlocks = sizeof(T) == 8 ? 3 : 4;
+
 template <class T, int C>
 using Channels = Pack<T, C>;
 
@@ -244,7 +251,7 @@ __device__ __forceinline__ void add_path(const PlanTables<T>& plan, const PathTa
 }
 
 template <class T, int C, bool Tangent>
-__global__ void __launch_bounds__(kThreads) channels_forward(DeviceProduct<T> a) {
+__global__ void __launch_bounds__(kThreads, kForwardBlocks<T, Tangent>) channels_forward(DeviceProduct<T> a) {
   const PlanTables<T>& plan = a.plan;
   std::int64_t* index = dynamic_shared<std::int64_t>();
   Channels<T, C>* sums = reinterpret_cast<Channels<T, C>*>(index + kWarps);
@@ -405,7 +412,7 @@ __device__ __forceinline__ void differentiate_path(const PathTable& p, const Own
 }
 
 template <class T, int C, bool Tangent>
-__global__ void __launch_bounds__(kThreads) channels_backward(DeviceProduct<T> a) {
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks<T>) channels_backward(DeviceProduct<T> a) {
   const PlanTables<T>& plan = a.plan;
   const int tile_size = plan.components1 * kLanes, lane = static_cast<int>(threadIdx.x) % kLanes,
             warp = static_cast<int>(threadIdx.x) / kLanes;
