@@ -34,6 +34,13 @@ constexpr int kLanes = 32, kWarps = kForwardWarps, kThreads = kLanes * kWarps;
 // Degrees of x and the output that are known when compiling; at most 3.
 constexpr int kUnrolledProducts = CLEBSCH_UNROLLED_DEVICE;
 
+// Blocks of threads for whose registers a multiprocessor must have room: about those that its shared memory
+// has room for. Left to itself the compiler aims at more of them, and spills.
+template <class T, bool Tangent>
+constexpr int kForwardBlocks = sizeof(T) == 8 || Tangent ? 4 : 5;
+template <class T>
+constexpr int kBackwardBlocks = sizeof(T) == 8 ? 3 : 4;
+
 template <class T, int C>
 using Channels = Pack<T, C>;
 
@@ -244,7 +251,7 @@ __device__ __forceinline__ void add_path(const PlanTables<T>& plan, const PathTa
 }
 
 template <class T, int C, bool Tangent>
-__global__ void __launch_bounds__(kThreads) channels_forward(DeviceProduct<T> a) {
+__global__ void __launch_bounds__(kThreads, kForwardBlocks<T, Tangent>) channels_forward(DeviceProduct<T> a) {
   const PlanTables<T>& plan = a.plan;
   std::int64_t* index = dynamic_shared<std::int64_t>();
   Channels<T, C>* sums = reinterpret_cast<Channels<T, C>*>(index + kWarps);
@@ -295,22 +302,25 @@ __global__ void __launch_bounds__(kThreads) channels_forward(DeviceProduct<T> a)
 }
 
 // Sums over the lanes of Count numbers, a power of 2: at each step a lane keeps half of them and gives the
-// other half away. Number lane / (32 / Count) is what a lane ends with.
-template <int Count, class T>
-__device__ inline T sum_each(T (&value)[Count], int lane) {
-  int offset = kLanes / 2;
-  CLEBSCH_DEVICE_UNROLL
-  for (int half = Count / 2; half > 0; half /= 2, offset /= 2) {
-    const bool upper = lane & offset;
+// other half away. Number lane / (32 / Count) is what a lane ends with. Recursion, not loops: compilers for
+// GPUs gave up to unroll them, and the numbers went to local memory.
+template <int Count, int Offset = kLanes / 2, class T>
+__device__ __forceinline__ T sum_each(T* value, int lane) {
+  if constexpr (Offset == 0) {
+    return value[0];
+  } else if constexpr (Count == 1) {
+    value[0] += __shfl_xor_sync(kAllLanes, value[0], Offset);
+    return sum_each<1, Offset / 2>(value, lane);
+  } else {
+    constexpr int half = Count / 2;
+    const bool upper = lane & Offset;
     CLEBSCH_DEVICE_UNROLL
     for (int i = 0; i < half; ++i) {
       const T given = upper ? value[i] : value[i + half], kept = upper ? value[i + half] : value[i];
-      value[i] = kept + __shfl_xor_sync(kAllLanes, given, offset);
+      value[i] = kept + __shfl_xor_sync(kAllLanes, given, Offset);
     }
+    return sum_each<half, Offset / 2>(value, lane);
   }
-  T sum = value[0];
-  for (; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
-  return sum;
 }
 
 // The least power of 2 that is not less, up to the lanes of a warp.
@@ -402,7 +412,7 @@ __device__ __forceinline__ void differentiate_path(const PathTable& p, const Own
 }
 
 template <class T, int C, bool Tangent>
-__global__ void __launch_bounds__(kThreads) channels_backward(DeviceProduct<T> a) {
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks<T>) channels_backward(DeviceProduct<T> a) {
   const PlanTables<T>& plan = a.plan;
   const int tile_size = plan.components1 * kLanes, lane = static_cast<int>(threadIdx.x) % kLanes,
             warp = static_cast<int>(threadIdx.x) / kLanes;

@@ -20,6 +20,12 @@ namespace clebsch::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+// Blocks of threads for whose registers a multiprocessor must have room, where the compiler, left to itself
+// (0), aims at more and spills.
+template <bool Tangent>
+constexpr int kForwardBlocks = Tangent ? 4 : 0;
+template <class T>
+constexpr int kBackwardBlocks = sizeof(T) == 8 ? 3 : 4;
 constexpr int kPairValues = 1024;  // components of pairs in a chunk, or those of one pair
 
 struct ComponentIndex {
@@ -263,7 +269,7 @@ __device__ inline void clear(T* row, std::int64_t length) {
 }
 
 template <class T, bool Tangent>
-__global__ void __launch_bounds__(kThreads) rows_forward(DeviceProduct<T> a) {
+__global__ void __launch_bounds__(kThreads, kForwardBlocks<Tangent>) rows_forward(DeviceProduct<T> a) {
   T *value = dynamic_shared<T>(), *tangent = value + kPairValues;
   const std::int64_t tasks = a.graph.edge ? a.graph.nodes : a.rows;
   for (std::int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
@@ -287,7 +293,7 @@ __global__ void __launch_bounds__(kThreads) rows_forward(DeviceProduct<T> a) {
 }
 
 template <class T, bool Tangent>
-__global__ void __launch_bounds__(kThreads) rows_backward(DeviceProduct<T> a) {
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks<T>) rows_backward(DeviceProduct<T> a) {
   T *value = dynamic_shared<T>(), *q = value + kPairValues, *tangent = q + kPairValues,
     *q_tangent = tangent + kPairValues;
   for (std::int64_t at = a.first_position + blockIdx.x; at < a.last_position; at += gridDim.x) {
