@@ -30,6 +30,7 @@
 #include "torch_linear.h"
 #include "torch_operands.h"
 #include "torch_product.h"
+#include "torch_radial_convolution.h"
 #include "torch_silu.h"
 #include "torch_spherical_harmonics.h"
 #include "torch_symmetric_contraction.h"
@@ -42,8 +43,7 @@ extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
 
 namespace {
 
-using clebsch::operators::First, clebsch::operators::Matrix, clebsch::operators::matrix;
-using clebsch::operators::require, clebsch::operators::require_float, clebsch::operators::writable;
+using clebsch::operators::Matrix;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -203,108 +203,6 @@ struct Cpu {
   }
 };
 
-// With weights that are hidden @ matrix.
-struct RadialProduct : clebsch::operators::Product<Cpu> {
-  Matrix hidden, last;  // the matrix of the last layer
-
-  RadialProduct(const Tensor& x_, const Tensor& y_, const Tensor& hidden_, const Tensor& matrix_,
-                const Tensor& order_, const std::string& text)
-      : Product("radial_convolution", x_, y_, text) {
-    require(hidden_.dim() == 2, noun, "hidden must have 2 dimensions, got ", hidden_.dim());
-    hidden = operand("hidden", hidden_, hidden_.size(1));
-    require(hidden.rows == y.rows, noun, "hidden must have ", y.rows, " rows, got ", hidden.rows);
-    // Far above what memory holds, far below where sizes overflow.
-    const int64_t size = hidden_.size(1), numel = plan.program.weight_numel, most = int64_t{1} << 30;
-    require(
-        size < most && numel < most && size * numel < int64_t{1} << 48, noun,
-        "hidden and the weights must have fewer than 2^30 columns and matrix fewer than 2^48 elements, got ",
-        size, " and ", numel, " columns");
-    last = operand("matrix", matrix_, plan.program.weight_numel);
-    require(last.rows == hidden_.size(1), noun, "matrix must have ", hidden_.size(1), " rows, got ",
-            last.rows);
-    follow(order_);
-  }
-
-  int64_t size() const { return last.rows; }
-  Tensor new_grad_hidden(bool wanted) const { return result(wanted, hidden.rows, size()); }
-  Tensor new_grad_matrix(bool wanted) const { return result(wanted, size(), plan.program.weight_numel); }
-
-  // f(call, weights) in the type of x; the call has the weights.
-  template <class F>
-  void dispatch(F f) const {
-    Product::dispatch([&]<class T>(clebsch::ProductCall<T> c) {
-      clebsch::RadialWeights<T> weights{};
-      weights.size = size();
-      weights.hidden = hidden.read<T>();
-      weights.matrix = last.read<T>();
-      c.radial = &weights;
-      f(c, weights);
-    });
-  }
-};
-
-Tensor radial_convolution(const Tensor& x, const Tensor& y, const Tensor& hidden, const Tensor& matrix,
-                          const Tensor& order, std::string plan) {
-  const RadialProduct p(x, y, hidden, matrix, order, plan);
-  Tensor out = p.new_out(true);
-  p.dispatch([&]<class T>(clebsch::ProductCall<T>& call, clebsch::RadialWeights<T>&) {
-    call.out = writable<T>(out, true);
-    Cpu::run(p, call, clebsch::Derivative::none);
-  });
-  return out;
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> radial_convolution_backward(const Tensor& grad, const Tensor& x,
-                                                                       const Tensor& y, const Tensor& hidden,
-                                                                       const Tensor& matrix,
-                                                                       const Tensor& order, std::string plan,
-                                                                       int64_t needs) {
-  const RadialProduct p(x, y, hidden, matrix, order, plan);
-  const Matrix g = p.grad_of_out(grad);
-  const bool wx = needs & 1, wy = needs & 2, wh = needs & 4, wm = needs & 8;
-  Tensor gx = p.new_gx(wx), gy = p.new_gy(wy), gh = p.new_grad_hidden(wh), gm = p.new_grad_matrix(wm);
-  p.dispatch([&]<class T>(clebsch::ProductCall<T>& call, clebsch::RadialWeights<T>& weights) {
-    call.g = g.read<T>();
-    call.gx = writable<T>(gx, wx);
-    call.gy = writable<T>(gy, wy);
-    weights.grad_hidden = writable<T>(gh, wh);
-    weights.grad_matrix = writable<T>(gm, wm).data;
-    Cpu::run(p, call, clebsch::Derivative::first);
-  });
-  return {gx, gy, gh, gm};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_convolution_double_backward(
-    std::optional<Tensor> ax, std::optional<Tensor> ay, std::optional<Tensor> ahidden,
-    std::optional<Tensor> amatrix, const Tensor& grad, const Tensor& x, const Tensor& y, const Tensor& hidden,
-    const Tensor& matrix, const Tensor& order, std::string plan, int64_t needs) {
-  const RadialProduct p(x, y, hidden, matrix, order, plan);
-  const Matrix g = p.grad_of_out(grad);
-  const clebsch::Program& program = p.plan.program;
-  std::array<std::optional<Matrix>, 4> tangents;
-  if (ax) tangents[0] = p.tangent("ax", *ax, p.x, program.dim1);
-  if (ay) tangents[1] = p.tangent("ay", *ay, p.y, program.dim2);
-  if (ahidden) tangents[2] = p.tangent("ahidden", *ahidden, p.hidden, p.size());
-  if (amatrix) tangents[3] = p.tangent("amatrix", *amatrix, p.last, program.weight_numel);
-  const bool wg = needs & 1, wx = needs & 2, wy = needs & 4, wh = needs & 8, wm = needs & 16;
-  Tensor gg = p.new_out(wg), gx = p.new_gx(wx), gy = p.new_gy(wy);
-  Tensor gh = p.new_grad_hidden(wh), gm = p.new_grad_matrix(wm);
-  p.dispatch([&]<class T>(clebsch::ProductCall<T>& call, clebsch::RadialWeights<T>& weights) {
-    call.g = g.read<T>();
-    if (tangents[0]) call.ax = tangents[0]->read<T>();
-    if (tangents[1]) call.ay = tangents[1]->read<T>();
-    if (tangents[2]) weights.ahidden = tangents[2]->read<T>();
-    if (tangents[3]) weights.amatrix = tangents[3]->read<T>();
-    call.out = writable<T>(gg, wg);
-    call.gx = writable<T>(gx, wx);
-    call.gy = writable<T>(gy, wy);
-    weights.grad_hidden = writable<T>(gh, wh);
-    weights.grad_matrix = writable<T>(gm, wm).data;
-    Cpu::run(p, call, clebsch::Derivative::second);
-  });
-  return {gg, gx, gy, gh, gm};
-}
-
 Tensor graph_order(const Tensor& senders, const Tensor& receivers, int64_t num_nodes) {
   clebsch::operators::require_edges(senders, receivers, num_nodes);
   const Tensor s = torch::stable::contiguous(senders), r = torch::stable::contiguous(receivers);
@@ -377,9 +275,7 @@ STABLE_TORCH_LIBRARY_IMPL(clebsch, CPU, m) {
   clebsch::operators::register_products<Cpu>(m);
   clebsch::operators::register_symmetric_contraction<Cpu>(m);
   clebsch::operators::register_linear<Cpu>(m);
+  clebsch::operators::register_radial_convolution<Cpu>(m);
   clebsch::operators::register_gate<Cpu>(m);
   clebsch::operators::register_silu<Cpu>(m);
-  m.impl("radial_convolution", TORCH_BOX(&radial_convolution));
-  m.impl("radial_convolution_backward", TORCH_BOX(&radial_convolution_backward));
-  m.impl("radial_convolution_double_backward", TORCH_BOX(&radial_convolution_double_backward));
 }

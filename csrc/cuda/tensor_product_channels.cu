@@ -263,8 +263,17 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, Tangent>) channels
   const std::int64_t tasks = a.graph.edge ? a.graph.nodes : a.rows;
   for (std::int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
     const Positions positions = positions_of(a, task);
-    for (int d = static_cast<int>(threadIdx.x); d < plan.components_out * kLanes; d += kThreads)
-      sums[d] = Channels<T, C>{};
+    if (adds(a) && positions.begin >= positions.end) continue;
+    if (adds(a)) {
+      for (int n = tile.warp; n < plan.out_count; n += kWarps) {
+        if (plan.out[n].component < 0) continue;
+        load_block<T, C>(row(a.out, task), plan.out[n], plan.mul_ir, tile.first,
+                         sums + plan.out[n].component * kLanes + tile.lane);
+      }
+    } else {
+      for (int d = static_cast<int>(threadIdx.x); d < plan.components_out * kLanes; d += kThreads)
+        sums[d] = Channels<T, C>{};
+    }
     for (std::int64_t at = positions.begin; at < positions.end; at += kWarps) {
       const std::int64_t left = positions.end - at;
       const Gathered<T, C, Tangent> edges{
@@ -272,7 +281,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, Tangent>) channels
       __syncthreads();  // the edges before have been added, the sums cleared
       if (tile.warp < edges.count) {
         const Edge e = edge_at(a, at + tile.warp);
-        if (tile.lane == 0) index[tile.warp] = e.index;
+        if (tile.lane == 0) index[tile.warp] = weight_row(a, at + tile.warp, e.index);
         const int to = tile.warp * plan.components1 * kLanes;
         load_tile<T, C>(row(a.x, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first, tile.lane,
                         x + to);
@@ -455,9 +464,10 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T>) channels_backwar
         own.matrix = matrix;
         own.tangent = tangent;
         own.gm = gm;
-        own.w = row(a.w, e.index);
-        own.aw = row_if(a.aw, e.index);
-        own.gw = row_if(a.gw, a.shared_weights ? at - a.first_position : e.index);
+        const std::int64_t weights = weight_row(a, at, e.index);
+        own.w = row(a.w, weights);
+        own.aw = row_if(a.aw, weights);
+        own.gw = row_if(a.gw, a.shared_weights ? at - a.first_position : weights);
         own.wants_x = a.gx.data;
         own.wants_y = a.gy.data;
         for (int n = 0; n < plan.path_count; ++n) {

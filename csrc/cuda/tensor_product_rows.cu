@@ -103,8 +103,9 @@ template <class T>
 __device__ inline Operands<T> operands_of(const DeviceProduct<T>& a, std::int64_t position,
                                           std::int64_t receiver) {
   const Edge e = edge_at(a, position);
-  return {row(a.x, e.sender),     row(a.y, e.index),     row(a.w, e.index),    row_if(a.g, receiver),
-          row_if(a.ax, e.sender), row_if(a.ay, e.index), row_if(a.aw, e.index)};
+  const std::int64_t weights = weight_row(a, position, e.index);
+  return {row(a.x, e.sender),     row(a.y, e.index),     row(a.w, weights),    row_if(a.g, receiver),
+          row_if(a.ax, e.sender), row_if(a.ay, e.index), row_if(a.aw, weights)};
 }
 
 // One path and a chunk of its pairs.
@@ -274,7 +275,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<Tangent>) rows_forwar
   const std::int64_t tasks = a.graph.edge ? a.graph.nodes : a.rows;
   for (std::int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
     T* out = row(a.out, task);
-    clear(out, a.plan.dim_out);
+    if (!adds(a)) clear(out, a.plan.dim_out);
     const Positions positions = positions_of(a, task);
     for (std::int64_t at = positions.begin; at < positions.end; ++at) {
       const Operands<T> operands = operands_of(a, at, task);
@@ -301,7 +302,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T>) rows_backward(De
     const std::int64_t edge = edge_at(a, at).index;
     T* gx = row_if(a.gx, a.graph.edge ? at - a.first_position : at);
     T* gy = row_if(a.gy, edge);
-    T* gw = row_if(a.gw, a.shared_weights ? at - a.first_position : edge);
+    T* gw = row_if(a.gw, a.shared_weights ? at - a.first_position : weight_row(a, at, edge));
     if (gx) clear(gx, a.plan.dim1);
     if (gy) clear(gy, a.plan.dim2);
     for (int n = 0; n < a.plan.path_count; ++n) {

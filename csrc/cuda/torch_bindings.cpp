@@ -28,6 +28,7 @@
 #include "torch_linear.h"
 #include "torch_operands.h"
 #include "torch_product.h"
+#include "torch_radial_convolution.h"
 #include "torch_silu.h"
 #include "torch_spherical_harmonics.h"
 #include "torch_symmetric_contraction.h"
@@ -109,8 +110,14 @@ struct Cuda {
   }
 
   template <class T>
-  static void run(const clebsch::operators::Product<Cuda>& product, const clebsch::ProductCall<T>& call,
-                  clebsch::Derivative derivative) {
+  static void run(const clebsch::operators::WeightedProduct<Cuda>& product,
+                  const clebsch::ProductCall<T>& call, clebsch::Derivative derivative) {
+    run_product(product, call, derivative, nullptr);
+  }
+  template <class T>
+  static void run_product(const clebsch::operators::Product<Cuda>& product,
+                          const clebsch::ProductCall<T>& call, clebsch::Derivative derivative,
+                          const clebsch::cuda::Window* window) {
     const Tensor& like = product.x.tensor;
     if (product.order)
       require(product.order->tensor.get_device_index() == like.get_device_index(), product.noun,
@@ -121,8 +128,13 @@ struct Cuda {
     TorchMemory memory(like);
     clebsch::cuda::run_product(call, clebsch::cuda::view_plan<T>(product.plan, words),
                                product.order ? &product.order->graph : nullptr, derivative,
-                               memory.workspace(), current.stream);
+                               memory.workspace(), current.stream, window);
   }
+
+  // Matrix products of torch's for a window of edges at a time, whose weights stay in the second cache.
+  template <class T>
+  static void run(const clebsch::operators::RadialProduct<Cuda>& product, const clebsch::ProductCall<T>& call,
+                  clebsch::Derivative derivative);
 
   template <class T>
   static void run(const clebsch::operators::Harmonics<Cuda>& harmonics,
@@ -261,6 +273,116 @@ struct Cuda {
   };
 };
 
+Tensor matrix_product(const Tensor& a, const Tensor& b) { return torch::stable::matmul(a, b); }
+// a b + c, c of no tensor counting as zero.
+Tensor added(const std::optional<Tensor>& c, const Tensor& product) {
+  return c ? torch::stable::subtract(*c, product, -1.0) : product;
+}
+Tensor turned(const Tensor& m) { return torch::stable::transpose(m, 0, 1); }
+
+// Rows of `of` that index names, and rows given to where it says.
+Tensor rows_at(const Tensor& of, const Tensor& index) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(of), from(int64_t{0}), from(index)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::index_select", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+void give_rows(const Tensor& to, const Tensor& index, const Tensor& rows) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 4> stack{from(to), from(int64_t{0}), from(index), from(rows)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::index_copy_", "", stack.data(), TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// A convolution with w = hidden matrix, window by window:
+//
+//   w = h m,  aw = ah m + h am,  grad_h = gw m^T + gw1 am^T,  grad_m = h^T gw + ah^T gw1
+//
+// gw1 being the first derivative's gw, which the tangents of h and m meet in the second.
+template <class T>
+class RadialWindows {
+ public:
+  RadialWindows(const clebsch::operators::RadialProduct<Cuda>& product, const clebsch::ProductCall<T>& call,
+                clebsch::Derivative derivative)
+      : p_(product), call_(call), derivative_(derivative) {}
+
+  void run() {
+    const int64_t edges = p_.y.rows, numel = p_.plan.program.weight_numel;
+    const int64_t most = derivative_ == clebsch::Derivative::none    ? 1
+                         : derivative_ == clebsch::Derivative::first ? 2
+                                                                     : 4;
+    const int64_t row = std::max<int64_t>(most * numel * static_cast<int64_t>(sizeof(T)), 1);
+    const int64_t count = std::clamp<int64_t>(clebsch::cuda::workspace_bytes(kWindowBytes) / row, 1,
+                                              std::max<int64_t>(edges, 1));
+    int64_t begin = 0;
+    do {
+      run_window({begin, std::min(begin + count, edges)});
+      begin += count;
+    } while (begin < edges);
+    if (p_.grad_last) {
+      Tensor result = *p_.grad_last;
+      torch::stable::copy_(result, *grad_matrix_);
+    }
+  }
+
+ private:
+  // Of all weights of a window together: they stay in the second cache of any device that has 40 MiB.
+  static constexpr int64_t kWindowBytes = int64_t{16} << 20;
+
+  void run_window(clebsch::cuda::Window window) {
+    Tensor order = p_.order->tensor;
+    const int64_t at = p_.order->graph.edge - words_of(order);
+    const Tensor edge = torch::stable::narrow(order, 0, at + window.begin, window.end - window.begin);
+    const Tensor &matrix = p_.last.tensor, h = rows_at(p_.hidden.tensor, edge);
+    std::optional<Tensor> ah, aw, grad_hidden;
+    if (p_.ahidden) ah = rows_at(p_.ahidden->tensor, edge);
+    const Tensor w = matrix_product(h, matrix);
+    if (ah) aw = matrix_product(*ah, matrix);
+    if (p_.alast) aw = added(aw, matrix_product(h, p_.alast->tensor));
+    const bool grads = p_.grad_hidden || p_.grad_last, crossed = grads && aw;
+    const Tensor gw = torch::stable::new_empty(w, {grads ? w.size(0) : 0, w.size(1)});
+    clebsch::ProductCall<T> call = call_;
+    set(call.w, w);
+    if (aw) set(call.aw, *aw);
+    if (grads) call.gw = {static_cast<T*>(gw.mutable_data_ptr()), w.size(1)};
+    product(call, derivative_, window);
+    Tensor gw1;
+    if (crossed) {
+      gw1 = torch::stable::new_empty(w, {w.size(0), w.size(1)});
+      call.gx = call.gy = call.out = {};
+      call.gw = {static_cast<T*>(gw1.mutable_data_ptr()), w.size(1)};
+      product(call, clebsch::Derivative::first, window);
+    }
+    if (p_.grad_hidden) {
+      grad_hidden = matrix_product(gw, turned(matrix));
+      if (p_.alast) grad_hidden = added(grad_hidden, matrix_product(gw1, turned(p_.alast->tensor)));
+      give_rows(*p_.grad_hidden, edge, *grad_hidden);
+    }
+    if (p_.grad_last) {
+      grad_matrix_ = added(grad_matrix_, matrix_product(turned(h), gw));
+      if (ah) grad_matrix_ = added(grad_matrix_, matrix_product(turned(*ah), gw1));
+    }
+  }
+  static void set(clebsch::Rows<const T>& rows, const Tensor& t) {
+    rows = {static_cast<const T*>(t.const_data_ptr()), t.size(1)};
+  }
+  void product(const clebsch::ProductCall<T>& call, clebsch::Derivative derivative,
+               const clebsch::cuda::Window& window) const {
+    Cuda::run_product(p_, call, derivative, &window);
+  }
+
+  const clebsch::operators::RadialProduct<Cuda>& p_;
+  const clebsch::ProductCall<T>& call_;
+  const clebsch::Derivative derivative_;
+  std::optional<Tensor> grad_matrix_;
+};
+
+template <class T>
+void Cuda::run(const clebsch::operators::RadialProduct<Cuda>& product, const clebsch::ProductCall<T>& call,
+               clebsch::Derivative derivative) {
+  RadialWindows<T>(product, call, derivative).run();
+}
+
 Tensor graph_order(const Tensor& senders, const Tensor& receivers, int64_t num_nodes) {
   const char* noun = "graph_order";
   clebsch::operators::require_edges(senders, receivers, num_nodes);
@@ -299,6 +421,7 @@ STABLE_TORCH_LIBRARY_IMPL(clebsch, CLEBSCH_KEY, m) {
   clebsch::operators::register_products<Cuda>(m);
   clebsch::operators::register_symmetric_contraction<Cuda>(m);
   clebsch::operators::register_linear<Cuda>(m);
+  clebsch::operators::register_radial_convolution<Cuda>(m);
   clebsch::operators::register_gate<Cuda>(m);
   clebsch::operators::register_silu<Cuda>(m);
 }
