@@ -12,9 +12,9 @@
 #include "check.h"
 #include "cpu/dispatch.h"
 #include "cpu/run_linear.h"
-#include "linear_arrangement.h"
 #include "cpu/run_product.h"
 #include "form.h"
+#include "linear_arrangement.h"
 #include "plan.h"
 #include "schedules.h"
 
