@@ -20,12 +20,11 @@ namespace clebsch::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-// Blocks of threads for whose registers a multiprocessor must have room, where the compiler, left to itself
-// (0), aims at more and spills.
+// Blocks of threads for whose registers a multiprocessor must have room: the compiler, left to itself, aims
+// at more and spills.
 template <bool Tangent>
-constexpr int kForwardBlocks = Tangent ? 4 : 0;
-template <class T>
-constexpr int kBackwardBlocks = sizeof(T) == 8 ? 3 : 4;
+constexpr int kForwardBlocks = Tangent ? 4 : 5;
+constexpr int kBackwardBlocks = 3;
 constexpr int kPairValues = 1024;  // components of pairs in a chunk, or those of one pair
 
 struct ComponentIndex {
@@ -294,7 +293,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<Tangent>) rows_forwar
 }
 
 template <class T, bool Tangent>
-__global__ void __launch_bounds__(kThreads, kBackwardBlocks<T>) rows_backward(DeviceProduct<T> a) {
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks) rows_backward(DeviceProduct<T> a) {
   T *value = dynamic_shared<T>(), *q = value + kPairValues, *tangent = q + kPairValues,
     *q_tangent = tangent + kPairValues;
   for (std::int64_t at = a.first_position + blockIdx.x; at < a.last_position; at += gridDim.x) {
