@@ -61,7 +61,7 @@ EMULATED ?= not larger_than and (modes_with_many or degrees_in or narrow or test
 test-emulated: develop
 	@$(cmake) --build build/develop --target clebsch_emulated
 	$(run) -m pytest -n 2 --emulated tests/test_spherical_harmonics.py tests/test_tensor_product.py \
-	  tests/test_convolution.py -k "$(EMULATED)" $(ARGS)
+	  tests/test_convolution.py tests/test_symmetric_contraction.py tests/test_gate.py tests/test_silu.py -k "$(EMULATED)" $(ARGS)
 
 # On a machine with an NVIDIA GPU, a torch for it, and the operators built (make test-gpu CUDA=ON).
 test-gpu: develop

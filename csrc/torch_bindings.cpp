@@ -26,9 +26,14 @@
 #include "graph_order.h"
 #include "memory.h"
 #include "plan.h"
+#include "torch_gate.h"
+#include "torch_linear.h"
 #include "torch_operands.h"
 #include "torch_product.h"
+#include "torch_radial_convolution.h"
+#include "torch_silu.h"
 #include "torch_spherical_harmonics.h"
+#include "torch_symmetric_contraction.h"
 
 extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
     void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset,
@@ -38,9 +43,7 @@ extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
 
 namespace {
 
-using clebsch::operators::First, clebsch::operators::Matrix, clebsch::operators::matrix;
-using clebsch::operators::in_type_of;
-using clebsch::operators::require, clebsch::operators::require_float, clebsch::operators::writable;
+using clebsch::operators::Matrix;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -130,523 +133,75 @@ struct Cpu {
     const int64_t points = harmonics.points.rows, grain = (1 << 17) / (cost * (args.num_columns + 8)) + 64;
     run_in_pieces(kernel, args, points, grain);
   }
-};
 
-// With weights that are hidden @ matrix.
-struct RadialProduct : clebsch::operators::Product<Cpu> {
-  Matrix hidden, last;  // the matrix of the last layer
-
-  RadialProduct(const Tensor& x_, const Tensor& y_, const Tensor& hidden_, const Tensor& matrix_,
-                const Tensor& order_, const std::string& text)
-      : Product("radial_convolution", x_, y_, text) {
-    require(hidden_.dim() == 2, noun, "hidden must have 2 dimensions, got ", hidden_.dim());
-    hidden = operand("hidden", hidden_, hidden_.size(1));
-    require(hidden.rows == y.rows, noun, "hidden must have ", y.rows, " rows, got ", hidden.rows);
-    // Far above what memory holds, far below where sizes overflow.
-    const int64_t size = hidden_.size(1), numel = plan.program.weight_numel, most = int64_t{1} << 30;
-    require(
-        size < most && numel < most && size * numel < int64_t{1} << 48, noun,
-        "hidden and the weights must have fewer than 2^30 columns and matrix fewer than 2^48 elements, got ",
-        size, " and ", numel, " columns");
-    last = operand("matrix", matrix_, plan.program.weight_numel);
-    require(last.rows == hidden_.size(1), noun, "matrix must have ", hidden_.size(1), " rows, got ",
-            last.rows);
-    follow(order_);
-  }
-
-  int64_t size() const { return last.rows; }
-  Tensor new_grad_hidden(bool wanted) const { return result(wanted, hidden.rows, size()); }
-  Tensor new_grad_matrix(bool wanted) const { return result(wanted, size(), plan.program.weight_numel); }
-
-  // f(call, weights) in the type of x; the call has the weights.
-  template <class F>
-  void dispatch(F f) const {
-    Product::dispatch([&]<class T>(clebsch::ProductCall<T> c) {
-      clebsch::RadialWeights<T> weights{};
-      weights.size = size();
-      weights.hidden = hidden.read<T>();
-      weights.matrix = last.read<T>();
-      c.radial = &weights;
-      f(c, weights);
-    });
-  }
-};
-
-Tensor radial_convolution(const Tensor& x, const Tensor& y, const Tensor& hidden, const Tensor& matrix,
-                          const Tensor& order, std::string plan) {
-  const RadialProduct p(x, y, hidden, matrix, order, plan);
-  Tensor out = p.new_out(true);
-  p.dispatch([&]<class T>(clebsch::ProductCall<T>& call, clebsch::RadialWeights<T>&) {
-    call.out = writable<T>(out, true);
-    Cpu::run(p, call, clebsch::Derivative::none);
-  });
-  return out;
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> radial_convolution_backward(const Tensor& grad, const Tensor& x,
-                                                                       const Tensor& y, const Tensor& hidden,
-                                                                       const Tensor& matrix,
-                                                                       const Tensor& order, std::string plan,
-                                                                       int64_t needs) {
-  const RadialProduct p(x, y, hidden, matrix, order, plan);
-  const Matrix g = p.grad_of_out(grad);
-  const bool wx = needs & 1, wy = needs & 2, wh = needs & 4, wm = needs & 8;
-  Tensor gx = p.new_gx(wx), gy = p.new_gy(wy), gh = p.new_grad_hidden(wh), gm = p.new_grad_matrix(wm);
-  p.dispatch([&]<class T>(clebsch::ProductCall<T>& call, clebsch::RadialWeights<T>& weights) {
-    call.g = g.read<T>();
-    call.gx = writable<T>(gx, wx);
-    call.gy = writable<T>(gy, wy);
-    weights.grad_hidden = writable<T>(gh, wh);
-    weights.grad_matrix = writable<T>(gm, wm).data;
-    Cpu::run(p, call, clebsch::Derivative::first);
-  });
-  return {gx, gy, gh, gm};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_convolution_double_backward(
-    std::optional<Tensor> ax, std::optional<Tensor> ay, std::optional<Tensor> ahidden,
-    std::optional<Tensor> amatrix, const Tensor& grad, const Tensor& x, const Tensor& y, const Tensor& hidden,
-    const Tensor& matrix, const Tensor& order, std::string plan, int64_t needs) {
-  const RadialProduct p(x, y, hidden, matrix, order, plan);
-  const Matrix g = p.grad_of_out(grad);
-  const clebsch::Program& program = p.plan.program;
-  std::array<std::optional<Matrix>, 4> tangents;
-  if (ax) tangents[0] = p.tangent("ax", *ax, p.x, program.dim1);
-  if (ay) tangents[1] = p.tangent("ay", *ay, p.y, program.dim2);
-  if (ahidden) tangents[2] = p.tangent("ahidden", *ahidden, p.hidden, p.size());
-  if (amatrix) tangents[3] = p.tangent("amatrix", *amatrix, p.last, program.weight_numel);
-  const bool wg = needs & 1, wx = needs & 2, wy = needs & 4, wh = needs & 8, wm = needs & 16;
-  Tensor gg = p.new_out(wg), gx = p.new_gx(wx), gy = p.new_gy(wy);
-  Tensor gh = p.new_grad_hidden(wh), gm = p.new_grad_matrix(wm);
-  p.dispatch([&]<class T>(clebsch::ProductCall<T>& call, clebsch::RadialWeights<T>& weights) {
-    call.g = g.read<T>();
-    if (tangents[0]) call.ax = tangents[0]->read<T>();
-    if (tangents[1]) call.ay = tangents[1]->read<T>();
-    if (tangents[2]) weights.ahidden = tangents[2]->read<T>();
-    if (tangents[3]) weights.amatrix = tangents[3]->read<T>();
-    call.out = writable<T>(gg, wg);
-    call.gx = writable<T>(gx, wx);
-    call.gy = writable<T>(gy, wy);
-    weights.grad_hidden = writable<T>(gh, wh);
-    weights.grad_matrix = writable<T>(gm, wm).data;
-    Cpu::run(p, call, clebsch::Derivative::second);
-  });
-  return {gg, gx, gy, gh, gm};
-}
-
-// What a linear layer and its derivatives share: the plan, and who is the first operand.
-struct Linear {
-  static constexpr const char* noun = "linear";
-  const clebsch::Plan& plan;
-  First first;
-  const std::optional<Tensor>& index;
-
-  Linear(const char* name, const Tensor& tensor, const std::string& text, const std::optional<Tensor>& index_,
-         const std::vector<int64_t>& biased = {})
-      : plan(clebsch::parse_plan(text)), first{name, tensor}, index(index_) {
-    require_float(noun, name, tensor);
-    clebsch::check_linear(plan, biased, index.has_value());
-  }
-  clebsch::RowGroups groups(int64_t rows) const {
-    if (!index) return clebsch::RowGroups(rows);
-    require(index->scalar_type() == ScalarType::Long && index->dim() == 1 && index->numel() == rows, noun,
-            "index must be a vector of ", rows, " int64, one for each row");
-    const Tensor numbers = torch::stable::contiguous(*index);
-    try {
-      return clebsch::RowGroups(static_cast<const int64_t*>(numbers.const_data_ptr()), rows,
-                                plan.program.dim2);
-    } catch (const std::invalid_argument& error) {
-      throw std::invalid_argument(std::string(noun) + ": " + error.what());
-    }
-  }
-  Matrix rows(const char* name, const Tensor& t, int64_t columns) const {
-    return matrix(noun, name, t, first, columns);
-  }
-  Tensor flat(const Tensor& weight) const {
-    require(weight.scalar_type() == first.tensor.scalar_type() && weight.dim() == 1 &&
-                weight.numel() == plan.program.weight_numel,
-            noun, "weight must be a vector of ", plan.program.weight_numel, " of the dtype of ", first.name);
-    return torch::stable::contiguous(weight);
-  }
-  Tensor result(const std::vector<int64_t>& sizes) const { return fresh(first.tensor, sizes); }
-
-  template <class F>
-  void dispatch(F f) const {
-    in_type_of(first.tensor, f);
-  }
-};
-
-template <class T>
-const T* read(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, std::string plan,
-              std::vector<int64_t> biased, std::optional<Tensor> index) {
-  const Linear l("x", x, plan, index, biased);
-  const clebsch::Program& program = l.plan.program;
-  int64_t biases = 0;
-  for (const int64_t block : biased) biases += program.out[block].mul;
-  const Matrix features = l.rows("x", x, program.dim1);
-  const Matrix shifts = matrix(l.noun, "bias", bias, l.first, biases, true);
-  require(bias.dim() == 1 || shifts.rows == features.rows, l.noun, "bias must have ", features.rows,
-          " rows, got ", shifts.rows);
-  const Tensor w = l.flat(weight);
-  const clebsch::RowGroups groups = l.groups(features.rows);
-  Tensor out = l.result({features.rows, program.dim_out});
-  l.dispatch([&]<class T>(T) {
-    clebsch::run_linear(l.plan, biased, groups, features.read<T>(), read<T>(w), shifts.read<T>(),
-                        writable<T>(out, true), &run_in_torch_threads);
-  });
-  return out;
-}
-
-Tensor linear_grad_x(const Tensor& grad, const Tensor& weight, std::string plan,
-                     std::optional<Tensor> index) {
-  const Linear l("grad", grad, plan, index);
-  const Matrix g = l.rows("grad", grad, l.plan.program.dim_out);
-  const Tensor w = l.flat(weight);
-  const clebsch::RowGroups groups = l.groups(g.rows);
-  Tensor gx = l.result({g.rows, l.plan.program.dim1});
-  l.dispatch([&]<class T>(T) {
-    clebsch::run_linear_grad_x(l.plan, groups, g.read<T>(), read<T>(w), writable<T>(gx, true),
-                               &run_in_torch_threads);
-  });
-  return gx;
-}
-
-Tensor linear_grad_weight(const Tensor& x, const Tensor& grad, std::string plan,
-                          std::optional<Tensor> index) {
-  const Linear l("x", x, plan, index);
-  const Matrix features = l.rows("x", x, l.plan.program.dim1),
-               g = l.rows("grad", grad, l.plan.program.dim_out);
-  require(g.rows == features.rows, l.noun, "grad must have ", features.rows, " rows, got ", g.rows);
-  const clebsch::RowGroups groups = l.groups(features.rows);
-  Tensor gw = l.result({l.plan.program.weight_numel});
-  l.dispatch([&]<class T>(T) {
-    clebsch::run_linear_grad_weight(l.plan, groups, features.read<T>(), g.read<T>(),
-                                    static_cast<T*>(gw.mutable_data_ptr()), &run_in_torch_threads);
-  });
-  return gw;
-}
-
-// The column of the 1 of every row, or nothing unless each row has one 1 and else zeros. -0 is 0.
-template <class T>
-bool find_ones(const Matrix& y, int64_t columns, int64_t* index) {
-  const clebsch::Rows<const T> rows = y.read<T>();
-  for (int64_t r = 0; r < y.rows; ++r) {
-    const T* row = rows[r];
-    int64_t one = -1, others = 0;
-    for (int64_t c = 0; c < columns; ++c) {
-      others += row[c] != T{0};
-      if (row[c] == T{1}) one = c;
-    }
-    if (one < 0 || others != 1) return false;
-    index[r] = one;
-  }
-  return true;
-}
-
-Tensor one_hot_index(const Tensor& y) {
-  const char* noun = "one_hot_index";
-  require_float(noun, "y", y);
-  require(y.dim() == 2, noun, "y must have 2 dimensions, got ", y.dim());
-  const Matrix rows = matrix(noun, "y", y, {"y", y}, y.size(1));
-  Tensor index = torch::stable::new_empty(y, {rows.rows}, ScalarType::Long);
-  int64_t* at = static_cast<int64_t*>(index.mutable_data_ptr());
-  const bool found = y.scalar_type() == ScalarType::Float ? find_ones<float>(rows, y.size(1), at)
-                                                          : find_ones<double>(rows, y.size(1), at);
-  return found ? index : torch::stable::new_empty(index, {0});
-}
-
-// The operands of gates, checked: blocks of `muls` copies of `widths` components.
-struct Gate {
-  static constexpr const char* noun = "gate";
-  std::vector<clebsch::GatedBlock> blocks;
-  int64_t gate_count = 0, gated_count = 0;
-  First first;
-  Matrix gates, gated;
-
-  Gate(const char* name, const Tensor& tensor, const Tensor& gates_, const Tensor& gated_,
-       const std::vector<int64_t>& muls, const std::vector<int64_t>& widths)
-      : first{name, tensor} {
-    require_float(noun, name, tensor);
-    require(muls.size() == widths.size(), noun, "muls and widths must be of the same length");
-    constexpr int64_t most = int64_t{1} << 40;  // far above what memory holds, far below where sizes overflow
-    for (size_t i = 0; i < muls.size(); ++i) {
-      require(muls[i] >= 0 && widths[i] >= 1 && muls[i] < most && widths[i] < 1 << 16, noun,
-              "muls must be >= 0 and widths >= 1");
-      blocks.push_back({muls[i], widths[i]});
-      gate_count += muls[i];
-      gated_count += muls[i] * widths[i];
-      require(gated_count < most, noun, "muls and widths must be of a size that memory holds");
-    }
-    gates = matrix(noun, "gates", gates_, first, gate_count);
-    gated = matrix(noun, "gated", gated_, first, gated_count);
-    require(gated.rows == gates.rows, noun, "gated must have ", gates.rows, " rows, got ", gated.rows);
-  }
-  Matrix beside(const char* name, const Tensor& t, int64_t columns) const {
-    Matrix m = matrix(noun, name, t, first, columns);
-    require(m.rows == gates.rows, noun, name, " must have ", gates.rows, " rows, got ", m.rows);
-    return m;
-  }
-
-  template <class F>
-  void dispatch(F f) const {
-    in_type_of(first.tensor, [&]<class T>(T) { run<T>(f); });
-  }
-
- private:
-  template <class T, class F>
-  void run(F f) const {
-    clebsch::GateArgs<T> args{};
-    args.blocks = blocks.data();
-    args.block_count = static_cast<int>(blocks.size());
-    args.gates = gates.read<T>();
-    args.gated = gated.read<T>();
-    const auto kernel = f(args, clebsch::kernels<T>().gate);
-    const int64_t grain = (1 << 16) / (gated_count + args.scalar_count + 16) + 1;
-    run_in_pieces(kernel, args, gates.rows, grain);
-  }
-};
-
-Tensor gate(const Tensor& scalars, const Tensor& gates, const Tensor& gated, std::vector<int64_t> muls,
-            std::vector<int64_t> widths) {
-  const Gate g("scalars", scalars, gates, gated, muls, widths);
-  require(scalars.dim() == 2, g.noun, "scalars must have 2 dimensions, got ", scalars.dim());
-  const Matrix own = g.beside("scalars", scalars, scalars.size(1));
-  Tensor out = fresh(scalars, {own.rows, scalars.size(1) + g.gated_count});
-  g.dispatch([&]<class T>(clebsch::GateArgs<T>& args, const auto& kernels) {
-    args.scalar_count = scalars.size(1);
-    args.scalars = own.read<T>();
-    args.out = writable<T>(out, true);
-    return kernels.forward;
-  });
-  return out;
-}
-
-std::tuple<Tensor, Tensor> gate_backward(const Tensor& grad, const Tensor& gates, const Tensor& gated,
-                                         std::vector<int64_t> muls, std::vector<int64_t> widths) {
-  const Gate g("grad", grad, gates, gated, muls, widths);
-  require(grad.dim() == 2 && grad.size(1) >= g.gated_count, g.noun, "grad must have 2 dimensions and ",
-          g.gated_count, " columns or more");
-  const Matrix cotangent = g.beside("grad", grad, grad.size(1));
-  Tensor grad_gates = fresh(grad, {g.gates.rows, g.gate_count});
-  Tensor grad_gated = fresh(grad, {g.gates.rows, g.gated_count});
-  g.dispatch([&]<class T>(clebsch::GateArgs<T>& args, const auto& kernels) {
-    args.scalar_count = grad.size(1) - g.gated_count;
-    args.grad = cotangent.read<T>();
-    args.grad_gates = writable<T>(grad_gates, true);
-    args.grad_gated = writable<T>(grad_gated, true);
-    return kernels.backward;
-  });
-  return {grad_gates, grad_gated};
-}
-
-// Arrays of one shape and type, met number by number.
-struct Silu {
-  static constexpr const char* noun = "silu";
-  Tensor x;
-  std::vector<int64_t> sizes;
-
-  explicit Silu(const Tensor& x_) : x(torch::stable::contiguous(x_)) {
-    require_float(noun, "x", x_);
-    for (int64_t d = 0; d < x.dim(); ++d) sizes.push_back(x.size(d));
-  }
-  Tensor operand(const char* name, const Tensor& t) const {
-    bool fits = t.scalar_type() == x.scalar_type() && t.dim() == x.dim();
-    for (int64_t d = 0; fits && d < x.dim(); ++d) fits = t.size(d) == x.size(d);
-    require(fits, noun, name, " must have the shape and dtype of x");
-    return torch::stable::contiguous(t);
-  }
-  Tensor result() const { return sizes.empty() ? torch::stable::new_empty(x, sizes) : fresh(x, sizes); }
-
-  // f(args, kernels) fills in the arguments and names the kernel.
-  template <class F>
-  void dispatch(F f) const {
-    in_type_of(x, [&]<class T>(T) { run<T>(f); });
-  }
-
- private:
-  template <class T, class F>
-  void run(F f) const {
-    clebsch::SiluArgs<T> args{};
-    args.x = read<T>(x);
-    const auto kernel = f(args, clebsch::kernels<T>().silu);
-    run_in_pieces(kernel, args, x.numel(), 1 << 15);
-  }
-};
-
-template <class T>
-T* elements(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
-Tensor silu(const Tensor& x) {
-  const Silu s(x);
-  Tensor out = s.result();
-  s.dispatch([&]<class T>(clebsch::SiluArgs<T>& args, const auto& kernels) {
-    args.out = elements<T>(out);
-    return kernels.forward;
-  });
-  return out;
-}
-
-Tensor silu_backward(const Tensor& grad, const Tensor& x) {
-  const Silu s(x);
-  const Tensor g = s.operand("grad", grad);
-  Tensor grad_x = s.result();
-  s.dispatch([&]<class T>(clebsch::SiluArgs<T>& args, const auto& kernels) {
-    args.grad = read<T>(g);
-    args.grad_x = elements<T>(grad_x);
-    return kernels.backward;
-  });
-  return grad_x;
-}
-
-std::tuple<Tensor, Tensor> silu_double_backward(const Tensor& grad_grad_x, const Tensor& grad,
-                                                const Tensor& x) {
-  const Silu s(x);
-  const Tensor a = s.operand("grad_grad_x", grad_grad_x), g = s.operand("grad", grad);
-  Tensor grad_grad = s.result(), grad_x = s.result();
-  s.dispatch([&]<class T>(clebsch::SiluArgs<T>& args, const auto& kernels) {
-    args.grad_grad_x = read<T>(a);
-    args.grad = read<T>(g);
-    args.out = elements<T>(grad_grad);
-    args.grad_x = elements<T>(grad_x);
-    return kernels.double_backward;
-  });
-  return {grad_grad, grad_x};
-}
-
-// The operands that a symmetric contraction and its derivatives share, checked.
-struct Contraction {
-  static constexpr const char* noun = "symmetric_contraction";
-  First first;
-  Tensor table, index;
-  clebsch::ContractionSizes sizes;
-  Tensor x, weight;
-  int64_t nodes, channels, species;
-
-  Contraction(const Tensor& x_, const Tensor& weight_, const Tensor& index_, const Tensor& table_,
-              const std::vector<int64_t>& widths)
-      : first{"x", x_} {
-    require_float(noun, "x", x_);
-    require(table_.scalar_type() == ScalarType::Long && table_.dim() == 1, noun,
-            "table must be a vector of int64");
-    table = torch::stable::contiguous(table_);
-    sizes = clebsch::contraction_sizes(words());
-    require(std::equal(widths.begin(), widths.end(), sizes.widths.begin(), sizes.widths.end()), noun,
-            "widths must be those of table");
-    require(x_.dim() == 3 && x_.size(2) == sizes.components, noun, "x must have shape (nodes, channels, ",
-            sizes.components, ")");
-    nodes = x_.size(0);
-    channels = x_.size(1);
-    require(channels < 1 << 24, noun, "x must have fewer than 2^24 channels, got ", channels);
-    require(index_.scalar_type() == ScalarType::Long && index_.dim() == 1 && index_.size(0) == nodes, noun,
-            "index must have shape (", nodes, ",) and dtype int64");
-    require(weight_.dim() == 3, noun, "weight must have 3 dimensions, got ", weight_.dim());
-    species = weight_.size(0);
-    require(species < int64_t{1} << 32, noun, "weight must be of fewer than 2^32 species, got ", species);
-    x = operand("x", x_, {nodes, channels, sizes.components});
-    weight = operand("weight", weight_, {species, sizes.weights, channels});
-    index = torch::stable::contiguous(index_);
-  }
-  Tensor operand(const char* name, const Tensor& t, const std::vector<int64_t>& shape) const {
-    require(t.scalar_type() == first.tensor.scalar_type(), noun, name, " must have the dtype of ",
-            first.name);
-    bool fits = t.dim() == static_cast<int64_t>(shape.size());
-    for (size_t d = 0; fits && d < shape.size(); ++d) fits = t.size(static_cast<int64_t>(d)) == shape[d];
-    std::ostringstream expected;
-    for (size_t d = 0; d < shape.size(); ++d) expected << (d ? ", " : "") << shape[d];
-    require(fits, noun, name, " must have shape (", expected.str(), ")");
-    return torch::stable::contiguous(t);
-  }
-  std::vector<int64_t> out_shape() const { return {nodes, channels * sizes.out_width}; }
-  Tensor result(bool wanted, const std::vector<int64_t>& shape) const {
-    return fresh(x, wanted ? shape : std::vector<int64_t>{0});
-  }
-
-  // fill(call) adds to the operands what the step has beside them.
-  template <class F>
-  void run(clebsch::ContractionStep step, F fill) const {
-    in_type_of(x, [&]<class T>(T) { run_as<T>(step, fill); });
-  }
-
- private:
-  clebsch::TableWords words() const {
-    return {static_cast<const int64_t*>(table.const_data_ptr()), table.numel()};
-  }
-  template <class T, class F>
-  void run_as(clebsch::ContractionStep step, F fill) const {
-    clebsch::ContractionCall<T> call{};
-    call.table = words();
-    call.nodes = nodes;
-    call.channels = channels;
-    call.species = species;
-    call.index = static_cast<const int64_t*>(index.const_data_ptr());
-    call.x = read<T>(x);
-    call.weight = read<T>(weight);
-    fill(call);
+  template <class T>
+  static void run(const clebsch::operators::Contraction<Cpu>&, const clebsch::ContractionCall<T>& call,
+                  clebsch::ContractionStep step) {
     clebsch::run_symmetric_contraction(call, step, &run_in_torch_threads);
   }
+
+  template <class T>
+  static void run_linear(const clebsch::operators::Linear<Cpu>& l, const std::vector<int64_t>& biased,
+                         clebsch::Rows<const T> x, const T* weight, clebsch::Rows<const T> bias,
+                         clebsch::Rows<T> out) {
+    clebsch::run_linear(l.plan, biased, groups(l), x, weight, bias, out, &run_in_torch_threads);
+  }
+  template <class T>
+  static void run_linear_grad_x(const clebsch::operators::Linear<Cpu>& l, clebsch::Rows<const T> g,
+                                const T* weight, clebsch::Rows<T> grad_x) {
+    clebsch::run_linear_grad_x(l.plan, groups(l), g, weight, grad_x, &run_in_torch_threads);
+  }
+  template <class T>
+  static void run_linear_grad_weight(const clebsch::operators::Linear<Cpu>& l, clebsch::Rows<const T> x,
+                                     clebsch::Rows<const T> g, T* grad_weight) {
+    clebsch::run_linear_grad_weight(l.plan, groups(l), x, g, grad_weight, &run_in_torch_threads);
+  }
+  template <class T>
+  static bool find_ones(const Matrix& y, int64_t columns, int64_t* index) {
+    const clebsch::Rows<const T> rows = y.read<T>();
+    for (int64_t r = 0; r < y.rows; ++r) {
+      const T* row = rows[r];
+      int64_t one = -1, others = 0;
+      for (int64_t c = 0; c < columns; ++c) {
+        others += row[c] != T{0};
+        if (row[c] == T{1}) one = c;
+      }
+      if (one < 0 || others != 1) return false;
+      index[r] = one;
+    }
+    return true;
+  }
+
+  template <class T>
+  static void run(const clebsch::operators::Gate<Cpu>& gate, const clebsch::GateArgs<T>& args,
+                  bool backward) {
+    const clebsch::GateKernels<T>& kernels = clebsch::kernels<T>().gate;
+    const int64_t grain = (1 << 16) / (gate.gated_count + args.scalar_count + 16) + 1;
+    run_in_pieces(backward ? kernels.backward : kernels.forward, args, gate.gates.rows, grain);
+  }
+
+  template <class T>
+  static void run(const clebsch::operators::Silu<Cpu>& silu, const clebsch::SiluArgs<T>& args,
+                  clebsch::operators::SiluStep step) {
+    using Step = clebsch::operators::SiluStep;
+    const clebsch::SiluKernels<T>& kernels = clebsch::kernels<T>().silu;
+    const auto kernel = step == Step::forward    ? kernels.forward
+                        : step == Step::backward ? kernels.backward
+                                                 : kernels.double_backward;
+    run_in_pieces(kernel, args, silu.x.numel(), 1 << 15);
+  }
+
+ private:
+  static clebsch::RowGroups groups(const clebsch::operators::Linear<Cpu>& l) {
+    if (!l.elements) return clebsch::RowGroups(l.row_count);
+    try {
+      return clebsch::RowGroups(static_cast<const int64_t*>(l.elements->const_data_ptr()), l.row_count,
+                                l.plan.program.dim2);
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument(std::string(l.noun) + ": " + error.what());
+    }
+  }
 };
-
-template <class T>
-T* results_of(const Tensor& t, bool wanted) {
-  return wanted ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
-}
-
-Tensor symmetric_contraction(const Tensor& x, const Tensor& weight, const Tensor& index, const Tensor& table,
-                             std::vector<int64_t> widths) {
-  const Contraction c(x, weight, index, table, widths);
-  Tensor out = c.result(true, c.out_shape());
-  c.run(clebsch::ContractionStep::forward,
-        [&]<class T>(clebsch::ContractionCall<T>& call) { call.out = results_of<T>(out, true); });
-  return out;
-}
-
-std::tuple<Tensor, Tensor> symmetric_contraction_backward(const Tensor& grad, const Tensor& x,
-                                                          const Tensor& weight, const Tensor& index,
-                                                          const Tensor& table, std::vector<int64_t> widths,
-                                                          int64_t needs) {
-  const Contraction c(x, weight, index, table, widths);
-  const Tensor g = c.operand("grad", grad, c.out_shape());
-  const bool wants_x = needs & 1, wants_weight = needs & 2;
-  Tensor gx = c.result(wants_x, {c.nodes, c.channels, c.sizes.components});
-  Tensor gw = c.result(wants_weight, {c.species, c.sizes.weights, c.channels});
-  c.run(clebsch::ContractionStep::backward, [&]<class T>(clebsch::ContractionCall<T>& call) {
-    call.grad = read<T>(g);
-    call.grad_x = results_of<T>(gx, wants_x);
-    call.grad_weight = results_of<T>(gw, wants_weight);
-  });
-  return {gx, gw};
-}
-
-std::tuple<Tensor, Tensor, Tensor> symmetric_contraction_double_backward(
-    std::optional<Tensor> ax, std::optional<Tensor> aw, const Tensor& grad, const Tensor& x,
-    const Tensor& weight, const Tensor& index, const Tensor& table, std::vector<int64_t> widths,
-    int64_t needs) {
-  const Contraction c(x, weight, index, table, widths);
-  const std::vector<int64_t> x_shape{c.nodes, c.channels, c.sizes.components},
-      weight_shape{c.species, c.sizes.weights, c.channels};
-  const Tensor g = c.operand("grad", grad, c.out_shape());
-  std::optional<Tensor> tangent_x, tangent_weight;
-  if (ax) tangent_x = c.operand("ax", *ax, x_shape);
-  if (aw) tangent_weight = c.operand("aw", *aw, weight_shape);
-  const bool wants_grad = needs & 1, wants_x = needs & 2, wants_weight = needs & 4;
-  Tensor gg = c.result(wants_grad, c.out_shape()), gx = c.result(wants_x, x_shape),
-         gw = c.result(wants_weight, weight_shape);
-  c.run(clebsch::ContractionStep::double_backward, [&]<class T>(clebsch::ContractionCall<T>& call) {
-    call.grad = read<T>(g);
-    if (tangent_x) call.ax = read<T>(*tangent_x);
-    if (tangent_weight) call.a_weight = read<T>(*tangent_weight);
-    call.out = results_of<T>(gg, wants_grad);
-    call.grad_x = results_of<T>(gx, wants_x);
-    call.grad_weight = results_of<T>(gw, wants_weight);
-  });
-  return {gg, gx, gw};
-}
 
 Tensor graph_order(const Tensor& senders, const Tensor& receivers, int64_t num_nodes) {
   clebsch::operators::require_edges(senders, receivers, num_nodes);
@@ -727,19 +282,9 @@ STABLE_TORCH_LIBRARY_IMPL(clebsch, CPU, m) {
   clebsch::operators::register_spherical_harmonics<Cpu>(m);
   clebsch::operators::register_products<Cpu>(m);
   clebsch::operators::register_edge_products<Cpu>(m);
-  m.impl("gate", TORCH_BOX(&gate));
-  m.impl("gate_backward", TORCH_BOX(&gate_backward));
-  m.impl("silu", TORCH_BOX(&silu));
-  m.impl("silu_backward", TORCH_BOX(&silu_backward));
-  m.impl("silu_double_backward", TORCH_BOX(&silu_double_backward));
-  m.impl("linear", TORCH_BOX(&linear));
-  m.impl("linear_grad_x", TORCH_BOX(&linear_grad_x));
-  m.impl("linear_grad_weight", TORCH_BOX(&linear_grad_weight));
-  m.impl("one_hot_index", TORCH_BOX(&one_hot_index));
-  m.impl("symmetric_contraction", TORCH_BOX(&symmetric_contraction));
-  m.impl("symmetric_contraction_backward", TORCH_BOX(&symmetric_contraction_backward));
-  m.impl("symmetric_contraction_double_backward", TORCH_BOX(&symmetric_contraction_double_backward));
-  m.impl("radial_convolution", TORCH_BOX(&radial_convolution));
-  m.impl("radial_convolution_backward", TORCH_BOX(&radial_convolution_backward));
-  m.impl("radial_convolution_double_backward", TORCH_BOX(&radial_convolution_double_backward));
+  clebsch::operators::register_symmetric_contraction<Cpu>(m);
+  clebsch::operators::register_linear<Cpu>(m);
+  clebsch::operators::register_radial_convolution<Cpu>(m);
+  clebsch::operators::register_gate<Cpu>(m);
+  clebsch::operators::register_silu<Cpu>(m);
 }

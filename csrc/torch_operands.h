@@ -60,11 +60,15 @@ struct First {
   const Tensor& tensor;
 };
 
+inline void require_same_device(const char* noun, const char* name, const Tensor& t, const First& first) {
+  require(t.is_cuda() == first.tensor.is_cuda() && t.get_device_index() == first.tensor.get_device_index(),
+          noun, name, " must be on the device of ", first.name);
+}
+
 inline Matrix matrix(const char* noun, const char* name, const Tensor& t, const First& first, int64_t columns,
                      bool may_be_vector = false) {
   require(t.scalar_type() == first.tensor.scalar_type(), noun, name, " must have the dtype of ", first.name);
-  require(t.is_cuda() == first.tensor.is_cuda() && t.get_device_index() == first.tensor.get_device_index(),
-          noun, name, " must be on the device of ", first.name);
+  require_same_device(noun, name, t, first);
   require(t.dim() == 2 || (may_be_vector && t.dim() == 1), noun, name, " must have ",
           may_be_vector ? "1 or 2" : "2", " dimensions, got ", t.dim());
   const int64_t last = t.dim() - 1;
@@ -78,6 +82,15 @@ inline Matrix matrix(const char* noun, const char* name, const Tensor& t, const 
   return m;
 }
 
+template <class T>
+const T* read(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+// Of a result; null if it is not wanted.
+template <class T>
+T* elements(const Tensor& t, bool wanted = true) {
+  return wanted ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
+}
 template <class T>
 Rows<T> writable(const Tensor& t, bool wanted) {
   if (!wanted) return {nullptr, 0};

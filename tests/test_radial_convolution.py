@@ -9,6 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import emulation
 from clebsch import Graph, ops
 from clebsch.algebra.plan import LAYOUTS, MODES, Path, ProductPlan
 from clebsch.testing import RandomGraph, random_graphs, random_plans, relative_error
@@ -109,6 +110,20 @@ def test_elementwise(mul):
 def test_receivers_as_long_as_a_block(num_edges):
     plan = channelwise_plan("16x0e", "1x0e+1x1o", 1, unweighted=1)
     RadialProblem.random(plan, star(num_edges), 7).check_everywhere()
+
+
+@pytest.mark.parametrize("plan", [CHANNELS, ROWS, dense_plan(3, 2, 5)], ids=["channels", "rows", "dense"])
+@pytest.mark.parametrize("edges", [random_graph(5, 23), star(13)], ids=["random", "star"])
+def test_windows_of_edges(plan, edges):
+    """On a GPU weights exist for a window of edges; here of one and of several."""
+    if not emulation.enabled():
+        pytest.skip("windows are those of the kernels for GPUs: pytest --emulated")
+    try:
+        for rows in (1, 5):
+            emulation.set_workspace_bytes(4 * rows * plan.weight_numel * 8)
+            RadialProblem.random(plan, edges, 3).check_everywhere()
+    finally:
+        emulation.set_workspace_bytes(0)
 
 
 def as_convolution(problem):

@@ -21,6 +21,8 @@ PROBLEMS = [
     Problem("0e", "0e", 4, channels=65),
     Problem("0e+1o", "0e+1o", 2, nodes=150, channels=5, species=7),
     Problem("0e+1o", "0e+1o", 2, nodes=1, channels=16, species=1),
+    Problem("0e+1o", "0e+1o", 3, nodes=33, channels=132, species=4),  # four channels a thread of a GPU
+    Problem("0e+1o", "0e+1o", 1, nodes=37, channels=36, species=2),  # and in their derivatives
 ]
 REPR = [f"{p.irreps}->{p.targets}, {p.correlation}, {p.nodes}x{p.channels}" for p in PROBLEMS]
 
@@ -257,6 +259,12 @@ def test_bad_operands():
         (ValueError, "weight must be on the device of x, cpu, got meta", (x, weight.to("meta"), index)),
         (ValueError, "index must be on the device of x, cpu, got meta", (x, weight, index.to("meta"))),
     ]
+    refusal(
+        ValueError,
+        "table must be on the CPU, got meta",
+        ops.symmetric_contraction,
+        *(x, weight, index, table.to("meta"), widths),
+    )
     for error, message, arguments in bad:
         if message.endswith("-3 for node 3"):
             arguments = (x, weight, torch.tensor([0, 0, 0, -3, 0]))

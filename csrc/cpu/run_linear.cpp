@@ -8,63 +8,10 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/work.h"
+#include "linear_arrangement.h"
 
 namespace clebsch {
 namespace {
-
-enum class Direction { to_out, to_x };
-
-// Whether weights lie as (u, v, w), or those of one v alone, as (u, w).
-enum class Weights { of_all, of_one };
-
-// The matrix products of a plan, by the block that they add up to.
-class Arrangement {
- public:
-  Arrangement(const Plan& plan, Direction direction, const std::vector<std::int64_t>& biased = {},
-              Weights weights = Weights::of_all) {
-    const Program& from = plan.program;
-    const bool to_out = direction == Direction::to_out;
-    const Block* blocks = to_out ? from.out : from.in1;
-    const int count = to_out ? from.out_count : from.in1_count;
-    std::vector<std::vector<LinearTerm>> terms(count);
-    for (int i = 0; i < from.path_count; ++i) {
-      const Path& p = from.paths[i];
-      const double scale = p.values[0];  // the coupling of l with a scalar is a multiple of the identity
-      const bool one = weights == Weights::of_one;
-      const std::int64_t line = p.out.mul, next = one ? line : p.in2.mul * line;
-      const std::int64_t weight = one ? p.weight / p.in2.mul : p.weight;
-      const Block& target = to_out ? p.out : p.in1;
-      const LinearTerm term = to_out ? LinearTerm{p.in1, weight, next, line, 1, scale}
-                                     : LinearTerm{p.out, weight, 1, line, next, scale};
-      const Block* found = std::find_if(blocks, blocks + count, [&](const Block& b) {
-        return b.offset == target.offset && b.mul > 0;  // blocks without a channel share an offset
-      });
-      terms[found - blocks].push_back(term);
-    }
-    std::int64_t bias = 0;
-    std::vector<std::int64_t> bias_at(count, -1);
-    for (const std::int64_t block : biased) {
-      bias_at[block] = bias;
-      bias += blocks[block].mul;
-    }
-    for (const auto& own : terms) terms_.insert(terms_.end(), own.begin(), own.end());
-    const LinearTerm* first = terms_.data();
-    for (int i = 0; i < count; ++i) {
-      const int own = static_cast<int>(terms[i].size());
-      if (blocks[i].mul > 0) targets_.push_back({blocks[i], first, own, bias_at[i]});
-      first += own;
-    }
-    program_ = {targets_.data(), static_cast<int>(targets_.size()), from.mul_ir};
-  }
-  Arrangement(const Arrangement&) = delete;
-  Arrangement& operator=(const Arrangement&) = delete;
-  const LinearProgram& program() const { return program_; }
-
- private:
-  std::vector<LinearTerm> terms_;
-  std::vector<LinearTarget> targets_;
-  LinearProgram program_{};
-};
 
 constexpr std::int64_t kPieceRows = 48, kChunkRows = 256, kChunks = 64;
 
@@ -174,43 +121,18 @@ void add_sums(const Program& program, std::int64_t v, const T* sums, std::int64_
 
 }  // namespace
 
-void check_linear(const Plan& plan, const std::vector<std::int64_t>& biased, bool indexed) {
-  const Program& p = plan.program;
-  const auto require = [](bool ok, const std::string& what) {
-    if (!ok) throw std::invalid_argument("linear: " + what);
-  };
-  bool dense = indexed || p.dim2 == 1;
-  for (int i = 0; i < p.in2_count && indexed; ++i)
-    dense = dense && (p.in2[i].mul == 0 || (p.in2[i].l == 0 && p.in2[i].mul == p.dim2));
-  for (int i = 0; i < p.path_count; ++i) {
-    const Path& path = p.paths[i];
-    dense = dense && path.mode == Mode::uvw && path.weighted && path.in2.l == 0 && path.in2.mul == p.dim2;
-  }
-  require(dense, indexed ? "plan must have paths uvw with weights and one block of scalars as y"
-                         : "plan must have paths uvw with weights and one scalar as y");
-  for (const std::int64_t block : biased) {
-    require(block >= 0 && block < p.out_count && p.out[block].l == 0,
-            "biased must name blocks of the output that hold scalars, got " + std::to_string(block));
-  }
-  std::vector<std::int64_t> sorted = biased;
-  std::sort(sorted.begin(), sorted.end());
-  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
-  if (twice != sorted.end()) {
-    throw std::invalid_argument("linear: biased must name a block once, got " + std::to_string(*twice) +
-                                " twice");
-  }
-}
-
 template <class T>
 void run_linear(const Plan& plan, const std::vector<std::int64_t>& biased, const RowGroups& rows,
                 Rows<const T> x, const T* weight, Rows<const T> bias, Rows<T> out, Parallel parallel) {
-  apply(Arrangement(plan, Direction::to_out, biased).program(), rows, x, weight, bias, out, parallel);
+  apply(LinearArrangement(plan, LinearDirection::to_out, biased).program(), rows, x, weight, bias, out,
+        parallel);
 }
 
 template <class T>
 void run_linear_grad_x(const Plan& plan, const RowGroups& rows, Rows<const T> g, const T* weight,
                        Rows<T> grad_x, Parallel parallel) {
-  apply(Arrangement(plan, Direction::to_x).program(), rows, g, weight, Rows<const T>{}, grad_x, parallel);
+  apply(LinearArrangement(plan, LinearDirection::to_x).program(), rows, g, weight, Rows<const T>{}, grad_x,
+        parallel);
 }
 
 // Sums of chunks of rows, which depend on the call alone, added in their order: the same for any number of
@@ -218,7 +140,7 @@ void run_linear_grad_x(const Plan& plan, const RowGroups& rows, Rows<const T> g,
 template <class T>
 void run_linear_grad_weight(const Plan& plan, const RowGroups& rows, Rows<const T> x, Rows<const T> g,
                             T* grad_weight, Parallel parallel) {
-  const Arrangement all(plan, Direction::to_out);
+  const LinearArrangement all(plan, LinearDirection::to_out);
   const Program& program = plan.program;
   const LinearKernels<T>& table = kernels<T>().linear;
   const std::int64_t numel = program.weight_numel / std::max<std::int64_t>(program.dim2, 1);
@@ -226,9 +148,9 @@ void run_linear_grad_weight(const Plan& plan, const RowGroups& rows, Rows<const 
   const std::int64_t limit = wave_chunks<T>(std::max<std::int64_t>(numel, 1));
   std::fill_n(grad_weight, program.weight_numel, T{});
   std::vector<Chunk> chunks = chunks_of(rows.groups());
-  std::optional<Arrangement> one;  // that of private sums
+  std::optional<LinearArrangement> one;  // that of private sums
   if (chunks.size() > rows.groups().size())
-    one.emplace(plan, Direction::to_out, std::vector<std::int64_t>{}, Weights::of_one);
+    one.emplace(plan, LinearDirection::to_out, std::vector<std::int64_t>{}, LinearWeights::of_one);
   Buffer<T> sums;
   for (std::size_t first = 0; first < chunks.size();) {
     const std::size_t end = end_of_wave(chunks, first, limit);

@@ -28,11 +28,11 @@ constexpr unsigned kWarp = 32, kAllLanes = 0xffffffffu;
 
 // What a kernel finds in arrays that the host has not looked at. On a GPU the kernel stops, and the next call
 // that waits for it fails, as with torch's own assertions.
-enum class Refusal { index, order };
+enum class Refusal { index, order, species, element };
 
 #ifdef __CUDACC__
 
-[[noreturn]] __device__ inline void refuse(Refusal) {
+[[noreturn]] __device__ inline void refuse(Refusal, std::int64_t = 0, std::int64_t = 0, std::int64_t = 0) {
   __trap();
   __builtin_unreachable();
 }
@@ -41,6 +41,19 @@ inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // a failed launch leaves no trace for the next call of someone else
   throw std::runtime_error(std::string("clebsch: ") + what + ": " + cudaGetErrorString(error));
+}
+
+// Of the current device.
+struct Limits {
+  int processors;
+  std::size_t shared;  // bytes of a block
+};
+inline Limits limits() {
+  int device = 0, processors = 0, shared = 0;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "device");
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device");
+  return {processors, static_cast<std::size_t>(shared)};
 }
 
 extern __shared__ __align__(16) unsigned char shared_memory[];
@@ -64,11 +77,27 @@ void launch(void (*kernel)(Args), dim3 grid, dim3 block, std::size_t shared, voi
 
 #else
 
-[[noreturn]] inline void refuse(Refusal refusal) {
+// The numbers are those of a species or an element: how many there are, which was given, where.
+[[noreturn]] inline void refuse(Refusal refusal, std::int64_t count = 0, std::int64_t given = 0,
+                                std::int64_t at = 0) {
+  if (refusal == Refusal::species || refusal == Refusal::element) {
+    const bool species = refusal == Refusal::species;
+    throw std::invalid_argument((species ? "symmetric_contraction" : "linear") +
+                                (": index must lie in [0, " + std::to_string(count)) + "), got " +
+                                std::to_string(given) + (species ? " for node " : " in row ") +
+                                std::to_string(at));
+  }
   if (refusal == Refusal::index)
     throw std::out_of_range("graph_order: senders and receivers must lie in [0, num_nodes)");
   throw std::invalid_argument("convolution: order must come from graph_order of the same graph");
 }
+
+// A small device, so that small tests meet what large ones are made for.
+struct Limits {
+  int processors;
+  std::size_t shared;
+};
+inline Limits limits() { return {1, 48 << 10}; }
 
 template <class T>
 inline T* dynamic_shared() {
@@ -98,6 +127,34 @@ template <class T>
 __device__ inline T sum_lanes(T value) {
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
   return value;
+}
+
+// f(i) for i < count by all threads of all blocks.
+template <class F>
+__device__ inline void each(std::int64_t count, const F& f) {
+  const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) f(i);
+}
+// Blocks for it.
+inline dim3 blocks_for(std::int64_t count, int threads) {
+  const std::int64_t blocks = (count + threads - 1) / threads;
+  return dim3(static_cast<unsigned>(blocks < (1 << 20) ? blocks : 1 << 20));
+}
+
+// Where the first that is not smaller lies.
+template <class Key>
+__device__ inline std::int64_t lower_bound(const Key* sorted, std::int64_t count, Key key) {
+  std::int64_t low = 0;
+  while (count > 0) {
+    const std::int64_t half = count / 2;
+    if (sorted[low + half] < key) {
+      low += half + 1;
+      count -= half + 1;
+    } else {
+      count = half;
+    }
+  }
+  return low;
 }
 
 }  // namespace clebsch::cuda

@@ -24,6 +24,10 @@ struct DeviceProduct {
   // each of them, to be summed.
   std::int64_t first_position, last_position;
   bool shared_weights;
+  // Of a graph, positions [window_begin, window_end) alone: w, aw and gw have a row for each of them, and
+  // what they give is added to out unless window_begin is 0.
+  bool windowed;
+  std::int64_t window_begin, window_end;
 
   std::int64_t receivers() const { return graph.edge ? graph.nodes : rows; }
 };

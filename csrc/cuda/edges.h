@@ -23,9 +23,24 @@ struct Positions {
 template <class T>
 __device__ inline Positions positions_of(const DeviceProduct<T>& a, std::int64_t receiver) {
   if (!a.graph.edge) return {receiver, receiver + 1};
-  const Positions at{a.graph.receiver_begin[receiver], a.graph.receiver_begin[receiver + 1]};
+  Positions at{a.graph.receiver_begin[receiver], a.graph.receiver_begin[receiver + 1]};
   if (at.begin < 0 || at.end < at.begin || at.end > a.graph.edges) refuse(Refusal::order);
+  if (a.windowed) {
+    if (at.begin < a.window_begin) at.begin = a.window_begin;
+    if (at.end > a.window_end) at.end = a.window_end;
+  }
   return at;
+}
+// Whether what a window gives is added to what windows before it gave.
+template <class T>
+__device__ inline bool adds(const DeviceProduct<T>& a) {
+  return a.windowed && a.window_begin > 0;
+}
+// Where the weights of a position lie.
+template <class T>
+__device__ inline std::int64_t weight_row(const DeviceProduct<T>& a, std::int64_t position,
+                                          std::int64_t edge) {
+  return a.windowed ? position - a.window_begin : edge;
 }
 
 struct Edge {

@@ -15,26 +15,6 @@ struct OrderArgs {
 
 __device__ std::int64_t* writable(const std::int64_t* p) { return const_cast<std::int64_t*>(p); }
 
-__device__ std::int64_t lower_bound(const std::int64_t* sorted, std::int64_t count, std::int64_t key) {
-  std::int64_t low = 0;
-  while (count > 0) {
-    const std::int64_t half = count / 2;
-    if (sorted[low + half] < key) {
-      low += half + 1;
-      count -= half + 1;
-    } else {
-      count = half;
-    }
-  }
-  return low;
-}
-
-template <class F>
-__device__ void each(std::int64_t count, F f) {
-  const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x;
-  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) f(i);
-}
-
 __global__ void __launch_bounds__(kThreads) order_by_receiver(OrderArgs a) {
   const GraphView& view = a.view;
   each(view.nodes + 1, [&](std::int64_t n) {
@@ -61,8 +41,7 @@ __global__ void __launch_bounds__(kThreads) order_by_sender(OrderArgs a) {
 }
 
 dim3 blocks(std::int64_t edges, std::int64_t nodes) {
-  const std::int64_t count = (edges > nodes ? edges : nodes + 1) / kThreads + 1;
-  return dim3(static_cast<unsigned>(count < 65536 ? count : 65536));
+  return blocks_for(edges > nodes ? edges : nodes + 1, kThreads);
 }
 
 }  // namespace

@@ -19,6 +19,8 @@ class DerivativeRun {
         sum_weights_(product.shared_weights && product.gw.data),
         part_x_(sum_senders_ ? product.plan.dim1 : 0),
         part_w_(sum_weights_ ? product.plan.weight_numel : 0),
+        begin_(product.windowed ? product.window_begin : 0),
+        end_(product.windowed ? product.window_end : product.rows),
         rows_(rows_at_a_time()) {
     const auto take = [&](std::int64_t count) {
       return static_cast<T*>(workspace.take(workspace.context, static_cast<std::size_t>(count) * sizeof(T)));
@@ -30,11 +32,11 @@ class DerivativeRun {
 
   // Windows of positions follow each other, and add in their order.
   void run() const {
-    std::int64_t first = 0;
+    std::int64_t first = begin_;
     do {
       DeviceProduct<T> product = whole_;
       product.first_position = first;
-      product.last_position = std::min(first + rows_, whole_.rows);
+      product.last_position = std::min(first + rows_, end_);
       if (sum_senders_) product.gx = {parts_x_, part_x_};
       if (sum_weights_) product.gw = {parts_w_, part_w_};
       if (!launch_channels_backward(product, tangent_, stream_))
@@ -45,15 +47,15 @@ class DerivativeRun {
                            stream_);
       if (sum_weights_) add_weights(product.last_position - first, first > 0);
       first += rows_;
-    } while (first < whole_.rows);
+    } while (first < end_);
   }
 
  private:
   std::int64_t rows_at_a_time() const {
     const std::int64_t part = (part_x_ + part_w_) * static_cast<std::int64_t>(sizeof(T));
-    const std::int64_t set = workspace_bytes_of_tests, most = set ? set : std::int64_t{256} << 20;
-    if (part == 0) return std::max<std::int64_t>(whole_.rows, 1);
-    return std::clamp<std::int64_t>(most / part, 1, std::max<std::int64_t>(whole_.rows, 1));
+    const std::int64_t all = std::max<std::int64_t>(end_ - begin_, 1);
+    return part == 0 ? all
+                     : std::clamp<std::int64_t>(workspace_bytes(std::int64_t{256} << 20) / part, 1, all);
   }
 
   // Groups of rows, then groups of those, there and back between two pieces, until one is left.
@@ -69,17 +71,21 @@ class DerivativeRun {
   const bool tangent_;
   void* const stream_;
   const bool sum_senders_, sum_weights_;
-  const std::int64_t part_x_, part_w_, rows_;
+  const std::int64_t part_x_, part_w_, begin_, end_, rows_;
   T *parts_x_ = nullptr, *parts_w_ = nullptr, *sums_w_ = nullptr;
 };
 
 }  // namespace
 
 void set_workspace_bytes(std::int64_t bytes) { workspace_bytes_of_tests = bytes; }
+std::int64_t workspace_bytes(std::int64_t bytes) {
+  const std::int64_t set = workspace_bytes_of_tests;
+  return set ? set : bytes;
+}
 
 template <class T>
 void run_product(const ProductCall<T>& call, const PlanTables<T>& plan, const GraphView* graph,
-                 Derivative derivative, const Workspace& workspace, void* stream) {
+                 Derivative derivative, const Workspace& workspace, void* stream, const Window* window) {
   DeviceProduct<T> product{};
   product.plan = plan;
   if (graph) product.graph = *graph;
@@ -88,6 +94,11 @@ void run_product(const ProductCall<T>& call, const PlanTables<T>& plan, const Gr
   product.y = call.y;
   product.w = call.w;
   product.shared_weights = call.shared_weights;
+  if (window) {
+    product.windowed = true;
+    product.window_begin = window->begin;
+    product.window_end = window->end;
+  }
   const bool tangent = derivative == Derivative::second;
   if (derivative != Derivative::none) product.g = call.g;
   if (tangent) {
@@ -108,8 +119,8 @@ void run_product(const ProductCall<T>& call, const PlanTables<T>& plan, const Gr
 }
 
 template void run_product(const ProductCall<float>&, const PlanTables<float>&, const GraphView*, Derivative,
-                          const Workspace&, void*);
+                          const Workspace&, void*, const Window*);
 template void run_product(const ProductCall<double>&, const PlanTables<double>&, const GraphView*, Derivative,
-                          const Workspace&, void*);
+                          const Workspace&, void*, const Window*);
 
 }  // namespace clebsch::cuda

@@ -1,26 +1,31 @@
 // Runs a product on a device: which kernels, and what they leave to be summed. Nothing waits.
 #pragma once
 
-#include <cstddef>
+#include <cstdint>
 
 #include "cuda/device_product.h"
+#include "cuda/workspace.h"
 #include "product_call.h"
 
 namespace clebsch::cuda {
-
-// Memory of the device that lives until the call is through; torch's, so that it belongs to the stream.
-struct Workspace {
-  void* context;
-  void* (*take)(void* context, std::size_t bytes);
-};
 
 // For tests: what the parts of sums may take at a time; 0 for the rule, 256 MiB. gx of an edge, and gw where
 // weights are shared, wait there until their owners sum them.
 void set_workspace_bytes(std::int64_t bytes);
 
+// Positions of a graph, sorted by receiver. Windows follow each other from 0 on, and each adds to the results
+// of those before it; weights and their gradients have a row for each position of the window.
+struct Window {
+  std::int64_t begin, end;
+};
+
 // graph: null for rows. The call's own graph and radial are not looked at.
 template <class T>
 void run_product(const ProductCall<T>& call, const PlanTables<T>& plan, const GraphView* graph,
-                 Derivative derivative, const Workspace& workspace, void* stream);
+                 Derivative derivative, const Workspace& workspace, void* stream,
+                 const Window* window = nullptr);
+
+// What may be taken at a time: `bytes`, or what is set for tests.
+std::int64_t workspace_bytes(std::int64_t bytes);
 
 }  // namespace clebsch::cuda

@@ -16,6 +16,14 @@ namespace clebsch::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+// Blocks of threads for whose registers a multiprocessor must have room, where the compiler, left to itself
+// (0), aims at more and spills. L: the highest degree that is unrolled.
+template <class T, int L, int Derivative>
+constexpr int kUnrolledBlocks = sizeof(T) == 4 || Derivative < 2 ? 0 : 3 + (L <= 2);
+template <class T>
+struct TabledBlocks {
+  static constexpr int of[] = {8, sizeof(T) == 4 ? 8 : 4, sizeof(T) == 4 ? 5 : 3};  // by derivative
+};
 
 template <class T>
 struct Triple {
@@ -304,7 +312,8 @@ __device__ inline void each_element(std::int64_t count, const F& f) {
 }
 
 template <class T, int L, int Derivative>
-__global__ void __launch_bounds__(kThreads) unrolled_harmonics(DeviceHarmonics<T> a) {
+__global__ void __launch_bounds__(kThreads, kUnrolledBlocks<T, L, Derivative>)
+    unrolled_harmonics(DeviceHarmonics<T> a) {
   constexpr int columns = (L + 1) * (L + 1);
   T* tile = dynamic_shared<T>();
   T* own = tile + threadIdx.x * padded<columns>;
@@ -357,7 +366,8 @@ __global__ void __launch_bounds__(kThreads) unrolled_harmonics(DeviceHarmonics<T
 }
 
 template <class T, int Derivative>
-__global__ void __launch_bounds__(kThreads) tabled_harmonics(DeviceHarmonics<T> a) {
+__global__ void __launch_bounds__(kThreads, TabledBlocks<T>::of[Derivative])
+    tabled_harmonics(DeviceHarmonics<T> a) {
   const Tabled<T> tables{a.tables};
   const std::int64_t columns = a.args.num_columns;
   const std::int64_t *first = a.tables.first, *column = a.tables.column;

@@ -34,6 +34,13 @@ constexpr int kLanes = 32, kWarps = kForwardWarps, kThreads = kLanes * kWarps;
 // Degrees of x and the output that are known when compiling; at most 3.
 constexpr int kUnrolledProducts = CLEBSCH_UNROLLED_DEVICE;
 
+// Blocks of threads for whose registers a multiprocessor must have room: about those that its shared memory
+// has room for. Left to itself the compiler aims at more of them, and spills.
+template <class T, bool Tangent>
+constexpr int kForwardBlocks = sizeof(T) == 8 || Tangent ? 4 : 5;
+template <class T>
+constexpr int kBackwardBlocks = sizeof(T) == 8 ? 3 : 4;
+
 template <class T, int C>
 using Channels = Pack<T, C>;
 
@@ -244,7 +251,7 @@ __device__ __forceinline__ void add_path(const PlanTables<T>& plan, const PathTa
 }
 
 template <class T, int C, bool Tangent>
-__global__ void __launch_bounds__(kThreads) channels_forward(DeviceProduct<T> a) {
+__global__ void __launch_bounds__(kThreads, kForwardBlocks<T, Tangent>) channels_forward(DeviceProduct<T> a) {
   const PlanTables<T>& plan = a.plan;
   std::int64_t* index = dynamic_shared<std::int64_t>();
   Channels<T, C>* sums = reinterpret_cast<Channels<T, C>*>(index + kWarps);
@@ -256,8 +263,17 @@ __global__ void __launch_bounds__(kThreads) channels_forward(DeviceProduct<T> a)
   const std::int64_t tasks = a.graph.edge ? a.graph.nodes : a.rows;
   for (std::int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
     const Positions positions = positions_of(a, task);
-    for (int d = static_cast<int>(threadIdx.x); d < plan.components_out * kLanes; d += kThreads)
-      sums[d] = Channels<T, C>{};
+    if (adds(a) && positions.begin >= positions.end) continue;
+    if (adds(a)) {
+      for (int n = tile.warp; n < plan.out_count; n += kWarps) {
+        if (plan.out[n].component < 0) continue;
+        load_block<T, C>(row(a.out, task), plan.out[n], plan.mul_ir, tile.first,
+                         sums + plan.out[n].component * kLanes + tile.lane);
+      }
+    } else {
+      for (int d = static_cast<int>(threadIdx.x); d < plan.components_out * kLanes; d += kThreads)
+        sums[d] = Channels<T, C>{};
+    }
     for (std::int64_t at = positions.begin; at < positions.end; at += kWarps) {
       const std::int64_t left = positions.end - at;
       const Gathered<T, C, Tangent> edges{
@@ -265,7 +281,7 @@ __global__ void __launch_bounds__(kThreads) channels_forward(DeviceProduct<T> a)
       __syncthreads();  // the edges before have been added, the sums cleared
       if (tile.warp < edges.count) {
         const Edge e = edge_at(a, at + tile.warp);
-        if (tile.lane == 0) index[tile.warp] = e.index;
+        if (tile.lane == 0) index[tile.warp] = weight_row(a, at + tile.warp, e.index);
         const int to = tile.warp * plan.components1 * kLanes;
         load_tile<T, C>(row(a.x, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first, tile.lane,
                         x + to);
@@ -295,22 +311,25 @@ __global__ void __launch_bounds__(kThreads) channels_forward(DeviceProduct<T> a)
 }
 
 // Sums over the lanes of Count numbers, a power of 2: at each step a lane keeps half of them and gives the
-// other half away. Number lane / (32 / Count) is what a lane ends with.
-template <int Count, class T>
-__device__ inline T sum_each(T (&value)[Count], int lane) {
-  int offset = kLanes / 2;
-  CLEBSCH_DEVICE_UNROLL
-  for (int half = Count / 2; half > 0; half /= 2, offset /= 2) {
-    const bool upper = lane & offset;
+// other half away. Number lane / (32 / Count) is what a lane ends with. Recursion, not loops: compilers for
+// GPUs gave up to unroll them, and the numbers went to local memory.
+template <int Count, int Offset = kLanes / 2, class T>
+__device__ __forceinline__ T sum_each(T* value, int lane) {
+  if constexpr (Offset == 0) {
+    return value[0];
+  } else if constexpr (Count == 1) {
+    value[0] += __shfl_xor_sync(kAllLanes, value[0], Offset);
+    return sum_each<1, Offset / 2>(value, lane);
+  } else {
+    constexpr int half = Count / 2;
+    const bool upper = lane & Offset;
     CLEBSCH_DEVICE_UNROLL
     for (int i = 0; i < half; ++i) {
       const T given = upper ? value[i] : value[i + half], kept = upper ? value[i + half] : value[i];
-      value[i] = kept + __shfl_xor_sync(kAllLanes, given, offset);
+      value[i] = kept + __shfl_xor_sync(kAllLanes, given, Offset);
     }
+    return sum_each<half, Offset / 2>(value, lane);
   }
-  T sum = value[0];
-  for (; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
-  return sum;
 }
 
 // The least power of 2 that is not less, up to the lanes of a warp.
@@ -402,7 +421,7 @@ __device__ __forceinline__ void differentiate_path(const PathTable& p, const Own
 }
 
 template <class T, int C, bool Tangent>
-__global__ void __launch_bounds__(kThreads) channels_backward(DeviceProduct<T> a) {
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks<T>) channels_backward(DeviceProduct<T> a) {
   const PlanTables<T>& plan = a.plan;
   const int tile_size = plan.components1 * kLanes, lane = static_cast<int>(threadIdx.x) % kLanes,
             warp = static_cast<int>(threadIdx.x) / kLanes;
@@ -445,9 +464,10 @@ __global__ void __launch_bounds__(kThreads) channels_backward(DeviceProduct<T> a
         own.matrix = matrix;
         own.tangent = tangent;
         own.gm = gm;
-        own.w = row(a.w, e.index);
-        own.aw = row_if(a.aw, e.index);
-        own.gw = row_if(a.gw, a.shared_weights ? at - a.first_position : e.index);
+        const std::int64_t weights = weight_row(a, at, e.index);
+        own.w = row(a.w, weights);
+        own.aw = row_if(a.aw, weights);
+        own.gw = row_if(a.gw, a.shared_weights ? at - a.first_position : weights);
         own.wants_x = a.gx.data;
         own.wants_y = a.gy.data;
         for (int n = 0; n < plan.path_count; ++n) {

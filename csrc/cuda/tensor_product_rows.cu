@@ -20,6 +20,11 @@ namespace clebsch::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+// Blocks of threads for whose registers a multiprocessor must have room: the compiler, left to itself, aims
+// at more and spills.
+template <bool Tangent>
+constexpr int kForwardBlocks = Tangent ? 4 : 5;
+constexpr int kBackwardBlocks = 3;
 constexpr int kPairValues = 1024;  // components of pairs in a chunk, or those of one pair
 
 struct ComponentIndex {
@@ -97,8 +102,9 @@ template <class T>
 __device__ inline Operands<T> operands_of(const DeviceProduct<T>& a, std::int64_t position,
                                           std::int64_t receiver) {
   const Edge e = edge_at(a, position);
-  return {row(a.x, e.sender),     row(a.y, e.index),     row(a.w, e.index),    row_if(a.g, receiver),
-          row_if(a.ax, e.sender), row_if(a.ay, e.index), row_if(a.aw, e.index)};
+  const std::int64_t weights = weight_row(a, position, e.index);
+  return {row(a.x, e.sender),     row(a.y, e.index),     row(a.w, weights),    row_if(a.g, receiver),
+          row_if(a.ax, e.sender), row_if(a.ay, e.index), row_if(a.aw, weights)};
 }
 
 // One path and a chunk of its pairs.
@@ -263,12 +269,12 @@ __device__ inline void clear(T* row, std::int64_t length) {
 }
 
 template <class T, bool Tangent>
-__global__ void __launch_bounds__(kThreads) rows_forward(DeviceProduct<T> a) {
+__global__ void __launch_bounds__(kThreads, kForwardBlocks<Tangent>) rows_forward(DeviceProduct<T> a) {
   T *value = dynamic_shared<T>(), *tangent = value + kPairValues;
   const std::int64_t tasks = a.graph.edge ? a.graph.nodes : a.rows;
   for (std::int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
     T* out = row(a.out, task);
-    clear(out, a.plan.dim_out);
+    if (!adds(a)) clear(out, a.plan.dim_out);
     const Positions positions = positions_of(a, task);
     for (std::int64_t at = positions.begin; at < positions.end; ++at) {
       const Operands<T> operands = operands_of(a, at, task);
@@ -287,7 +293,7 @@ __global__ void __launch_bounds__(kThreads) rows_forward(DeviceProduct<T> a) {
 }
 
 template <class T, bool Tangent>
-__global__ void __launch_bounds__(kThreads) rows_backward(DeviceProduct<T> a) {
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks) rows_backward(DeviceProduct<T> a) {
   T *value = dynamic_shared<T>(), *q = value + kPairValues, *tangent = q + kPairValues,
     *q_tangent = tangent + kPairValues;
   for (std::int64_t at = a.first_position + blockIdx.x; at < a.last_position; at += gridDim.x) {
@@ -295,7 +301,7 @@ __global__ void __launch_bounds__(kThreads) rows_backward(DeviceProduct<T> a) {
     const std::int64_t edge = edge_at(a, at).index;
     T* gx = row_if(a.gx, a.graph.edge ? at - a.first_position : at);
     T* gy = row_if(a.gy, edge);
-    T* gw = row_if(a.gw, a.shared_weights ? at - a.first_position : edge);
+    T* gw = row_if(a.gw, a.shared_weights ? at - a.first_position : weight_row(a, at, edge));
     if (gx) clear(gx, a.plan.dim1);
     if (gy) clear(gy, a.plan.dim2);
     for (int n = 0; n < a.plan.path_count; ++n) {

@@ -15,6 +15,7 @@
 #include "cuda/emulator.h"
 #include "cuda/run_product.h"
 #include "cuda/tables.h"
+#include "device_memory.h"
 #include "form.h"
 #include "product_problem.h"
 #include "spherical_harmonics_degrees.h"
@@ -49,19 +50,6 @@ struct DeviceOrder {
   }
 };
 
-class Memory {
- public:
-  cuda::Workspace workspace() { return {this, &take}; }
-
- private:
-  static void* take(void* context, std::size_t bytes) {
-    auto& pieces = static_cast<Memory*>(context)->pieces_;
-    pieces.push_back(std::make_unique<Buffer<char>>(static_cast<int64_t>(bytes), Place::heap, 64));
-    return pieces.back()->data();
-  }
-  std::vector<std::unique_ptr<Buffer<char>>> pieces_;
-};
-
 template <class T>
 void check_problem(const Problem& problem, const std::string& label) {
   const Arrays<T> arrays(problem, Place::page_end);
@@ -70,7 +58,7 @@ void check_problem(const Problem& problem, const std::string& label) {
   std::unique_ptr<DeviceOrder> order;
   if (problem.edges) order = std::make_unique<DeviceOrder>(*problem.edges, problem.edges->nodes);
   arrays.run([&](const clebsch::ProductCall<T>& call, Derivative derivative) {
-    Memory memory;
+    DeviceMemory memory;
     cuda::run_product(call, cuda::view_plan<T>(plan, words.data()), order ? &order->view : nullptr,
                       derivative, memory.workspace(), nullptr);
   });
@@ -151,7 +139,7 @@ TEST(emulated_kernels_refuse_a_bad_order) {
   const std::vector<int64_t> words = cuda::plan_words<float>(plan);
   const std::string said = check::refusal([&] {
     arrays.run([&](const clebsch::ProductCall<float>& call, Derivative derivative) {
-      Memory memory;
+      DeviceMemory memory;
       cuda::run_product(call, cuda::view_plan<float>(plan, words.data()), &order.view, derivative,
                         memory.workspace(), nullptr);
     });

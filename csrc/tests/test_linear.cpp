@@ -14,6 +14,7 @@
 #include "cpu/run_linear.h"
 #include "cpu/run_product.h"
 #include "form.h"
+#include "linear_arrangement.h"
 #include "plan.h"
 #include "schedules.h"
 

@@ -3,15 +3,20 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <random>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "buffer.h"
 #include "check.h"
 #include "cpu/run_symmetric_contraction.h"
+#include "cuda/emulator.h"
+#include "cuda/run_symmetric_contraction.h"
+#include "device_memory.h"
 #include "memory.h"
 #include "schedules.h"
 
@@ -273,6 +278,14 @@ struct Arrays {
     return static_cast<int64_t>(values.size());
   }
   void run(clebsch::Parallel parallel) const {
+    run([&](const auto& call, clebsch::ContractionStep step) {
+      clebsch::run_symmetric_contraction(call, step, parallel);
+    });
+  }
+  // runner(call, step) for each step.
+  template <class Runner>
+    requires std::is_invocable_v<Runner, clebsch::ContractionCall<T>, clebsch::ContractionStep>
+  void run(const Runner& runner) const {
     clebsch::ContractionCall<T> call{};
     call.table = {words.data(), words.size()};
     call.nodes = p.nodes;
@@ -282,18 +295,18 @@ struct Arrays {
     call.x = x.data();
     call.weight = weight.data();
     call.out = outputs[OUT].data();
-    clebsch::run_symmetric_contraction(call, clebsch::ContractionStep::forward, parallel);
+    runner(call, clebsch::ContractionStep::forward);
     call.grad = grad.data();
     call.out = nullptr;
     call.grad_x = outputs[GRAD_X].data();
     call.grad_weight = outputs[GRAD_WEIGHT].data();
-    clebsch::run_symmetric_contraction(call, clebsch::ContractionStep::backward, parallel);
+    runner(call, clebsch::ContractionStep::backward);
     call.ax = ax.data();
     call.a_weight = aw.data();
     call.out = outputs[GRAD_GRAD].data();
     call.grad_x = outputs[SECOND_X].data();
     call.grad_weight = outputs[SECOND_WEIGHT].data();
-    clebsch::run_symmetric_contraction(call, clebsch::ContractionStep::double_backward, parallel);
+    runner(call, clebsch::ContractionStep::double_backward);
   }
   void check(const Sums& sums, const std::string& label) const {
     const double unit = sizeof(T) == 4 ? std::ldexp(1.0, -24) : std::ldexp(1.0, -53);
@@ -320,6 +333,39 @@ void check_problem(const Problem& p, const Sums& sums, const std::string& label)
     arrays.run(&run_in_threads);
     arrays.check(sums, label);
   }
+}
+
+// The kernels of the GPU, on arrays of exactly the right size.
+template <class T>
+void run_emulated(const Arrays<T>& arrays) {
+  const Problem& p = arrays.p;
+  std::vector<int64_t> node(static_cast<size_t>(p.nodes)), species;
+  std::iota(node.begin(), node.end(), 0);
+  std::stable_sort(node.begin(), node.end(), [&](int64_t a, int64_t b) { return p.index[a] < p.index[b]; });
+  for (const int64_t n : node) species.push_back(p.index[n]);
+  arrays.run([&](const clebsch::ContractionCall<T>& call, clebsch::ContractionStep step) {
+    const std::vector<int64_t> words = clebsch::cuda::contraction_words<T>(call.table);
+    DeviceMemory memory;
+    clebsch::cuda::run_symmetric_contraction(
+        call, clebsch::cuda::view_contraction<T>(clebsch::contraction_sizes(call.table), words.data()), step,
+        {species.data(), node.data()}, memory.workspace(), nullptr);
+  });
+}
+
+void check_emulated(const Problem& p) {
+  const Sums sums = expected(p);
+  for (const char* order : {"forward", "reverse", "random:3"}) {
+    clebsch::cuda::emulator::set_order(std::string(order));
+    for (const Place place : {Place::heap, Place::page_end}) {
+      const Arrays<float> single(p, place);
+      run_emulated(single);
+      single.check(sums, std::string("emulated float ") + order);
+      const Arrays<double> twice(p, place);
+      run_emulated(twice);
+      twice.check(sums, std::string("emulated double ") + order);
+    }
+  }
+  clebsch::cuda::emulator::set_order("forward");
 }
 
 void check_everywhere(const Problem& p) {
@@ -363,6 +409,16 @@ TEST(symmetric_contraction_threads_do_not_change_a_bit) {
     CHECK(here.bits() == backwards.bits(), isa);
     CHECK(here.bits() == threads.bits(), isa);
   });
+}
+
+TEST(emulated_symmetric_contraction) {
+  for (const int64_t channels : {0, 1, 33, 36, 70, 132})
+    check_emulated(random_problem(9, {1, 3}, 3, 3, 10, channels, 3));
+  for (const int components : {1, 17, 40})
+    check_emulated(random_problem(components, {5, 1, 9}, 2, 4, 3, 6, 2));
+  for (const int64_t nodes : {0, 1, 70}) {
+    for (const int species : {1, 4, 50}) check_emulated(random_problem(4, {3}, 2, 2, nodes, 8, species));
+  }
 }
 
 TEST(symmetric_contraction_refusals) {

@@ -72,15 +72,16 @@ class SymmetricContraction(torch.nn.Module):
         self.register_load_state_dict_post_hook(_rebuild_table)
 
     def _build_table(self) -> None:
-        """The table of the buffers as they are now; on the device "meta" an empty one."""
+        """The table of the buffers as they are now; on the device "meta" an empty one.
+
+        No buffer: it stays on the CPU, where operators read it whatever the device of x.
+        """
         self._widths = tuple(ir.dim for _, ir in self.irreps_out)
         u_matrices = [c.u_matrices() for c in self.contractions]
-        device = u_matrices[0][0].device
-        if device.type == "meta":
-            table = torch.empty(0, dtype=torch.int64, device=device)
-        else:
-            table = contraction_table(u_matrices).tensor.to(device)
-        self.register_buffer("_table", table, persistent=False)
+        made = u_matrices[0][0].device.type != "meta"
+        self._table = (
+            contraction_table(u_matrices).tensor if made else torch.empty(0, dtype=torch.int64, device="cpu")
+        )
 
     def _apply(self, fn: Any, recurse: bool = True) -> SymmetricContraction:
         """Couplings that were rounded, or carry their rounding to a finer type, make another table."""

@@ -37,7 +37,7 @@ def symmetric_contraction(
         weight: (species, paths, channels), of the dtype and device of x.
         index: (nodes,), int64: the species of each node. Weights of its own for every node are weight with
             species = nodes and index = arange(nodes).
-        table: the ``tensor`` of a `clebsch.nn.ContractionTable`.
+        table: the ``tensor`` of a `clebsch.nn.ContractionTable`, on the CPU whatever the device of x.
         widths: its ``widths``, the number of components of every target.
 
     Returns:
@@ -62,7 +62,8 @@ def symmetric_contraction(
         and index.dtype == torch.int64
         and x.dtype in (torch.float32, torch.float64)
         and x.dtype == weight.dtype
-        and x.device == weight.device == index.device == table.device
+        and x.device == weight.device == index.device
+        and table.device.type == "cpu"
     ):
         _explain(x, weight, index, table)
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
@@ -92,26 +93,25 @@ def _explain(x: Any, weight: Any, index: Any, table: Tensor) -> None:
             raise ValueError(
                 f"symmetric_contraction: {name} must have shape {expected}, got {tuple(value.shape)}"
             )
-    require_one_device("symmetric_contraction", x=x, index=index, table=table)
+    require_one_device("symmetric_contraction", x=x, index=index)
+    raise ValueError(f"symmetric_contraction: table must be on the CPU, got {table.device}")
 
 
 @torch.library.register_fake("clebsch::symmetric_contraction")
 def _(x, weight, index, table, widths):
-    require_one_device("symmetric_contraction", x=x, weight=weight, index=index, table=table)
+    require_one_device("symmetric_contraction", x=x, weight=weight, index=index)
     return x.new_empty((x.shape[0], x.shape[1] * sum(widths)))
 
 
 @torch.library.register_fake("clebsch::symmetric_contraction_backward")
 def _(grad, x, weight, index, table, widths, needs):
-    require_one_device("symmetric_contraction", grad=grad, x=x, weight=weight, index=index, table=table)
+    require_one_device("symmetric_contraction", grad=grad, x=x, weight=weight, index=index)
     return wanted_like(needs, x, weight)
 
 
 @torch.library.register_fake("clebsch::symmetric_contraction_double_backward")
 def _(ax, aw, grad, x, weight, index, table, widths, needs):
-    require_one_device(
-        "symmetric_contraction", grad=grad, x=x, weight=weight, index=index, table=table, ax=ax, aw=aw
-    )
+    require_one_device("symmetric_contraction", grad=grad, x=x, weight=weight, index=index, ax=ax, aw=aw)
     return wanted_like(needs, grad, x, weight)
 
 
