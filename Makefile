@@ -29,12 +29,13 @@ cmake := PATH="$(bin):$$PATH" cmake
 configure := $(cmake) -S . -G Ninja -DPython_EXECUTABLE=$(PYTHON) -DCLEBSCH_TESTS=ON -DCLEBSCH_CUDA=$(CUDA) --log-level=WARNING
 ctest := PATH="$(bin):$$PATH" ctest --output-on-failure --no-tests=error --test-dir
 
-.PHONY: help demo test test-clients test-emulated test-gpu test-package sanitize cuda develop benchmark wheel lint format clean
+.PHONY: help demo test test-clients test-emulated test-gpu test-package sanitize cuda cuda-budget check-cuda-budget \
+  develop benchmark wheel lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
-	@echo 'targets: demo test test-clients test-emulated test-gpu test-package sanitize cuda develop benchmark wheel lint format clean'
+	@echo 'targets: demo test test-clients test-emulated test-gpu test-package sanitize cuda cuda-budget check-cuda-budget develop benchmark wheel lint format clean'
 
 # Trains a potential; then, unless DATA or ARGS ask for something else, dynamics with a trained SevenNet.
 demo: develop
@@ -75,6 +76,14 @@ cuda: develop
 	  $(cmake) --build build/develop --target clebsch_cuda && \
 	  CLEBSCH_CUDA_LIBRARY=build/develop/csrc/cuda/_clebsch_cuda.so $(run) -m pytest -q tests/test_cuda.py; \
 	else echo "make cuda: skipped, there is no nvcc"; fi
+
+# Registers, accesses and multiply-adds of every kernel for GPUs, read from its machine code for three
+# architectures: written to benchmarks/cuda/budget.json and docs/cuda-roofline.md, or compared with them.
+# Without nvcc: nothing.
+cuda-budget: develop
+	$(run) -m benchmarks.cuda update
+check-cuda-budget: develop
+	$(run) -m benchmarks.cuda check
 
 # The same tests under AddressSanitizer and UndefinedBehaviorSanitizer, of kernels unrolled to degree 1 only; no
 # torch, no Python in the process.

@@ -236,11 +236,9 @@ __device__ __forceinline__ void add_path(const PlanTables<T>& plan, const PathTa
           const T mik = m[i * outputs + k];
           CLEBSCH_DEVICE_UNROLL
           for (int c = 0; c < C; ++c) {
-            if constexpr (Tangent) {
-              sum[k][c] += s.tangent[c] * mik + s.value[c] * n[i * outputs + k];
-            } else {
-              sum[k][c] += s.value[c] * mik;
-            }
+            // One product at a time: a multiply-add for each.
+            sum[k][c] += (Tangent ? s.tangent : s.value)[c] * mik;
+            if constexpr (Tangent) sum[k][c] += s.value[c] * n[i * outputs + k];
           }
         }
       }
@@ -384,11 +382,17 @@ __device__ __forceinline__ void differentiate_path(const PathTable& p, const Own
     }
     const Channels<T, C> xi = x[i * kLanes], axi = ax[i * kLanes];
     CLEBSCH_DEVICE_UNROLL
-    for (int c = 0; c < C; ++c) gw[c] += Tangent ? axi[c] * t[c] + xi[c] * s[c] : xi[c] * t[c];
+    for (int c = 0; c < C; ++c) {
+      gw[c] += (Tangent ? axi : xi)[c] * t[c];
+      if constexpr (Tangent) gw[c] += xi[c] * s[c];
+    }
     if (edge.wants_x) {
       Channels<T, C>& to = edge.gx[(p.in1.component + i) * kLanes];
       CLEBSCH_DEVICE_UNROLL
-      for (int c = 0; c < C; ++c) to[c] += Tangent ? aw[c] * t[c] + w[c] * s[c] : w[c] * t[c];
+      for (int c = 0; c < C; ++c) {
+        to[c] += (Tangent ? aw : w)[c] * t[c];
+        if constexpr (Tangent) to[c] += w[c] * s[c];
+      }
     }
   }
   if (edge.gw && p.weighted) store<T, C>(gw, edge.gw + p.weight, tile.first, p.in1.mul);

@@ -1,0 +1,263 @@
+"""docs/cuda-roofline.md: flops and bytes of each kernel, as its source has them, beside published limits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from benchmarks.problems import DEGREE, model
+
+from . import budget
+from .devices import DEVICES, Device
+
+DOCUMENT = budget.REPOSITORY / "docs" / "cuda-roofline.md"
+MODELS = ("mace-medium", "mace-large", "nequip-L")
+STEPS = ("forward", "backward", "double backward")
+TYPES = {4: "float", 8: "double"}
+INDICES = 24  # bytes an edge: its number, its sender, and a pass over the order
+
+# As in csrc/cuda/tensor_product_channels.cu.
+LANES, WARPS, MOST_SHARED = 32, 4, 96 << 10
+PAIR_VALUES = 1024  # of tensor_product_rows.cu
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of an edge or a point: flops, least bytes (operands and results once) and the bytes that are moved."""
+
+    flops: float
+    least: float
+    moved: float
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A channelwise convolution, an edge at a time, and the kernels that it takes."""
+
+    name: str
+    size: int  # bytes of a number
+
+    @cached_property
+    def plan(self):
+        from clebsch.algebra.plan import ProductPlan
+
+        return ProductPlan.from_instructions(*model(self.name).arguments)
+
+    @cached_property
+    def _paths(self) -> list[tuple[int, int, int]]:
+        """Channels, components of x, and cells (components of x and the output) of each path."""
+        plan = self.plan
+        blocks = [(plan.irreps_in1[p.i_in1], plan.irreps_out[p.i_out]) for p in plan.paths]
+        return [(x.mul, x.ir.dim, x.ir.dim * out.ir.dim) for x, out in blocks]
+
+    def work(self, step: str) -> Work:
+        cells, components = (sum(mul * part[n] for mul, *part in self._paths) for n in (1, 0))
+        plan, weights = self.plan, self.plan.weight_numel
+        dim1, dim2 = plan.irreps_in1.dim, plan.irreps_in2.dim
+        own = plan.irreps_out.dim / DEGREE  # out or g: once for a receiver
+        flops, least, gathered = {
+            "forward": (2 * cells + components, weights + dim2 + own, dim1),
+            "backward": (4 * cells + 5 * components, 2 * weights + 2 * dim2 + own, 3 * dim1),
+            "double backward": (
+                10 * cells + 15 * components,
+                3 * weights + 4 * dim2 + 2 * own,
+                2 * weights + 6 * dim1,
+            ),
+        }[step]
+        bytes_least = self.size * least + INDICES
+        return Work(flops, bytes_least, bytes_least + self.size * gathered)
+
+    def kernels(self, step: str) -> Iterator[tuple[str, int]]:
+        """Name in the budget and shared memory of a block; what sums rows afterwards is left out."""
+        if step != "backward":
+            yield self._kernel("forward", step != "forward")
+        if step != "forward":
+            yield self._kernel("backward", step != "backward")
+
+    def _kernel(self, side: str, tangent: bool) -> tuple[str, int]:
+        packed = 16 // self.size
+        widest = max(block.mul for block in (*self.plan.irreps_in1, *self.plan.irreps_out))
+        fits = widest >= LANES * packed / 2 and self._shared(side, tangent, packed) <= MOST_SHARED
+        channels = packed if fits else 1
+        shared = self._shared(side, tangent, channels)
+        type_, tangents = TYPES[self.size], str(tangent).lower()
+        if shared > MOST_SHARED:  # tensor_product_rows.cu: P, and Q backward, with their tangents
+            return f"rows_{side}<{type_}, {tangents}>", PAIR_VALUES * (1 + tangent) * (
+                1 + (side == "backward")
+            ) * self.size
+        return f"channels_{side}<{type_}, {channels}, {tangents}>", shared
+
+    def by_rows(self, step: str) -> bool:
+        return any(name.startswith("rows") for name, _ in self.kernels(step))
+
+    def _shared(self, side: str, tangent: bool, channels: int) -> int:
+        """Bytes of a block, as forward_bytes and backward_bytes have them."""
+        used_in1, used_out = ({getattr(p, i) for p in self.plan.paths} for i in ("i_in1", "i_out"))
+        in1 = sum(self.plan.irreps_in1[i].ir.dim for i in used_in1)
+        out = sum(self.plan.irreps_out[i].ir.dim for i in used_out)
+        dense = sum(cells for *_, cells in self._paths)
+        each = WARPS * (1 + tangent + (side == "backward"))
+        tiles = (out + each * in1) * LANES * channels * self.size
+        return tiles + each * dense * self.size + (8 * WARPS if side == "forward" else 0)
+
+
+@dataclass(frozen=True)
+class Harmonics:
+    """Degrees 0 to 3 of a point."""
+
+    size: int
+    l_max: int = 3
+
+    @property
+    def name(self) -> str:
+        return f"harmonics to l = {self.l_max}"
+
+    def work(self, step: str) -> Work:
+        n = (self.l_max + 1) ** 2
+        flops, numbers = {
+            "forward": (7 * n, 3 + n),
+            "backward": (13 * n, 6 + n),
+            "double backward": (29 * n, 9 + 2 * n),
+        }[step]
+        return Work(flops, self.size * numbers, self.size * numbers)
+
+    def by_rows(self, step: str) -> bool:
+        return False
+
+    def kernels(self, step: str) -> Iterator[tuple[str, int]]:
+        columns = (self.l_max + 1) ** 2
+        name = f"unrolled_harmonics<{TYPES[self.size]}, {self.l_max}, {STEPS.index(step)}>"
+        yield name, 128 * (columns | 1) * self.size
+
+
+def attainable(work_bytes: float, flops: float, device: Device, size: int) -> float:
+    """The share of the peak that memory alone lets through."""
+    return min(1.0, flops / work_bytes / device.balance(size))
+
+
+def _bound(work: Work, by_rows: bool, device: Device, size: int) -> str:
+    bytes_ = (work.least if by_rows else work.moved, work.least)
+    low, high = (attainable(count, work.flops, device, size) for count in bytes_)
+    if low >= 1:
+        return "peak"
+    return f"{low:.0%}" if f"{low:.0%}" == f"{high:.0%}" else f"{low * 100:.0f}-{high:.0%}"
+
+
+def _rows() -> Iterator[tuple[int, Convolution | Harmonics]]:
+    for size in TYPES:
+        for name in MODELS:
+            yield size, Convolution(name, size)
+        yield size, Harmonics(size)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _bounds(size: int) -> str:
+    rows = []
+    for of_size, problem in _rows():
+        for step in STEPS if of_size == size else ():
+            work, by_rows = problem.work(step), problem.by_rows(step)
+            low, high = (f"{work.flops / value:.1f}" for value in (work.moved, work.least))
+            rows.append(
+                [
+                    f"{problem.name}, {step}",
+                    *(f"{round(value):,}" for value in (work.flops, work.least)),
+                    "more" if by_rows else f"{round(work.moved):,}",
+                    high if by_rows or low == high else f"{low}-{high}",
+                    *(_bound(work, by_rows, device, size) for device in DEVICES),
+                ]
+            )
+    head = ["", "flops", "least bytes", "moved", "flops / byte", *(device.name for device in DEVICES)]
+    return _table(head, rows)
+
+
+def _room(kernels: budget.Kernels) -> str:
+    rows = []
+    for _, problem in _rows():
+        for step in STEPS:
+            for name, shared in problem.kernels(step):
+                warps = []
+                for device in DEVICES:
+                    needs = kernels[name][str(device.architecture)]
+                    blocks = device.resident_blocks(
+                        needs["registers"], needs["shared"] + shared, needs["threads"]
+                    )
+                    warps.append(f"{blocks * needs['threads'] // 32} ({needs['registers']})")
+                rows.append([f"{problem.name}, {step}", f"`{name}`", f"{shared / 1024:.1f}", *warps])
+    return _table(["", "kernel", "shared memory, KiB", *(device.name for device in DEVICES)], rows)
+
+
+def text() -> str:
+    read = budget.read()
+    limits = _table(
+        ["", *(device.name for device in DEVICES)],
+        [
+            ["bandwidth, GB/s", *(f"{device.bandwidth:,}" for device in DEVICES)],
+            *(
+                [f"peak, {name}, Tflop/s", *(f"{device.peak[size]:g}" for device in DEVICES)]
+                for size, name in TYPES.items()
+            ),
+            *(
+                [
+                    f"flops / byte where they meet, {name}",
+                    *(f"{device.balance(size):.1f}" for device in DEVICES),
+                ]
+                for size, name in TYPES.items()
+            ),
+        ],
+    )
+    return f"""# What memory lets the kernels for GPUs reach
+
+**Computed, not measured.** No kernel has run on a GPU, and no time is stated. Printed by
+`make cuda-budget` from the plans, the formulas of [cuda.md](cuda.md) and `benchmarks/cuda/budget.json` (nvcc
+{read["nvcc"]}). A bound says what no kernel that moves these bytes can exceed, not what ours reaches.
+
+## Limits
+
+{limits}
+
+As published by the maker: data sheets of the SXM modules (A100 with 80 GB, H100) and the brief on the
+architecture of B200, as part of HGX at 1,000 W; other sources put its peaks at 75 and 37. A multiply-add
+is two flops, tensor cores are left out. A kernel of which not all arithmetic is multiply-adds cannot
+reach the peak.
+
+## Bounds
+
+For an edge of a convolution with {DEGREE} edges a node, or for a point. *Least*: each operand and result
+once. *Moved*: also what is gathered for senders, if no gather hits a cache, and what a second pass reads
+again. Flops are those of the source, zeros in M included; making M from y (at most two in a hundred) and
+sums over lanes are left out. Under the name of a GPU: **at most this share of its peak**, from the bytes
+moved to the least; "peak" where memory is not the bound. *More*: sums or their tangents do not fit
+shared memory and the kernel of rows runs, which moves more than is counted here; its bound is that of
+the least bytes.
+
+### float32
+
+{_bounds(4)}
+
+### float64
+
+{_bounds(8)}
+
+## Warps that a multiprocessor has room for
+
+Of {DEVICES[0].warps}; in brackets the registers of a thread. From registers, shared memory of a block at
+that plan, and the limits of the architecture. The sums of senders' rows that follow a backward take
+little of either.
+
+{_room(read["kernels"])}
+"""
+
+
+def write() -> int:
+    DOCUMENT.write_text(text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(write())

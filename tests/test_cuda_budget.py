@@ -1,0 +1,151 @@
+"""What benchmarks/cuda reads from machine code, what its file holds, the table that is printed from both.
+
+That the file is what the compiler makes of the sources is for `make check-cuda-budget`, which takes minutes.
+"""
+
+import copy
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+sys.path.insert(0, str(REPOSITORY))  # benchmarks are not installed
+
+from benchmarks.cuda import budget, roofline, sass  # noqa: E402
+from benchmarks.cuda.devices import DEVICES  # noqa: E402
+
+# A loop over .L_x_0 with one inside, over .L_x_1; what follows the jump at the end is padding.
+CODE = """
+\t.section\t.text._Z6kernelv,"ax",@progbits
+.text._Z6kernelv:
+_Z6kernelv:
+        /*0000*/                   LDC.64 R2, c[0x0][0x210] ;
+        /*0010*/               @P0 BRA `(.L_x_3) ;
+.L_x_0:
+        /*0020*/                   LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;
+        /*0030*/                   DFMA R8, R8, R8, R8 ;
+        /*0040*/                   FFMA R4, R4, R5, R6 ;
+        /*0050*/                   FADD R4, R4, R5 ;
+        /*0060*/                   STS.64 [R9], R4 ;
+        /*0070*/              @!P1 BRA `(.L_x_2) ;
+.L_x_1:
+        /*0080*/                   LDG.E.U8 R4, desc[UR4][R2.64] ;
+        /*0090*/                   FFMA2 R4, R4.F32x2.HI_LO, R6.F32x2.HI_LO, R8.F32x2.HI_LO ;
+        /*00a0*/                   BRA.U UP0, `(.L_x_1) ;
+.L_x_2:
+        /*00b0*/                   FFMA R4, R4, R5, R6 ;
+        /*00c0*/               @P2 BRA `(.L_x_0) ;
+.L_x_3:
+        /*00d0*/                   ST.E.64 desc[UR4][R2.64], R4 ;
+        /*00e0*/                   STG.E desc[UR4][R2.64], R4 ;
+        /*00f0*/                   EXIT ;
+.L_x_4:
+        /*0100*/                   BRA `(.L_x_4);
+"""
+
+
+def all_code(blocks):
+    return [instruction for block in blocks for instruction in block.code]
+
+
+def test_loops_are_told_apart():
+    (blocks,) = sass.parse(CODE).values()
+    assert sorted(len(body) for body in sass.loops(blocks)) == [1, 3]
+    loop = sass.main_loop(blocks)
+    assert [i.name for i in loop] == [
+        *("LDG.E.128.CONSTANT", "DFMA", "FFMA", "FADD", "STS.64", "BRA"),
+        *("FFMA", "BRA"),
+    ]
+    assert sass.fused(loop) == 3 and sass.fused_share(loop) == 0.75
+    assert sass.bytes_per_fused(loop, sass.GLOBAL_LOADS) == round(16 / 3, 3)
+    assert sass.bytes_per_fused(loop, sass.SHARED) == round(8 / 3, 3)
+
+
+def test_accesses_are_counted_by_width():
+    (blocks,) = sass.parse(CODE).values()
+    code = all_code(blocks)
+    assert sass.widths(code, sass.GLOBAL_LOADS) == {"1": 1, "16": 1}
+    assert sass.widths(code, sass.GLOBAL_STORES) == {"4": 1, "8": 1}
+    assert sass.fused(code) == 5
+
+
+def test_what_ptxas_says_is_read():
+    log = """ptxas info    : Compiling entry function '_Z1av' for 'sm_90'
+ptxas info    : Function properties for _Z1av
+    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 8 bytes cumulative stack size, 512 bytes smem
+ptxas info    : Compiling entry function '_Z1bv' for 'sm_90'
+ptxas info    : Function properties for _Z1bv
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 32 registers, used 0 barriers
+"""
+    keys = ("registers", "stack", "spill_stores", "spill_loads", "shared")
+    assert dict(budget._needs(log)) == {
+        "_Z1av": dict(zip(keys, (40, 8, 4, 12, 512))),
+        "_Z1bv": dict(zip(keys, (32, 0, 0, 0, 0))),
+    }
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "threads", "blocks"),
+    [
+        (32, 0, 128, (16, 16, 16)),  # warps
+        (128, 0, 128, (4, 4, 4)),  # registers
+        (129, 0, 128, (3, 3, 3)),  # in steps of 8 a thread
+        (32, 96 << 10, 128, (1, 2, 2)),  # shared memory, and one KiB of the system's
+        (16, 0, 32, (32, 32, 32)),  # blocks
+    ],
+)
+def test_blocks_that_there_is_room_for(registers, shared, threads, blocks):
+    assert tuple(device.resident_blocks(registers, shared, threads) for device in DEVICES) == blocks
+
+
+def test_every_kernel_has_a_budget_without_spills():
+    kernels = budget.read()["kernels"]
+    sources = "".join(file.read_text() for file in budget.SOURCES.glob("*.cu"))
+    names = re.findall(r"__global__ void(?: __launch_bounds__\(.*\))?\s+(\w+)\(", sources)
+    assert len(names) >= 9 and len(names) == sources.count("__global__")
+    assert {name.split("<")[0] for name in kernels} == set(names)
+    assert budget.spills(kernels) == []
+    architectures = {str(device.architecture) for device in DEVICES}
+    assert all(set(of_architecture) == architectures for of_architecture in kernels.values())
+
+
+def test_what_became_worse_is_said():
+    old = budget.read()["kernels"]
+    assert budget.differences(old, old) == []
+    name = "channels_forward<float, 4, false>"
+    new = copy.deepcopy(old)
+    new[name]["90"]["registers"] += 8
+    new[name]["90"]["occupancy"] -= 0.0625
+    new[name]["80"]["loop_shared_bytes_per_fma"] /= 2
+    new[name]["100"]["spill_stores"] = 4
+    assert budget.spills(new) == [f"{name}, sm_100: spill_stores 4, must be 0"]
+    del new["order_by_sender"]["80"]
+    new["another"] = {"80": {}}
+    told = [re.sub(r"[\d.]+ -> [\d.]+", "x -> y", line) for line in budget.differences(old, new)]
+    assert told == [
+        "another, sm_80: not in the file",
+        f"{name}, sm_100: spill_stores x -> y, WORSE",
+        f"{name}, sm_80: loop_shared_bytes_per_fma x -> y, better: the file is old",
+        f"{name}, sm_90: occupancy x -> y, WORSE",
+        f"{name}, sm_90: registers x -> y, WORSE",
+        "order_by_sender, sm_80: in the file only",
+    ]
+
+
+def test_the_table_is_up_to_date():
+    assert roofline.DOCUMENT.read_text() == roofline.text(), "make cuda-budget"
+
+
+def test_bounds_of_one_convolution():
+    """MACE-medium, forward: 1,280 weights, 16 components of y, 512 of x, 5,120 of 40 edges' out; 88 cells."""
+    work = roofline.Convolution("mace-medium", 4).work("forward")
+    assert work.flops == 128 * (2 * 88 + 4 * 1 + 6 * 3)
+    assert work.least == 4 * (1280 + 16 + 40 * 128 / 40) + 24
+    assert work.moved == work.least + 4 * 512
+    balance = 19.5e12 / 2039e9  # of an A100
+    share = roofline.attainable(work.least, work.flops, DEVICES[0], 4)
+    assert share == pytest.approx(work.flops / work.least / balance)
