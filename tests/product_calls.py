@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import emulation
+import interpretation
 from clebsch import backend, ops, reference  # noqa: F401  ops loads the operators
 from clebsch.algebra.irreps import Irreps
 from clebsch.algebra.plan import ProductPlan
@@ -92,6 +93,9 @@ def instruction_sets() -> Iterator[str]:
     every order of threads."""
     if emulation.enabled():
         yield from emulation.thread_orders()
+        return
+    if interpretation.enabled():
+        yield "interpreted"
         return
     before = backend.instruction_set()
     try:
