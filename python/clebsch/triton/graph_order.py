@@ -11,8 +11,8 @@ __all__ = ["graph_order"]
 
 
 def graph_order(senders: Tensor, receivers: Tensor, num_nodes: int) -> Tensor:
-    """clebsch::graph_order, two stable sorts and bisection; nothing waits for the device, whose assertion stops
-    the program if an index lies outside [0, num_nodes)."""
+    """clebsch::graph_order, two stable sorts and bisection; nothing waits for the device, whose assertion
+    stops the program if an index lies outside [0, num_nodes)."""
     noun = "graph_order"
     integers = senders.dtype == receivers.dtype == torch.int64
     require(integers, noun, "senders and receivers must be int64")

@@ -25,11 +25,9 @@ def require_triton() -> Any:
     try:
         import triton
     except ImportError as error:
-        from clebsch import backend
-
         raise ImportError(
-            f"clebsch: no kernels for tensors on a GPU: {error}; the compiled ones are "
-            f"{backend.backends()['cuda']}. Install 'clebsch[triton]', or build with CLEBSCH_CUDA=ON and nvcc"
+            f"clebsch: no kernels for tensors on a GPU ({error}). Install 'clebsch[triton]', or, for NVIDIA's, "
+            "build the compiled ones with CLEBSCH_CUDA=ON and nvcc; 'clebsch info' says what there is"
         ) from error
     return triton
 
@@ -57,11 +55,12 @@ def launch(source: Source, owners: int, arguments: Mapping[str, Any]) -> None:
     owners = -(-owners // schedule.block) if source.is_of_rows else owners
     if owners >= 1 << 31 or tiles > MOST_TILES:
         raise NotImplementedError(
-            f"clebsch: a Triton kernel takes at most {(1 << 31) - 1} rows and {MOST_TILES} tiles of channels, "
-            f"got {owners} and {tiles}; split the rows"
+            f"clebsch: a Triton kernel takes at most {(1 << 31) - 1} rows and {MOST_TILES} tiles of "
+            f"channels, got {owners} and {tiles}; split the rows"
         )
     given = {name: arguments[name] for name in source.arguments}
-    compiled(source)[(owners, tiles)](**given, BLOCK=schedule.block, num_warps=schedule.num_warps)
+    options = {"num_warps": schedule.num_warps, "enable_fp_fusion": True}
+    compiled(source)[(owners, tiles)](**given, BLOCK=schedule.block, **options)
 
 
 def tiles(source: Source, arguments: Mapping[str, Any]) -> int:

@@ -23,8 +23,8 @@ OPERATORS = {
 
 
 def register(*keys: str) -> torch.library.Library:
-    """Make these the operators ``clebsch::*`` for tensors of the devices with these dispatch keys, in front of
-    others that may be there, for as long as the result lives."""
+    """Make these the operators ``clebsch::*`` for tensors of the devices with these dispatch keys, in front
+    of others that may be there, for as long as the result lives."""
     library = torch.library.Library("clebsch", "IMPL")
     for key in keys:
         for name, function in OPERATORS.items():

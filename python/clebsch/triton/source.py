@@ -123,7 +123,7 @@ class Writer:
         return "for position in range(begin, end):"
 
     def edge(self, listed: str = "made_for_device") -> None:
-        """edge, sender and receiver at `position`; `good` unless one of them, or `listed`, is out of range."""
+        """edge, sender and receiver at `position`; `good` unless one of them or `listed` is out of range."""
         other = "" if listed == "made_for_device" else f", mask={listed}, other=-1"
         for i, name in enumerate(("edge", "sender", "receiver")):
             self.line(f"{name} = tl.load(table + {i} * edges + position{other})")
@@ -176,7 +176,7 @@ def require_few(noun: str, what: str, count: int) -> None:
     """NotImplementedError, with what to do, if straight code for so many coefficients is too much."""
     if count > MOST_COEFFICIENTS:
         raise NotImplementedError(
-            f"{noun}: {what} has {count} coefficients, and a Triton kernel holds at most {MOST_COEFFICIENTS}: "
-            "the plan is too large for it. Use tensors on the CPU, or on an NVIDIA GPU the compiled kernels "
+            f"{noun}: {what} has {count} coefficients, and a Triton kernel holds at most "
+            f"{MOST_COEFFICIENTS}: the plan is too large for it. Use tensors on the CPU, or on an NVIDIA GPU the compiled kernels "
             "(build with CLEBSCH_CUDA=ON; clebsch.backend('cuda')), which take any degree"
         )

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 WORK_SPACE = 256 << 20
-"""Bytes that gradients of edges may take before they are summed for their senders; windows of edges follow one another."""
+"""Bytes that gradients of edges may take before they are summed for their senders: windows of edges."""
 
 PIECES = 128
 """Into how many sums the gradient of shared weights is split."""

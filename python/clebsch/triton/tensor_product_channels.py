@@ -66,8 +66,8 @@ def backward(
     """Kernels for gx, gy and gw, those that are needed: the gradients of F(grad, x, y, weight), or with
     tangents of the sum of F in which one operand is replaced by its tangent.
 
-    Each kernel and tile writes a piece of gy, from piece `piece` on, to be summed; gx of an edge at `position` goes to
-    row position - first.
+    Each kernel and tile writes a piece of gy, from piece `piece` on, to be summed; gx of an edge at
+    `position` goes to row position - first.
     """
     whole = Operands(plan)
     gx, gy, _ = needs
@@ -369,7 +369,7 @@ class _Kernel:
 
     def store_gy(self, used: set[int]) -> None:
         write = self.write
-        piece = f"({write.argument('piece')} + tl.program_id(1)) * {write.argument('gy_piece')}"
+        piece = f"({write.argument('piece')} + tl.program_id(1)).to(tl.int64) * {write.argument('gy_piece')}"
         row = f"{write.row('gy', self.edge)} + {piece}"
         good = "good" if self.graph else "True"
         for column in range(self.whole.plan.irreps_in2.dim):

@@ -249,7 +249,7 @@ class _Kernel:
         sums: Sequence[str],
     ) -> None:
         """sums += the product of three operands, each as it is or its tangent."""
-        write, whole = self.write, self.whole
+        whole = self.whole
         weighted = whole.weight(path) is not None
         if variant["weight"] == "aw" and not weighted:
             return
