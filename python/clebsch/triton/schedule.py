@@ -1,7 +1,7 @@
 """Block sizes and warps: the rule.
 
-A lane of a kernel keeps `Source.values` numbers of 32 bits. Threads take 4, 2 or 1 neighbouring lanes, so
-that loads are 16 bytes wide where memory allows, as many as leave a thread within 128 numbers; where neighbours
+A lane of a kernel keeps `Source.values` numbers of 32 bits. Threads take 4, 2 or 1 neighbouring lanes, for
+loads of 16 bytes where memory allows, as many as leave a thread within 128 numbers; where neighbours
 in the lanes are not neighbours in memory (components innermost, several of them), 1: wide loads are not to be
 had, and loads of different widths would be brought together through shared memory. A program takes as many
 lanes as there are, up to 4 warps of them. Kernels that sum over lanes take one warp: sums stay within it.
