@@ -29,12 +29,12 @@ cmake := PATH="$(bin):$$PATH" cmake
 configure := $(cmake) -S . -G Ninja -DPython_EXECUTABLE=$(PYTHON) -DCLEBSCH_TESTS=ON -DCLEBSCH_CUDA=$(CUDA) --log-level=WARNING
 ctest := PATH="$(bin):$$PATH" ctest --output-on-failure --no-tests=error --test-dir
 
-.PHONY: help demo test test-clients test-emulated test-gpu test-package sanitize cuda develop benchmark wheel lint format clean
+.PHONY: help demo test test-clients test-emulated test-interpreted test-gpu test-package sanitize cuda develop benchmark wheel lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
-	@echo 'targets: demo test test-clients test-emulated test-gpu test-package sanitize cuda develop benchmark wheel lint format clean'
+	@echo 'targets: demo test test-clients test-emulated test-interpreted test-gpu test-package sanitize cuda develop benchmark wheel lint format clean'
 
 # Trains a potential; then, unless DATA or ARGS ask for something else, dynamics with a trained SevenNet.
 demo: develop
@@ -60,6 +60,13 @@ test-emulated: develop
 	@$(cmake) --build build/develop --target clebsch_emulated
 	$(run) -m pytest -n 2 --emulated tests/test_spherical_harmonics.py tests/test_tensor_product.py \
 	  tests/test_convolution.py -k "$(EMULATED)" $(ARGS)
+
+# Triton's kernels in its interpreter: operator tests of the CPU's kernels that are small enough for it, or what
+# INTERPRETED selects; and all that is tested of them in no other way.
+INTERPRETED ?= interpreted or zero_and_tiny or long_vectors or not_finite_points or any_order
+test-interpreted: develop
+	$(run) -m pytest -n 2 --interpreted tests/test_triton_interpreted.py tests/test_spherical_harmonics.py \
+	  tests/test_tensor_product.py tests/test_convolution.py -k "$(INTERPRETED)" $(ARGS)
 
 # On a machine with an NVIDIA GPU, a torch for it, and the operators built (make test-gpu CUDA=ON).
 test-gpu: develop

@@ -26,8 +26,8 @@ def require_triton() -> Any:
         import triton
     except ImportError as error:
         raise ImportError(
-            f"clebsch: no kernels for tensors on a GPU ({error}). Install 'clebsch[triton]' or, for NVIDIA's, "
-            "build the compiled ones with CLEBSCH_CUDA=ON and nvcc; 'clebsch info' says what there is"
+            f"clebsch: no kernels for tensors on a GPU ({error}). Install 'clebsch[triton]' or, for NVIDIA's,"
+            " build the compiled ones with CLEBSCH_CUDA=ON and nvcc; 'clebsch info' says what there is"
         ) from error
     return triton
 

@@ -177,6 +177,6 @@ def require_few(noun: str, what: str, count: int) -> None:
     if count > MOST_COEFFICIENTS:
         raise NotImplementedError(
             f"{noun}: {what} has {count} coefficients, and a Triton kernel holds at most "
-            f"{MOST_COEFFICIENTS}: the plan is too large for it. Use tensors on the CPU or, on an NVIDIA GPU, "
-            "the compiled kernels, which take any degree: build with CLEBSCH_CUDA=ON"
+            f"{MOST_COEFFICIENTS}: the plan is too large for it. Use tensors on the CPU or, on an NVIDIA GPU,"
+            " the compiled kernels, which take any degree: build with CLEBSCH_CUDA=ON"
         )
