@@ -1,7 +1,7 @@
 """Triton's kernels against the reference, in Triton's interpreter: only with ``pytest --interpreted``.
 
-It takes half a millisecond for an operation of a program, so that problems are small; blocks of several tiles,
-kernels of several groups of paths and windows of edges are brought about by limits.
+It takes half a millisecond for an operation of a program, so that problems are small; blocks of several
+tiles, kernels of several groups of paths and windows of edges are brought about by limits.
 """
 
 import numpy as np
