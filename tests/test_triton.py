@@ -18,7 +18,7 @@ import clebsch
 import triton_resources
 from clebsch import backend, nn, o3, ops
 from clebsch.algebra.plan import ProductPlan
-from clebsch.triton import offline, spherical_harmonics, tensor_product
+from clebsch.triton import autotune, offline, spherical_harmonics, tensor_product
 from clebsch.triton.schedule import Schedule, rule
 from clebsch.triton.source import Source
 from product_calls import plan_of_mode, wide_plan
@@ -43,7 +43,7 @@ has_pinned = pytest.mark.skipif(installed() != pinned, reason=f"triton is not {p
 
 
 def test_source_of_a_small_plan():
-    plan = ProductPlan("3x0e", "1x1o", "3x1o", ((0, 0, 0, "uvu", True, 3**0.5),))
+    plan = ProductPlan("3x0e", "1x1o", "3x1o", ((0, 0, 0, "uvu", True, 2.0),))
     (source,) = tensor_product.forward_sources(tensor_product.Call(str(plan), "float32", False, False))
     assert source.text == (
         """@triton.jit
@@ -74,9 +74,9 @@ def channels_forward_0(
     x0_0 = tl.load(x + owner * x_stride + 0 + lane, mask=there, other=0.0)
     weight_u = tl.load(weight + owner * weight_stride + 0 + lane, mask=there, other=0.0)
     p_0 = weight_u * x0_0
-    m_0_0 = y_0
-    m_0_1 = y_1
-    m_0_2 = y_2
+    m_0_0 = 1.1547005383792515 * y_0
+    m_0_1 = 1.1547005383792515 * y_1
+    m_0_2 = 1.1547005383792515 * y_2
     out0_0 += m_0_0 * p_0
     out0_1 += m_0_1 * p_0
     out0_2 += m_0_2 * p_0
@@ -163,6 +163,54 @@ def test_every_mode_has_source(mode):
 )
 def test_rule(lanes, values, contiguous, reduces, warp, expected):
     assert rule(Source("name", "", (), lanes, values, contiguous, reduces), warp) == expected
+
+
+# Schedules by trial
+
+
+def test_trials_are_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("CLEBSCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(autotune, "_known", {})
+    source = Source("name", "text", (), 128, 40, True)
+    tried = []
+
+    def seconds(schedule):
+        tried.append(schedule)
+        return abs(schedule.num_warps - 4) + schedule.block / 1e4
+
+    best = autotune.tuned(source, "device", 32, seconds)
+    assert (
+        tried == autotune.candidates(source, 32)
+        and tried[0] == rule(source)
+        and len(set(tried)) == len(tried)
+    )
+    assert best == min(tried, key=seconds) != rule(source)
+    tried.clear()
+    assert autotune.tuned(source, "device", 32, seconds) == best and not tried
+    monkeypatch.setattr(autotune, "_known", {})  # another process
+    assert autotune.tuned(source, "device", 32, seconds) == best and not tried
+    autotune.tuned(source, "another device", 32, seconds)
+    assert tried
+    for text in ("", "[]", '{"x": {"block": 1}}'):  # a file that is none
+        autotune.file().write_text(text)
+        monkeypatch.setattr(autotune, "_known", {})
+        assert autotune.tuned(source, "device", 32, seconds) == best
+
+
+def test_what_is_not_tried(monkeypatch, tmp_path):
+    monkeypatch.setenv("CLEBSCH_CACHE", str(tmp_path))
+    adds = Source("name", "text", (), 128, 40, True, adds=True)
+    assert autotune.tuned(adds, "device", 32, lambda _: pytest.fail("run twice")) == rule(adds)
+    reduces = Source("name", "text", (), 128, 40, True, reduces=True)
+    assert {one.block for one in autotune.candidates(reduces, 32)} == {rule(reduces).block}
+
+
+def test_trials_are_asked_for(monkeypatch):
+    for value, expected in ((None, False), ("", False), ("0", False), ("1", True)):
+        monkeypatch.delenv("CLEBSCH_TRITON_AUTOTUNE", raising=False)
+        if value is not None:
+            monkeypatch.setenv("CLEBSCH_TRITON_AUTOTUNE", value)
+        assert autotune.enabled() is expected
 
 
 # The choice of a backend

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from .schedule import rule
+from . import autotune
+from .schedule import Schedule, rule
 from .source import Source
 
 __all__ = ["compiled", "launch", "require_triton"]
@@ -50,17 +51,34 @@ def launch(source: Source, owners: int, arguments: Mapping[str, Any]) -> None:
     """Run a kernel for each of `owners` and all of its tiles; nothing where there are none."""
     if owners == 0:
         return
-    schedule = rule(source, _warp(arguments))
-    tiles = max(1, -(-source.lanes // schedule.block))
-    owners = -(-owners // schedule.block) if source.is_of_rows else owners
-    if owners >= 1 << 31 or tiles > MOST_TILES:
-        raise NotImplementedError(
-            f"clebsch: a Triton kernel takes at most {(1 << 31) - 1} rows and {MOST_TILES} tiles of "
-            f"channels, got {owners} and {tiles}; split the rows"
-        )
     given = {name: arguments[name] for name in source.arguments}
-    options = {"num_warps": schedule.num_warps, "enable_fp_fusion": True}
-    compiled(source)[(owners, tiles)](**given, BLOCK=schedule.block, **options)
+
+    def start(schedule: Schedule) -> None:
+        tiles = max(1, -(-source.lanes // schedule.block))
+        programs = -(-owners // schedule.block) if source.is_of_rows else owners
+        if programs >= 1 << 31 or tiles > MOST_TILES:
+            raise NotImplementedError(
+                f"clebsch: a Triton kernel takes at most {(1 << 31) - 1} rows and {MOST_TILES} tiles of "
+                f"channels, got {programs} and {tiles}; split the rows"
+            )
+        options = {"num_warps": schedule.num_warps, "enable_fp_fusion": True}
+        compiled(source)[(programs, tiles)](**given, BLOCK=schedule.block, **options)
+
+    device, warp = _device(arguments), _warp(arguments)
+    if not (autotune.enabled() and device.type == "cuda"):
+        start(rule(source, warp))
+        return
+    from triton.testing import do_bench
+
+    name = torch.cuda.get_device_name(device)
+    start(
+        autotune.tuned(
+            source,
+            name,
+            warp,
+            lambda one: do_bench(lambda: start(one), warmup=5, rep=20, return_mode="median"),
+        )
+    )
 
 
 def tiles(source: Source, arguments: Mapping[str, Any]) -> int:
@@ -70,8 +88,11 @@ def tiles(source: Source, arguments: Mapping[str, Any]) -> int:
 
 def _warp(arguments: Mapping[str, Any]) -> int:
     """Threads in a warp of the device at hand."""
-    device = next(value.device for value in arguments.values() if isinstance(value, torch.Tensor))
-    return _warp_of(device)
+    return _warp_of(_device(arguments))
+
+
+def _device(arguments: Mapping[str, Any]) -> torch.device:
+    return next(value.device for value in arguments.values() if isinstance(value, torch.Tensor))
 
 
 @functools.cache

@@ -30,7 +30,8 @@ class Source:
 
     lanes: how many elements lie along the lanes, all tiles together. values: numbers that a lane keeps at a
     time, about; `clebsch.triton.schedule` makes blocks from both. contiguous: whether neighbours in the
-    lanes are neighbours in memory. reduces: whether lanes are summed.
+    lanes are neighbours in memory. reduces: whether lanes are summed. adds: whether it adds to what
+    is there, so that it cannot be run twice.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Source:
     values: int
     contiguous: bool
     reduces: bool = False
+    adds: bool = False
 
     @property
     def is_of_rows(self) -> bool:
@@ -139,6 +141,7 @@ class Writer:
         values: int,
         contiguous: bool,
         reduces: bool = False,
+        adds: bool = False,
     ) -> Source:
         """The kernel, with `comment` as its docstring."""
         arguments = tuple(self._arguments)
@@ -154,7 +157,7 @@ class Writer:
                 "",
             ]
         )
-        return Source(name, text, arguments, lanes, values, contiguous, reduces)
+        return Source(name, text, arguments, lanes, values, contiguous, reduces, adds)
 
 
 _COUNTS = {"edge": "edges", "sender": "nodes", "receiver": "nodes"}

@@ -30,4 +30,5 @@ def sender_sums(dtype: str, columns: int) -> Source:
         lanes=columns,
         values=4,
         contiguous=True,
+        adds=True,
     )

@@ -386,4 +386,5 @@ class _Kernel:
             values=self.group.values,
             contiguous=self.whole.plan.layout == "ir_mul" or all(block.dim == 1 for block in blocks),
             reduces=reduces,
+            adds=self.group.adds,
         )

@@ -159,6 +159,7 @@ class _Kernel:
             lanes=block.mul,
             values=2 * len(sums),
             contiguous=False,
+            adds=adds,
         )
 
     def owned_rows(self) -> Iterator[str]:
