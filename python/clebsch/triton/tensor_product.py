@@ -156,6 +156,11 @@ class Product:
         """A result, zero where no path would write."""
         return self.like.new_empty(shape) if filled(self.plan, operand) else self.like.new_zeros(shape)
 
+    def part(self, shape: Sequence[int], is_filled: bool = True) -> Tensor:
+        """Work space for parts of sums, 32 bits a number at least."""
+        dtype = self.like.dtype if self.like.dtype == torch.float64 else torch.float32
+        return (self.like.new_empty if is_filled else self.like.new_zeros)(shape, dtype=dtype)
+
     def run(self, sources: Sequence[Source], owners: int, **more: Any) -> None:
         """Kernels one after another, on the operands and results and what else they take."""
         for source in sources:
@@ -206,7 +211,7 @@ class Product:
             self.give("gw", results["weight"])
         pieces, counts = results["y"], [tiles(source, self.given) for source in sources]
         if gy and sum(counts) > 1:
-            pieces = self.like.new_empty((sum(counts), *results["y"].shape))
+            pieces = self.part((sum(counts), *results["y"].shape))
         if gy:
             self.give("gy", pieces if pieces.dim() == 2 else pieces[0])
             self.given["gy_piece"] = self.rows * results["y"].shape[1]
@@ -214,7 +219,7 @@ class Product:
             if gx:
                 parts = results["x"]
                 if self.graph:
-                    parts = self.fresh((last - first, results["x"].shape[1]), "x")
+                    parts = self.part((last - first, results["x"].shape[1]), filled(self.plan, "x"))
                 self.give("gx", parts)
             piece = 0
             for source, count in zip(sources, counts, strict=True):
@@ -223,7 +228,7 @@ class Product:
             if gx and self.graph:
                 self.add_up(parts, results["x"], first, last)
         if pieces.dim() == 3:
-            torch.sum(pieces, 0, out=results["y"])
+            results["y"].copy_(pieces.sum(0))
 
     def windows(self, gx: bool) -> list[tuple[int, int]]:
         """Ranges of positions whose gradients of x fit in the work space."""
@@ -244,10 +249,10 @@ class Product:
         if target == "gw" and self.shared:
             count = max(1, -(-self.rows // PIECES))
             owners = max(1, -(-self.rows // count))
-            pieces = self.like.new_empty((owners, *results[name].shape))
+            pieces = self.part((owners, *results[name].shape))
             self.give("gw", pieces)
             self.run(sources, owners, count=count, rows=self.rows)
-            results[name] = pieces.sum(0)
+            results[name] = pieces.sum(0).to(self.like.dtype)
             return
         self.give(target, results[name])
         self.run(sources, self.nodes if target == "gx" else self.rows)
