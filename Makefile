@@ -61,10 +61,9 @@ test-emulated: develop
 	$(run) -m pytest -n 2 --emulated tests/test_spherical_harmonics.py tests/test_tensor_product.py \
 	  tests/test_convolution.py -k "$(EMULATED)" $(ARGS)
 
-# Triton's kernels in its interpreter, which is slow: every kind of kernel once, or what INTERPRETED selects
-# (INTERPRETED=interpreted: all that is tested of them alone; any operator test of the CPU's runs there, too).
-INTERPRETED ?= interpreted and (test_modes and graph and False or test_channels and graph or test_harmonics or \
-  bad_arguments or 16_bits or windows)
+# Triton's kernels in its interpreter: all that is tested of them alone and those operator tests of the CPU's
+# kernels that are small enough for it, or what INTERPRETED selects.
+INTERPRETED ?= interpreted or zero_and_tiny or long_vectors or not_finite_points or any_order
 test-interpreted: develop
 	$(run) -m pytest -n 2 --interpreted tests/test_triton_interpreted.py tests/test_spherical_harmonics.py \
 	  tests/test_tensor_product.py tests/test_convolution.py -k "$(INTERPRETED)" $(ARGS)

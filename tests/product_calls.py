@@ -57,7 +57,8 @@ def poisoned_memory() -> Iterator[None]:
     backend.native().poison_new_memory(True)
     try:
         assert torch.ones(2).new_empty(3).isnan().all()
-        assert _unwritten_row().isnan().all()
+        # all of the memory of interpreted kernels is torch's; 500 edges would take them half a minute
+        assert interpretation.enabled() or _unwritten_row().isnan().all()
         yield
     finally:
         backend.native().poison_new_memory(False)
