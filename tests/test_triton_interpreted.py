@@ -141,6 +141,23 @@ def test_tangents_that_are_not_given(missing):
         assert (result == 0).all()
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("rows", [2, EDGES], ids=["rows", "graph"])
+@pytest.mark.parametrize("given", range(3))
+@pytest.mark.parametrize(
+    "plan", [small_plan("uuw", "mul_ir"), small_plan("uvu", "mul_ir"), wide_plan(2)], ids=str
+)
+def test_one_tangent_alone(plan, given, rows, shared):
+    problem = Problem.random(plan, rows, shared=shared)
+    tangents = tuple(t if i == given else None for i, t in enumerate(problem.tangents))
+    zeros = tuple(t if i == given else torch.zeros_like(t) for i, t in enumerate(problem.tangents))
+    call = problem.operator("_double_backward")
+    operands = problem.grad, *problem.operands, *problem.fixed, -1
+    with poisoned_memory():
+        for a, b in zip(call(*tangents, *operands), call(*zeros, *operands), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("needs", [1, 2, 4])
 def test_needs(needs):
     problem = Problem.random(wide_plan(2), EDGES)

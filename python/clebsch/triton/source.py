@@ -71,7 +71,10 @@ class Writer:
             return
         self.line(head)
         self._depth += 1
+        begin = len(self._lines)
         yield
+        if len(self._lines) == begin:
+            self.line("pass")
         self._depth -= 1
 
     def argument(self, name: str) -> str:
