@@ -29,13 +29,13 @@ cmake := PATH="$(bin):$$PATH" cmake
 configure := $(cmake) -S . -G Ninja -DPython_EXECUTABLE=$(PYTHON) -DCLEBSCH_TESTS=ON -DCLEBSCH_CUDA=$(CUDA) --log-level=WARNING
 ctest := PATH="$(bin):$$PATH" ctest --output-on-failure --no-tests=error --test-dir
 
-.PHONY: help demo test test-clients test-emulated test-gpu test-package sanitize cuda cuda-budget check-cuda-budget \
-  develop benchmark wheel lint format clean
+.PHONY: help demo test test-clients test-emulated test-interpreted test-gpu test-package sanitize cuda cuda-budget \
+  check-cuda-budget develop benchmark wheel lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
-	@echo 'targets: demo test test-clients test-emulated test-gpu test-package sanitize cuda cuda-budget check-cuda-budget develop benchmark wheel lint format clean'
+	@echo 'targets: demo test test-clients test-emulated test-interpreted test-gpu test-package sanitize cuda cuda-budget check-cuda-budget develop benchmark wheel lint format clean'
 
 # Trains a potential; then, unless DATA or ARGS ask for something else, dynamics with a trained SevenNet.
 demo: develop
@@ -63,6 +63,14 @@ test-emulated: develop
 	@$(cmake) --build build/develop --target clebsch_emulated
 	$(run) -m pytest -n 2 --emulated tests/test_spherical_harmonics.py tests/test_tensor_product.py \
 	  tests/test_convolution.py tests/test_symmetric_contraction.py tests/test_gate.py tests/test_silu.py -k "$(EMULATED)" $(ARGS)
+
+# Triton's kernels in its interpreter: all that is tested of them alone and those operator tests of the CPU's
+# kernels that are small enough for it, or what INTERPRETED selects.
+INTERPRETED ?= interpreted or zero_and_tiny or long_vectors or tensor_product and narrow_multiplicities and 2 or \
+  test_graphs and edges and rows
+test-interpreted: develop
+	$(run) -m pytest -n 2 --interpreted tests/test_triton_interpreted.py tests/test_spherical_harmonics.py \
+	  tests/test_tensor_product.py tests/test_convolution.py -k "$(INTERPRETED)" $(ARGS)
 
 # On a machine with an NVIDIA GPU, a torch for it, and the operators built (make test-gpu CUDA=ON).
 test-gpu: develop

@@ -29,6 +29,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="run the kernels of the GPU on the emulator, in the place of the CPU's (make test-emulated)",
     )
+    parser.addoption(
+        "--interpreted",
+        action="store_true",
+        help="run Triton's kernels in its interpreter, in the place of the CPU's (make test-interpreted)",
+    )
 
 
 def pytest_configure(config):
@@ -36,6 +41,10 @@ def pytest_configure(config):
         import emulation
 
         emulation.load()
+    if config.getoption("--interpreted"):
+        import interpretation
+
+        interpretation.load()
 
 
 def pytest_report_header(config):
@@ -43,7 +52,8 @@ def pytest_report_header(config):
     import clebsch
 
     emulated = ", kernels of the GPU on the emulator" if config.getoption("--emulated") else ""
-    return f"clebsch: {clebsch.__path__[0]}{emulated}"
+    interpreted = ", Triton's kernels in its interpreter" if config.getoption("--interpreted") else ""
+    return f"clebsch: {clebsch.__path__[0]}{emulated}{interpreted}"
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ FLOORS = [
     {"algebra.so3"},
     {"algebra.irreps"},
     {"algebra.plan"},
-    {"algebra.codegen", "reference"},
+    {"algebra.codegen", "reference", "triton"},
     {"backend", "testing", "work"},
     {"ops", "numpy"},
     {"graph"},
@@ -53,6 +53,7 @@ THIRD_PARTIES = {
     "work": set(),
     "graph": {"torch"},
     "ops": {"torch"},
+    "triton": {"torch", "triton"},
 }
 
 NOUNS = (

@@ -1,12 +1,15 @@
 """The compiled libraries: where they are, which instruction set they run, and what they know of couplings.
 
 `load()` registers the torch operators; everything else works without torch.
+
+The module can be called: `clebsch.backend("triton")` is `select`.
 """
 
 from __future__ import annotations
 
 import functools
-from importlib import import_module
+import sys
+from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +29,8 @@ __all__ = [
     "load",
     "native",
     "register_couplings",
+    "runs_triton",
+    "select",
     "select_instruction_set",
     "usable_instruction_sets",
 ]
@@ -73,7 +78,68 @@ def load() -> None:
             f"clebsch: the operators do not load under torch {torch.__version__} ({error}). "
             "clebsch needs torch >= 2.10; reinstall it with 'pip install --no-build-isolation .'"
         ) from error
-    _load_cuda()
+    missing = _load_cuda()
+    on_gpu = (torch.version.cuda, torch.version.hip, getattr(torch.version, "xpu", None))
+    if missing and any(version is not None for version in on_gpu):
+        _triton.put_in_place()
+
+
+class _Triton:
+    """Triton's kernels for tensors on a GPU, in front of the compiled ones while they are in place."""
+
+    def __init__(self) -> None:
+        self._library: Any = None
+
+    @property
+    def is_in_place(self) -> bool:
+        return self._library is not None
+
+    def put_in_place(self) -> None:
+        if self._library is None:
+            self._library = import_module("clebsch.triton.operators").register("CUDA", "XPU")
+
+    def take_away(self) -> None:
+        if self._library is not None:
+            self._library._destroy()
+            self._library = None
+
+
+_triton = _Triton()
+
+
+def select(name: str) -> None:
+    """Run tensors on a GPU with other kernels from the next call on, in all threads.
+
+    name: "cuda", the compiled ones; "triton", those that are made for one plan at a time, for any GPU that
+    Triton knows; or "auto", which is how it begins: the compiled ones if they were built, else Triton's.
+
+    Raises ValueError for another name, ImportError with the remedy for a backend that is not there.
+    """
+    if name not in ("auto", "cuda", "triton"):
+        raise ValueError(f"clebsch.backend: name must be 'auto', 'cuda' or 'triton', got {name!r}")
+    load()
+    missing = _load_cuda()
+    if name == "cuda" and missing:
+        raise ImportError(f"clebsch.backend: the compiled kernels for GPUs are {missing}")
+    if name == "triton":
+        import_module("clebsch.triton.launch").require_triton()
+    if name == "triton" or (name == "auto" and missing):
+        _triton.put_in_place()
+    else:
+        _triton.take_away()
+
+
+def runs_triton() -> bool:
+    """Whether tensors on a GPU are left to Triton's kernels."""
+    return _triton.is_in_place
+
+
+def _triton_state() -> str:
+    try:
+        version = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return "not installed: pip install 'clebsch[triton]'"
+    return f"{version} installed; these kernels were never run on a GPU by their authors"
 
 
 @functools.cache
@@ -159,7 +225,7 @@ def backends() -> dict[str, str]:
     return {
         "cpu": f"usable ({instruction_set()})",
         "cuda": _cuda_state(),
-        "triton": "not built",
+        "triton": _triton_state(),
     }
 
 
@@ -188,3 +254,15 @@ def register_couplings(plan: ProductPlan) -> None:
             native().register_coupling(
                 *degrees, [(e.m1, e.m2, e.m3) for e in entries], [e.value for e in entries]
             )
+
+
+class _CallableModule(ModuleType):
+    """`clebsch.backend` is this module, and is called all the same."""
+
+    def __call__(self, name: str) -> None:
+        select(name)
+
+    __call__.__doc__ = select.__doc__
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -24,6 +24,8 @@ from clebsch.machine import Limits
 from clebsch.nn.symmetric_contraction_table import contraction_counts
 from clebsch.problems import Problem, Unknown, problem
 from clebsch.survey import Layer, product_plan, survey
+from clebsch.triton.spherical_harmonics import source as harmonics_source
+from clebsch.triton.tensor_product import sources as product_sources
 from clebsch.work import Work, contraction_work, harmonics_work, linear_work, product_work
 
 __all__ = ["Entry", "Explanation", "Pass", "explain"]
@@ -62,7 +64,8 @@ class Entry:
 
     backend: "cpu" for our kernels, "torch" for its operations, "e3nn". instruction_set: of our kernels.
     passes: none where nothing is counted. reasons: why it is slower than it might be, a sentence each.
-    advice: for a layer of e3nn, what takes its place.
+    advice: for a layer of e3nn, what takes its place. source: if asked for, the Triton source of
+    the layer's kernels by name, as they would run on a GPU.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Entry:
     plan: str | None = None
     reasons: tuple[str, ...] = ()
     advice: str | None = None
+    source: dict[str, str] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """In dictionaries, lists, strings and numbers."""
@@ -117,6 +121,7 @@ def explain(
     measure: bool = True,
     dtype: torch.dtype | None = None,
     edges_per_node: float = 40,
+    source: bool = False,
 ) -> Explanation:
     """Say for each layer of ours in `module`, itself perhaps, and of e3nn's, what runs and what it costs.
 
@@ -132,6 +137,8 @@ def explain(
             a second once in a process. Without, no limits are given.
         dtype: of the numbers; by default that of a layer's parameters, or torch's default.
         edges_per_node: of the graphs of convolutions, whose rows are edges.
+        source: whether to keep and print the source of the kernels that Triton would run on a GPU, made for
+            the plans of layers, forward and backward.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -153,6 +160,8 @@ def explain(
             entry = replace(entry, passes=tuple(_limited(one, limits[own]) for one in entry.passes))
         if rows is not None:
             entry = _timed(entry, layer, own, rows, edges_per_node)
+        if source:
+            entry = replace(entry, source=_source(layer, own))
         entries.append(entry)
     return Explanation(type(module).__name__, machine.describe(), tuple(limits.values()), tuple(entries))
 
@@ -195,6 +204,27 @@ def _entry(layer: Layer, dtype: torch.dtype, edges_per_node: float) -> Entry:
             passes=tuple(replace(one, kernel=f"{layer.origin}'s code") for one in entry.passes),
         )
     return replace(entry, reasons=(*reasons, *entry.reasons))
+
+
+def _source(layer: Layer, dtype: torch.dtype) -> dict[str, str] | None:
+    """Of the kernels of Triton for a product or harmonics of ours; None for other layers."""
+    if not layer.is_on_kernels:
+        return None
+    name, module = str(dtype).removeprefix("torch."), layer.module
+    try:
+        if layer.is_product:
+            graph, shared = layer.kind == "TensorProductConv", bool(module.shared_weights)
+            made = product_sources(product_plan(layer), name, graph=graph, shared=shared)
+        elif layer.kind == "SphericalHarmonics":
+            degrees = tuple(ir.l for mul, ir in Irreps(str(module.irreps_out)) for _ in range(mul))
+            steps = ("forward", "backward", "double_backward")
+            fixed = (bool(module.normalize), module.normalization)
+            made = [harmonics_source(name, degrees, *fixed, step) for step in steps]
+        else:
+            return None
+    except NotImplementedError as error:  # too large a plan: the sentence says what to do
+        return {"none": f"# {error}\n"}
+    return {kernel.name: kernel.text for kernel in made}
 
 
 def _advice(layer: Layer) -> str:
@@ -435,6 +465,9 @@ def _text(explanation: Explanation) -> Iterator[str]:
         yield "limit: what a row needs longer for; at best: that time; share: of the rate of matrix products"
     if is_timed:
         yield "takes: forward, calls included; reached: at best / takes, over 100 % where caches hold them"
+    for entry in explanation:
+        for text in (entry.source or {}).values():
+            yield from ("", f"# Triton, for {entry.name or entry.layer}", *text.splitlines())
 
 
 def _aligned(line: Sequence[str], columns: Sequence[str], widths: Sequence[int]) -> str:
@@ -489,8 +522,11 @@ class _CallableModule(ModuleType):
         measure: bool = True,
         dtype: torch.dtype | None = None,
         edges_per_node: float = 40,
+        source: bool = False,
     ) -> Explanation:
-        return explain(module, rows=rows, measure=measure, dtype=dtype, edges_per_node=edges_per_node)
+        return explain(
+            module, rows=rows, measure=measure, dtype=dtype, edges_per_node=edges_per_node, source=source
+        )
 
     __call__.__doc__ = explain.__doc__
 

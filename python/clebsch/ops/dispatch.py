@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from clebsch import backend
+
 __all__ = [
     "asked_for",
     "call",
@@ -16,6 +18,7 @@ __all__ = [
     "require_alike",
     "require_one_device",
     "suits_kernels",
+    "takes_dtype",
     "will_run",
 ]
 
@@ -77,7 +80,7 @@ def require_alike(noun: str, **operands: Any) -> None:
         if not isinstance(value, Tensor):
             raise TypeError(f"{noun}: {name} must be a tensor, got {type(value).__name__}")
     label, first = next(iter(operands.items()))
-    if first.dtype not in (torch.float32, torch.float64):
+    if not takes_dtype(first):
         raise TypeError(f"{noun}: {label} must be float32 or float64, got {_dtype_name(first)}")
     for name, value in operands.items():
         if value.dtype != first.dtype:
@@ -87,6 +90,14 @@ def require_alike(noun: str, **operands: Any) -> None:
             raise ValueError(
                 f"{noun}: {name} must be on the device of {label}, {first.device}, got {value.device}"
             )
+
+
+def takes_dtype(value: Tensor) -> bool:
+    """Whether the kernels for the device of `value` know its dtype: Triton's store in 16 bits, too."""
+    if value.dtype in (torch.float32, torch.float64):
+        return True
+    is_short = value.dtype in (torch.float16, torch.bfloat16)
+    return is_short and value.device.type in ("cuda", "xpu") and backend.runs_triton()
 
 
 def require_one_device(noun: str, **operands: Tensor | None) -> None:

@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 
 from clebsch.algebra.plan import Path, ProductPlan
 from clebsch.algebra.so3 import coupling
-from clebsch.ops.dispatch import call, require_one_device
+from clebsch.ops.dispatch import call, require_one_device, takes_dtype
 from clebsch.ops.tensor_product import constant_plan_sizes, multiply_rows, refuse_tangents
 
 __all__ = ["spherical_harmonics"]
@@ -68,7 +68,7 @@ def spherical_harmonics(points: Tensor, ls: Sequence[int], normalize: bool, norm
 
 def check_points(noun: str, name: str, points: Any) -> None:
     """Raise what `spherical_harmonics` documents unless `points` are points."""
-    if not (isinstance(points, Tensor) and points.dtype in (torch.float32, torch.float64)):
+    if not (isinstance(points, Tensor) and takes_dtype(points)):
         given = (
             str(points.dtype).removeprefix("torch.") if isinstance(points, Tensor) else type(points).__name__
         )

@@ -1,0 +1,102 @@
+"""From source to a kernel that runs. The only file that imports Triton."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import linecache
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from . import autotune
+from .schedule import Schedule, rule
+from .source import Source
+
+__all__ = ["compiled", "launch", "require_triton"]
+
+MOST_TILES = 65535
+"""What the second axis of a grid may be."""
+
+
+@functools.cache
+def require_triton() -> Any:
+    """The module triton. ImportError, with the remedy, if it is not installed."""
+    try:
+        import triton
+    except ImportError as error:
+        raise ImportError(
+            f"clebsch: no kernels for tensors on a GPU ({error}). Install 'clebsch[triton]' or, for NVIDIA's,"
+            " build the compiled ones with CLEBSCH_CUDA=ON and nvcc; 'clebsch info' says what there is"
+        ) from error
+    return triton
+
+
+@functools.lru_cache(maxsize=4096)
+def compiled(source: Source) -> Any:
+    """The kernel of a source, which Triton compiles at its first launch and keeps on disk."""
+    triton = require_triton()
+    import triton.language as tl
+
+    # Triton reads the text of a function by its file: linecache knows it, and errors show the lines.
+    file = f"<clebsch {source.name} {hashlib.sha256(source.text.encode()).hexdigest()[:16]}>"
+    linecache.cache[file] = (len(source.text), None, source.text.splitlines(keepends=True), file)
+    room = {"triton": triton, "tl": tl, "__name__": "clebsch.triton.generated"}
+    exec(compile(source.text, file, "exec"), room)
+    return room[source.name]
+
+
+def launch(source: Source, owners: int, arguments: Mapping[str, Any]) -> None:
+    """Run a kernel for each of `owners` and all of its tiles; nothing where there are none."""
+    if owners == 0:
+        return
+    given = {name: arguments[name] for name in source.arguments}
+
+    def start(schedule: Schedule) -> None:
+        tiles = max(1, -(-source.lanes // schedule.block))
+        programs = -(-owners // schedule.block) if source.is_of_rows else owners
+        if programs >= 1 << 31 or tiles > MOST_TILES:
+            raise NotImplementedError(
+                f"clebsch: a Triton kernel takes at most {(1 << 31) - 1} rows and {MOST_TILES} tiles of "
+                f"channels, got {programs} and {tiles}; split the rows"
+            )
+        options = {"num_warps": schedule.num_warps, "enable_fp_fusion": True}
+        compiled(source)[(programs, tiles)](**given, BLOCK=schedule.block, **options)
+
+    device, warp = _device(arguments), _warp(arguments)
+    if not (autotune.enabled() and device.type == "cuda"):
+        start(rule(source, warp))
+        return
+    from triton.testing import do_bench
+
+    name = torch.cuda.get_device_name(device)
+    start(
+        autotune.tuned(
+            source,
+            name,
+            warp,
+            lambda one: do_bench(lambda: start(one), warmup=5, rep=20, return_mode="median"),
+        )
+    )
+
+
+def tiles(source: Source, arguments: Mapping[str, Any]) -> int:
+    """How many tiles a launch has."""
+    return -(-source.lanes // rule(source, _warp(arguments)).block)
+
+
+def _warp(arguments: Mapping[str, Any]) -> int:
+    """Threads in a warp of the device at hand."""
+    return _warp_of(_device(arguments))
+
+
+def _device(arguments: Mapping[str, Any]) -> torch.device:
+    return next(value.device for value in arguments.values() if isinstance(value, torch.Tensor))
+
+
+@functools.cache
+def _warp_of(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).warp_size
+    return 32

@@ -1,0 +1,124 @@
+"""Compiling kernels for GPUs that are not here, and reading what they need of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .launch import compiled, require_triton
+from .schedule import rule
+from .source import Source
+
+__all__ = ["TARGETS", "compile_for"]
+
+TARGETS = {
+    "cuda:80": ("cuda", 80, 32),
+    "cuda:90": ("cuda", 90, 32),
+    "cuda:100": ("cuda", 100, 32),
+    "hip:gfx942": ("hip", "gfx942", 64),
+    "hip:gfx1100": ("hip", "gfx1100", 32),
+}
+"""Backend, architecture and threads in a warp."""
+
+_TYPES = {"float32": "*fp32", "float64": "*fp64", "float16": "*fp16", "bfloat16": "*bf16"}
+_COUNTS = ("nodes", "edges", "rows", "count", "first", "last", "piece", "gy_piece", "adds")
+
+
+def compile_for(source: Source, target: str, dtype: str = "float32", aligned: bool = True) -> dict[str, Any]:
+    """Compile a kernel for one of TARGETS, with no GPU at hand and no interpreter; what it needs.
+
+    aligned: whether operands begin at multiples of 16 bytes and rows are multiples of 16 elements apart.
+
+    Returns:
+        block, num_warps; registers of a thread, spills (on AMD those of scalars apart: they go to
+        lanes of vectors); shared memory in bytes; instructions, and the loads and stores of global memory by
+        their width in bits; seconds of processor time that the compiler took.
+    """
+    triton = require_triton()
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    schedule = rule(source, TARGETS[target][2])
+    signature, attributes = {}, {}
+    for i, name in enumerate(source.arguments):
+        is_count = name in _COUNTS or name.endswith("_stride")
+        signature[name] = "i32" if is_count else "*i64" if name == "order" else _TYPES[dtype]
+        if aligned and name not in _COUNTS:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    signature["BLOCK"] = "constexpr"
+    code = ASTSource(
+        fn=compiled(source), signature=signature, constexprs={"BLOCK": schedule.block}, attrs=attributes
+    )
+    options = {"num_warps": schedule.num_warps, "enable_fp_fusion": True}
+    start = sum(os.times()[:4])
+    kernel = triton.compile(code, target=GPUTarget(*TARGETS[target]), options=options)
+    seconds = sum(os.times()[:4]) - start
+    found = _nvidia(kernel, triton) if target.startswith("cuda") else _amd(kernel)
+    shared = {"shared": kernel.metadata.shared, "seconds": round(seconds, 2)}
+    return {"block": schedule.block, "num_warps": schedule.num_warps, **found, **shared}
+
+
+def _nvidia(kernel: Any, triton: Any) -> dict[str, Any]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+
+        def output(option: str) -> str:
+            command = [tool, option, file.name]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", output("-res-usage")))
+        code = re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]+)", output("-sass"))
+    return {
+        "registers": int(usage["REG"]),
+        "spills": int(usage["STACK"]) + int(usage["LOCAL"]) + _count(code, ("LDL", "STL")),
+        "instructions": len(code),
+        "loads": _widths(code, "LDG", _nvidia_width),
+        "stores": _widths(code, "STG", _nvidia_width),
+    }
+
+
+def _count(code: list[str], names: tuple[str, ...]) -> int:
+    return sum(word.split(".")[0] in names for word in code)
+
+
+def _nvidia_width(word: str) -> int:
+    widths = [int(part) for part in word.split(".") if part in ("64", "128", "256")]
+    return widths[0] if widths else 32
+
+
+def _amd(kernel: Any) -> dict[str, Any]:
+    text = kernel.asm["amdgcn"]
+
+    def number(name: str) -> int:
+        found = re.search(rf"\.{name}:\s+(\d+)", text)
+        return int(found.group(1)) if found else 0
+
+    code = re.findall(r"^\s+([a-z][a-z0-9_]+)\s", text, re.M)
+    return {
+        "registers": number("vgpr_count"),
+        "spills": number("vgpr_spill_count"),
+        "scalar_spills": number("sgpr_spill_count"),
+        "instructions": len(code),
+        "loads": _widths(code, ("global_load", "buffer_load"), _amd_width),
+        "stores": _widths(code, ("global_store", "buffer_store"), _amd_width),
+    }
+
+
+def _amd_width(word: str) -> int:
+    found = re.search(r"dwordx(\d)|_b(\d+)", word)
+    return 32 if not found else int(found.group(1)) * 32 if found.group(1) else int(found.group(2))
+
+
+def _widths(code: list[str], begin: str | tuple[str, ...], width: Callable[[str], int]) -> dict[str, int]:
+    counts: dict[int, int] = {}
+    for word in code:
+        if word.startswith(begin):
+            counts[width(word)] = counts.get(width(word), 0) + 1
+    return {str(bits): counts[bits] for bits in sorted(counts)}

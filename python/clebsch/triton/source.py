@@ -1,0 +1,188 @@
+"""What all generators of Triton source write with: text by lines, sums of terms, loads, the edges of a graph.
+
+A kernel is text, made from a plan without torch or Triton, so that a person can read it and a test can print
+it. `clebsch.triton.launch` turns text into a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+__all__ = ["MOST_COEFFICIENTS", "NUMBERS", "Source", "Writer", "product", "require_few", "total"]
+
+# Arithmetic for numbers stored in each type.
+NUMBERS = {
+    "float32": "tl.float32",
+    "float64": "tl.float64",
+    "float16": "tl.float32",
+    "bfloat16": "tl.float32",
+}
+
+MOST_COEFFICIENTS = 2500
+"""What the straight code of one kernel may hold: more takes too long to compile."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kernel: its `name`, its whole `text`, and the names of its arguments in order, blocks aside.
+
+    lanes: how many elements lie along the lanes, all tiles together. values: numbers that a lane keeps at a
+    time, about; `clebsch.triton.schedule` makes blocks from both. contiguous: whether neighbours in the
+    lanes are neighbours in memory. reduces: whether lanes are summed. adds: whether it adds to what
+    is there, so that it cannot be run twice.
+    """
+
+    name: str
+    text: str
+    arguments: tuple[str, ...]
+    lanes: int
+    values: int
+    contiguous: bool
+    reduces: bool = False
+    adds: bool = False
+
+    @property
+    def is_of_rows(self) -> bool:
+        """Whether rows lie along the lanes, not elements of a row."""
+        return self.lanes == 0
+
+
+class Writer:
+    """Lines with indentation, for a kernel that computes in `dtype`, a name of torch's."""
+
+    def __init__(self, dtype: str) -> None:
+        self.number = NUMBERS[dtype]
+        self._convert = f".to({self.number})" if self.number == "tl.float32" and dtype != "float32" else ""
+        self._lines: list[str] = []
+        self._depth = 1
+        self._arguments: dict[str, None] = {}
+
+    def line(self, text: str) -> None:
+        """One line at the present depth."""
+        self._lines.append("    " * self._depth + text)
+
+    @contextmanager
+    def block(self, head: str | None) -> Iterator[None]:
+        """Lines below `head`, one level deeper; at the same level where there is none."""
+        if head is None:
+            yield
+            return
+        self.line(head)
+        self._depth += 1
+        begin = len(self._lines)
+        yield
+        if len(self._lines) == begin:
+            self.line("pass")
+        self._depth -= 1
+
+    def argument(self, name: str) -> str:
+        """`name`, which the kernel takes."""
+        self._arguments[name] = None
+        return name
+
+    def row(self, operand: str, index: str) -> str:
+        """Where row `index` of an operand begins."""
+        return f"{self.argument(operand)} + {index} * {self.argument(operand + '_stride')}"
+
+    def load(self, target: str, place: str, mask: str = "", other: str = "0.0") -> None:
+        """target = the number at `place`, in the type of the arithmetic."""
+        masked = f", mask={mask}, other={other}" if mask else ""
+        self.line(f"{target} = tl.load({place}{masked}){self._convert}")
+
+    def store(self, place: str, value: str, mask: str) -> None:
+        """Write `value` where `mask` allows, in the type of the memory."""
+        self.line(f"tl.store({place}, {value}, mask={mask})")
+
+    def zeros(self, names: Iterable[str]) -> None:
+        """Sums that begin with nothing."""
+        for name in names:
+            self.line(f"{name} = tl.zeros((BLOCK,), {self.number})")
+
+    def tile(self, size: int, convert: str = "") -> None:
+        """lane, and whether it is `there`: of a tile of `size` elements."""
+        self.line(
+            f"lane = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)){convert}"
+            if convert
+            else "lane = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)"
+        )
+        self.line(f"there = lane < {size}")
+
+    def table(self) -> None:
+        """Where the lists of an order begin; whether it was made for a device."""
+        for name in ("order", "nodes", "edges"):
+            self.argument(name)
+        self.line(
+            "# an order: -1, -1, receiver_begin, sender_begin, unused, edge, sender, receiver, outgoing"
+        )
+        self.line("table = order + 5 + 3 * nodes")
+        self.line("made_for_device = tl.load(order) == -1")
+
+    def edges(self, end: str) -> str:
+        """The loop over the positions whose end (receiver or sender) is node `owner`; the head of it."""
+        begin = {"receiver": "order + 2 + owner", "sender": "order + 3 + nodes + owner"}[end]
+        self.table()
+        self.line(f"begin = tl.maximum(tl.load({begin}), 0)")
+        self.line(f"end = tl.minimum(tl.load({begin} + 1), edges)")
+        return "for position in range(begin, end):"
+
+    def edge(self, listed: str = "made_for_device") -> None:
+        """edge, sender and receiver at `position`; `good` unless one of them or `listed` is out of range."""
+        other = "" if listed == "made_for_device" else f", mask={listed}, other=-1"
+        for i, name in enumerate(("edge", "sender", "receiver")):
+            self.line(f"{name} = tl.load(table + {i} * edges + position{other})")
+        inside = (f"({name} >= 0) & ({name} < {count})" for name, count in _COUNTS.items())
+        self.line(f"good = made_for_device & {' & '.join(inside)}")
+
+    def finish(
+        self,
+        name: str,
+        comment: Sequence[str],
+        *,
+        lanes: int,
+        values: int,
+        contiguous: bool,
+        reduces: bool = False,
+        adds: bool = False,
+    ) -> Source:
+        """The kernel, with `comment` as its docstring."""
+        arguments = tuple(self._arguments)
+        text = "\n".join(
+            [
+                "@triton.jit",
+                f"def {name}(",
+                *(f"    {argument}," for argument in arguments),
+                "    BLOCK: tl.constexpr,",
+                "):",
+                *(f"    # {line}".rstrip() for line in comment),
+                *self._lines,
+                "",
+            ]
+        )
+        return Source(name, text, arguments, lanes, values, contiguous, reduces, adds)
+
+
+_COUNTS = {"edge": "edges", "sender": "nodes", "receiver": "nodes"}
+
+
+def product(coefficient: float, *factors: str) -> str:
+    """coefficient * factors, as text."""
+    if coefficient == 1.0 and factors:
+        return " * ".join(factors)
+    return " * ".join((repr(coefficient), *factors))
+
+
+def total(terms: Sequence[str]) -> str:
+    """The sum of terms, as text."""
+    return " + ".join(terms).replace("+ -", "- ")
+
+
+def require_few(noun: str, what: str, count: int) -> None:
+    """NotImplementedError, with what to do, if straight code for so many coefficients is too much."""
+    if count > MOST_COEFFICIENTS:
+        raise NotImplementedError(
+            f"{noun}: {what} has {count} coefficients, and a Triton kernel holds at most "
+            f"{MOST_COEFFICIENTS}: the plan is too large for it. Use tensors on the CPU or, on an NVIDIA GPU,"
+            " the compiled kernels, which take any degree: build with CLEBSCH_CUDA=ON"
+        )

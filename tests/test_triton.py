@@ -1,0 +1,340 @@
+"""Triton's kernels without a GPU: their source, what starts them, what they need of GPUs that are not here.
+
+What they compute is tested in Triton's interpreter: ``pytest --interpreted`` (make test-interpreted).
+"""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import clebsch
+import triton_resources
+from clebsch import backend, nn, o3, ops
+from clebsch.algebra.plan import ProductPlan
+from clebsch.triton import autotune, offline, spherical_harmonics, tensor_product
+from clebsch.triton.schedule import Schedule, rule
+from clebsch.triton.source import Source
+from product_calls import plan_of_mode, wide_plan
+
+pinned = re.search(r"triton==([^;\s]+)", (triton_resources.FILE.parents[1] / "constraints.txt").read_text())[
+    1
+]
+
+
+def installed():
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+has_triton = pytest.mark.skipif(installed() is None, reason="no triton")
+has_pinned = pytest.mark.skipif(installed() != pinned, reason=f"triton is not {pinned}")
+
+
+# Source
+
+
+def test_source_of_a_small_plan():
+    plan = ProductPlan("3x0e", "1x1o", "3x1o", ((0, 0, 0, "uvu", True, 2.0),))
+    (source,) = tensor_product.forward_sources(tensor_product.Call(str(plan), "float32", False, False))
+    assert source.text == (
+        """@triton.jit
+def channels_forward_0(
+    y,
+    y_stride,
+    x,
+    x_stride,
+    weight,
+    weight_stride,
+    out,
+    out_stride,
+    BLOCK: tl.constexpr,
+):
+    # forward of paths 0 of
+    # (3x0e) * (1x1o) -> 3x1o
+    # layout mul_ir, 1 paths, 3 weights
+    owner = tl.program_id(0).to(tl.int64)
+    lane = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    there = lane < 3
+    out0_0 = tl.zeros((BLOCK,), tl.float32)
+    out0_1 = tl.zeros((BLOCK,), tl.float32)
+    out0_2 = tl.zeros((BLOCK,), tl.float32)
+    y_0 = tl.load(y + owner * y_stride + 0)
+    y_1 = tl.load(y + owner * y_stride + 1)
+    y_2 = tl.load(y + owner * y_stride + 2)
+    # path 0: 3x0e * 1x1o -> 3x1o, uvu
+    x0_0 = tl.load(x + owner * x_stride + 0 + lane, mask=there, other=0.0)
+    weight_u = tl.load(weight + owner * weight_stride + 0 + lane, mask=there, other=0.0)
+    p_0 = weight_u * x0_0
+    m_0_0 = 1.1547005383792515 * y_0
+    m_0_1 = 1.1547005383792515 * y_1
+    m_0_2 = 1.1547005383792515 * y_2
+    out0_0 += m_0_0 * p_0
+    out0_1 += m_0_1 * p_0
+    out0_2 += m_0_2 * p_0
+    tl.store(out + owner * out_stride + 0 + lane * 3, out0_0, mask=there)
+    tl.store(out + owner * out_stride + 1 + lane * 3, out0_1, mask=there)
+    tl.store(out + owner * out_stride + 2 + lane * 3, out0_2, mask=there)
+"""
+    )
+
+
+def test_numbers_of_16_bits_are_computed_with_in_32():
+    call = tensor_product.Call(str(wide_plan(3)), "bfloat16", True, False)
+    for source in tensor_product.forward_sources(call):
+        loads = [line for line in source.text.splitlines() if "tl.load(" in line and "order" not in line]
+        assert all(line.endswith(".to(tl.float32)") for line in loads if "table" not in line)
+
+
+def test_coefficients_are_those_of_the_table():
+    plan = wide_plan(3)
+    call = tensor_product.Call(str(plan), "float64", False, False)
+    text = "".join(source.text for source in tensor_product.forward_sources(call))
+    printed = {abs(float(number)) for number in re.findall(r"\d\.\d+(?:e-\d+)?", text)}
+    expected = {abs(path.coefficient * e.value) for path in plan.paths for e in plan.entries(path)}
+    assert expected - {1.0} <= printed
+
+
+def test_explain_prints_the_source():
+    layers = torch.nn.Sequential(
+        o3.SphericalHarmonics("1x0e+1x1o", True),
+        nn.TensorProductConv("4x0e+4x1o", "1x0e+1x1o", "4x0e+4x1o", [(0, 1, 1, "uvu", True)]),
+        o3.FullyConnectedTensorProduct("2x0e", "2x1o", "2x1o"),
+        o3.Linear("4x0e", "4x0e"),
+    )
+    explained = clebsch.explain(layers, measure=False, source=True)
+    names = [list(entry.source or {}) for entry in explained]
+    assert names == [
+        [f"spherical_harmonics_{step}" for step in ("forward", "backward", "double_backward")],
+        ["channels_forward_0", "channels_backward_0"],
+        ["modes_out_0", "modes_gx_0", "modes_gy_0", "modes_gw_0"],
+        [],
+    ]
+    assert "def channels_backward_0(" in str(explained)
+    assert all(entry.source is None for entry in clebsch.explain(layers, measure=False))
+
+
+def test_a_plan_that_is_too_large():
+    plan = ProductPlan("1x40e", "1x40e", "1x40e", ((0, 0, 0, "uvu", True, 1.0),))
+    with pytest.raises(NotImplementedError) as error:
+        tensor_product.sources(plan, graph=True, shared=False)
+    count = len(plan.entries(plan.paths[0]))
+    assert str(error.value) == (
+        f"tensor_product: path 0: 1x40e * 1x40e -> 1x40e, uvu has {count} coefficients, and a Triton kernel "
+        "holds at most 2500: the plan is too large for it. Use tensors on the CPU or, on an NVIDIA GPU, the "
+        "compiled kernels, which take any degree: build with CLEBSCH_CUDA=ON"
+    )
+    with pytest.raises(NotImplementedError, match=r"degree 22 has 2645 coefficients"):
+        spherical_harmonics.source("float32", (22,), True, "component", "forward")
+
+
+@pytest.mark.parametrize("mode", ["uvw", "u<vw", "uvu"])
+def test_every_mode_has_source(mode):
+    made = tensor_product.sources(plan_of_mode(mode), graph=True, shared=True)
+    assert [source.name for source in made] == ["modes_out_0", "modes_gx_0", "modes_gy_0", "modes_gw_0"]
+
+
+# The rule
+
+
+@pytest.mark.parametrize(
+    "lanes, values, contiguous, reduces, warp, expected",
+    [
+        (128, 20, True, False, 32, Schedule(128, 1)),  # 4 lanes a thread
+        (512, 20, True, False, 32, Schedule(512, 4)),
+        (128, 40, True, False, 32, Schedule(128, 2)),  # 2: 4 would be 160 numbers
+        (128, 90, True, False, 32, Schedule(128, 4)),
+        (128, 20, False, False, 32, Schedule(128, 4)),  # neighbours are apart in memory
+        (126, 20, True, False, 32, Schedule(128, 2)),  # not a multiple of 4
+        (128, 20, False, True, 32, Schedule(32, 1)),  # sums stay in a warp
+        (128, 20, False, True, 64, Schedule(64, 1)),
+        (5, 20, False, False, 32, Schedule(32, 1)),
+        (5, 20, False, False, 64, Schedule(64, 1)),
+        (0, 0, False, False, 32, Schedule(128, 4)),  # rows in the lanes
+    ],
+)
+def test_rule(lanes, values, contiguous, reduces, warp, expected):
+    assert rule(Source("name", "", (), lanes, values, contiguous, reduces), warp) == expected
+
+
+# Schedules by trial
+
+
+def test_trials_are_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("CLEBSCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(autotune, "_known", {})
+    source = Source("name", "text", (), 128, 40, True)
+    tried = []
+
+    def seconds(schedule):
+        tried.append(schedule)
+        return abs(schedule.num_warps - 4) + schedule.block / 1e4
+
+    best = autotune.tuned(source, "device", 32, seconds)
+    assert (
+        tried == autotune.candidates(source, 32)
+        and tried[0] == rule(source)
+        and len(set(tried)) == len(tried)
+    )
+    assert best == min(tuple(tried), key=seconds) != rule(source)
+    tried.clear()
+    assert autotune.tuned(source, "device", 32, seconds) == best and not tried
+    monkeypatch.setattr(autotune, "_known", {})  # another process
+    assert autotune.tuned(source, "device", 32, seconds) == best and not tried
+    autotune.tuned(source, "another device", 32, seconds)
+    assert tried
+    for text in ("", "[]", '{"x": {"block": 1}}'):  # a file that is none
+        autotune.file().write_text(text)
+        monkeypatch.setattr(autotune, "_known", {})
+        assert autotune.tuned(source, "device", 32, seconds) == best
+
+
+def test_what_is_not_tried(monkeypatch, tmp_path):
+    monkeypatch.setenv("CLEBSCH_CACHE", str(tmp_path))
+    adds = Source("name", "text", (), 128, 40, True, adds=True)
+    assert autotune.tuned(adds, "device", 32, lambda _: pytest.fail("run twice")) == rule(adds)
+    reduces = Source("name", "text", (), 128, 40, True, reduces=True)
+    assert {one.block for one in autotune.candidates(reduces, 32)} == {rule(reduces).block}
+
+
+def test_trials_are_asked_for(monkeypatch):
+    for value, expected in ((None, False), ("", False), ("0", False), ("1", True)):
+        monkeypatch.delenv("CLEBSCH_TRITON_AUTOTUNE", raising=False)
+        if value is not None:
+            monkeypatch.setenv("CLEBSCH_TRITON_AUTOTUNE", value)
+        assert autotune.enabled() is expected
+
+
+# The choice of a backend
+
+
+@pytest.fixture
+def chosen_again():
+    yield
+    backend.select("auto")
+
+
+def has_kernel(key):
+    return torch._C._dispatch_has_kernel_for_dispatch_key("clebsch::convolution", key)
+
+
+@has_triton
+def test_triton_by_name(chosen_again):
+    clebsch.backend("triton")
+    assert backend.runs_triton()
+    assert has_kernel("CUDA") and has_kernel("XPU")
+    with FakeTensorMode():
+        x, y = torch.empty(5, 12, device="cuda"), torch.empty(5, 9, device="cuda")
+        out = ops.tensor_product(x, y, torch.empty(5, 15, device="cuda"), wide_plan(3))
+        assert out.shape == (5, 27) and out.device.type == "cuda"
+        half = [t.to(torch.bfloat16) for t in (x, y, torch.empty(5, 15, device="cuda"))]
+        assert ops.tensor_product(*half, wide_plan(3)).dtype == torch.bfloat16
+
+
+def test_errors_of_the_choice(chosen_again):
+    with pytest.raises(ValueError) as error:
+        clebsch.backend("cuda12")
+    assert str(error.value) == "clebsch.backend: name must be 'auto', 'cuda' or 'triton', got 'cuda12'"
+    missing = backend.backends()["cuda"]
+    if missing.startswith("not built"):
+        with pytest.raises(ImportError) as error:
+            clebsch.backend("cuda")
+        assert str(error.value) == f"clebsch.backend: the compiled kernels for GPUs are {missing}"
+
+
+def python(code):
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_without_triton():
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch
+import clebsch
+from clebsch import ops
+ops.spherical_harmonics(torch.ones(2, 3), [0, 1], True, "component")
+clebsch.explain(clebsch.o3.SphericalHarmonics("1x1o", True), measure=False, source=True)
+try:
+    clebsch.backend("triton")
+except ImportError as error:
+    print(error)
+"""
+    said = python(code)
+    assert said.startswith("clebsch: no kernels for tensors on a GPU (")
+    assert said.endswith(
+        "Install 'clebsch[triton]' or, for NVIDIA's, build the compiled ones with CLEBSCH_CUDA=ON and nvcc; "
+        "'clebsch info' says what there is"
+    )
+
+
+@has_triton
+def test_triton_is_imported_when_used():
+    code = "import sys, clebsch.ops, clebsch.triton.operators; print('triton' in sys.modules)"
+    assert python(code) == "False"
+
+
+# What kernels need of GPUs that are not here
+
+TABLE = triton_resources.read()
+SHARED = {"cuda:80": 163 << 10, "cuda:90": 227 << 10, "cuda:100": 227 << 10}
+
+
+def test_the_table_is_that_of_the_sources():
+    """Without compiling: its hashes are those of the kernels that are made now, all of them."""
+    assert TABLE["triton"] == pinned
+    expected = {}
+    for model, _, source in triton_resources.kernels():
+        for target, (_, _, warp) in offline.TARGETS.items():
+            text = f"{source.text}{rule(source, warp)}"
+            row = hashlib.sha256(text.encode()).hexdigest()[:16]
+            expected[triton_resources.key(model, source, target)] = row
+    assert {name: row["source"] for name, row in TABLE["kernels"].items()} == expected, (
+        "compile again: PYTHONPATH=python:tests python tests/triton_resources.py"
+    )
+
+
+@pytest.mark.parametrize("target", offline.TARGETS)
+def test_spills_and_memory(target):
+    rows = {name: row for name, row in TABLE["kernels"].items() if name.endswith(f"; {target}")}
+    assert len(rows) > 50
+    for name, row in rows.items():
+        assert row["shared"] <= SHARED.get(target, 64 << 10), name
+        if target.startswith("cuda"):
+            assert row["spills"] == 0 and row["registers"] <= 255, name
+
+
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100"])
+def test_wide_loads(target):
+    forward = TABLE["kernels"][f"MACE-medium ir_mul; channels_forward_0; {target}"]
+    # weights of 10 paths and 4 components of x, two numbers a thread
+    assert forward["loads"].get("64", 0) >= 14
+    assert forward["stores"] == {"64": 40}
+
+
+@has_pinned
+@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="the interpreter does not compile")
+@pytest.mark.parametrize(
+    "model, name, target",
+    [
+        ("MACE-small", "channels_forward_0", "cuda:90"),
+        ("MACE-small", "channels_backward_0", "cuda:80"),
+        ("harmonics to l = 3", "spherical_harmonics_forward", "cuda:100"),
+        ("sums of senders", "sender_sums", "hip:gfx942"),
+        ("sums of senders", "sender_sums", "hip:gfx1100"),
+    ],
+)
+def test_compiled_again(model, name, target):
+    jobs = [kernel for kernel in triton_resources.kernels() if (kernel[0], kernel[2].name) == (model, name)]
+    key, row = triton_resources.compile_kernel((*jobs[0], target))
+    assert triton_resources.same(row) == triton_resources.same(TABLE["kernels"][key])

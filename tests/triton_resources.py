@@ -1,0 +1,115 @@
+"""What Triton's kernels of published models need of GPUs that are not here: tests/triton_resources.json.
+
+    PYTHONPATH=python:tests python tests/triton_resources.py       compiles all of them and writes the table
+
+A compiler's numbers move with its version: Triton is pinned (constraints.txt). Of a kernel that is compiled
+the table holds a hash, so that a test sees without compiling whether the table is that of the sources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from clebsch.algebra.irreps import Irreps
+from clebsch.algebra.plan import ProductPlan
+from clebsch.triton import offline, spherical_harmonics, tensor_product
+from clebsch.triton.schedule import rule
+from clebsch.triton.source import Source
+from clebsch.triton.sums import sender_sums
+
+__all__ = ["FILE", "PLANS", "compile_kernel", "kernels", "key", "read", "same"]
+
+FILE = Path(__file__).with_suffix(".json")
+EDGE2E, EDGE3 = "1x0e+1x1e+1x2e", "1x0e+1x1o+1x2e+1x3o"
+# Node features, edge harmonics, layout, dtype; outputs of the irreps of the edges.
+PLANS = {
+    "MACE-small": ("128x0e", EDGE3, "mul_ir", "float32"),
+    "MACE-medium": ("128x0e+128x1o", EDGE3, "mul_ir", "float32"),
+    "MACE-medium ir_mul": ("128x0e+128x1o", EDGE3, "ir_mul", "float32"),
+    "MACE-medium float64": ("128x0e+128x1o", EDGE3, "mul_ir", "float64"),
+    "MACE-large": ("128x0e+128x1o+128x2e", EDGE3, "mul_ir", "float32"),
+    "NequIP-L": ("128x0e+64x1o+32x2e+32x3o", EDGE3, "mul_ir", "float32"),
+    "SevenNet-0": ("128x0e+64x1e+32x2e", EDGE2E, "mul_ir", "float32"),
+}
+
+
+def plan(name: str) -> tuple[ProductPlan, str]:
+    """The product of messages of a model, and the dtype."""
+    node, edge, layout, dtype = PLANS[name]
+    kept = {ir for _, ir in Irreps(edge)}
+    found = [
+        (i, j, (mul, ir))
+        for i, (mul, ir1) in enumerate(Irreps(node))
+        for j, (_, ir2) in enumerate(Irreps(edge))
+        for ir in ir1 * ir2
+        if ir in kept
+    ]
+    out, place, _ = Irreps([block for _, _, block in found]).sort()
+    paths = [(i, j, place[k], "uvu", True) for k, (i, j, _) in enumerate(found)]
+    return ProductPlan.from_instructions(
+        node, edge, out, sorted(paths, key=lambda p: p[2]), layout=layout
+    ), dtype
+
+
+def kernels() -> Iterator[tuple[str, str, Source]]:
+    """(model, dtype, source): all that a step of training runs on the edges of a graph."""
+    for model in PLANS:
+        parsed, dtype = plan(model)
+        for tangents in (None, (True, True, True)):
+            call = tensor_product.Call(str(parsed), dtype, True, False, tangents)
+            for source in tensor_product.forward_sources(call):
+                yield model, dtype, source
+            for source in tensor_product.together_sources(call, (True, True, True)):
+                yield model, dtype, source
+    for step in ("forward", "backward", "double_backward"):
+        made = spherical_harmonics.source("float32", (0, 1, 2, 3), True, "component", step)
+        yield "harmonics to l = 3", "float32", made
+    yield "sums of senders", "float32", sender_sums("float32", 512)
+
+
+def key(model: str, source: Source, target: str) -> str:
+    """Of a row of the table."""
+    return f"{model}; {source.name}; {target}"
+
+
+def compile_kernel(job: tuple[str, str, Source, str]) -> tuple[str, dict[str, Any]]:
+    """A row of the table."""
+    model, dtype, source, target = job
+    found = offline.compile_for(source, target, dtype)
+    text = f"{source.text}{rule(source, offline.TARGETS[target][2])}"
+    return key(model, source, target), {**found, "source": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def read() -> dict[str, Any]:
+    """The committed table."""
+    return json.loads(FILE.read_text())
+
+
+def same(row: dict[str, Any]) -> dict[str, Any]:
+    """What must not differ between two compilations."""
+    return {name: value for name, value in row.items() if name != "seconds"}
+
+
+def main() -> None:
+    """Compile everything and write the table."""
+    os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # a kernel that is found on disk takes no seconds
+    jobs = [(*kernel, target) for kernel in kernels() for target in offline.TARGETS]
+    rows = {}
+    with get_context("spawn").Pool(2) as pool:
+        for name, row in pool.imap(compile_kernel, jobs):
+            rows[name] = row
+            print(name, row, file=sys.stderr, flush=True)
+    lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
+    FILE.write_text(f'{{\n  "triton": "{metadata.version("triton")}",\n  "kernels": {{\n{lines}\n  }}\n}}\n')
+
+
+if __name__ == "__main__":
+    main()
