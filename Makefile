@@ -29,13 +29,13 @@ cmake := PATH="$(bin):$$PATH" cmake
 configure := $(cmake) -S . -G Ninja -DPython_EXECUTABLE=$(PYTHON) -DCLEBSCH_TESTS=ON -DCLEBSCH_CUDA=$(CUDA) --log-level=WARNING
 ctest := PATH="$(bin):$$PATH" ctest --output-on-failure --no-tests=error --test-dir
 
-.PHONY: help demo test test-clients test-emulated test-gpu test-package sanitize cuda cuda-budget check-cuda-budget \
-  develop benchmark wheel lint format clean
+.PHONY: help demo test test-clients test-emulated test-gpu test-package sanitize races cuda cuda-budget \
+  check-cuda-budget develop benchmark wheel lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
-	@echo 'targets: demo test test-clients test-emulated test-gpu test-package sanitize cuda cuda-budget check-cuda-budget develop benchmark wheel lint format clean'
+	@echo 'targets: demo test test-clients test-emulated test-gpu test-package sanitize races cuda cuda-budget check-cuda-budget develop benchmark wheel lint format clean'
 
 # Trains a potential; then, unless DATA or ARGS ask for something else, dynamics with a trained SevenNet.
 demo: develop
@@ -90,6 +90,11 @@ sanitize: $(environment)
 	  -DCLEBSCH_PYTHON=OFF -DCLEBSCH_SANITIZE=address,undefined
 	$(cmake) --build build/sanitize --target clebsch_tests
 	$(ctest) build/sanitize
+
+# The kernels of the GPU on the emulator under ThreadSanitizer: barriers order what threads do, nothing else.
+races: develop
+	@$(cmake) --build build/develop --target clebsch_races
+	build/develop/csrc/tests/clebsch_races
 
 # Incremental: compiles what changed and puts the libraries beside the Python sources.
 develop: $(environment)
