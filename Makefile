@@ -9,6 +9,10 @@
 #   CLIENTS=...   (test-clients) of mace, nequip, sevennet (default all)
 #   ARGS=...      further arguments of demo, test and benchmark
 
+# What tests/triton_resources.json was made with. Not in constraints.txt: builds of torch for GPUs name another,
+# which nothing here runs.
+TRITON := 3.9.0
+
 VENV ?= .venv
 BASE ?= python3
 ARGS ?=
@@ -29,13 +33,13 @@ cmake := PATH="$(bin):$$PATH" cmake
 configure := $(cmake) -S . -G Ninja -DPython_EXECUTABLE=$(PYTHON) -DCLEBSCH_TESTS=ON -DCLEBSCH_CUDA=$(CUDA) --log-level=WARNING
 ctest := PATH="$(bin):$$PATH" ctest --output-on-failure --no-tests=error --test-dir
 
-.PHONY: help demo test test-clients test-emulated test-interpreted test-gpu test-package sanitize cuda cuda-budget \
+.PHONY: help demo test test-clients test-emulated test-interpreted test-gpu test-package sanitize races cuda cuda-budget \
   check-cuda-budget develop benchmark wheel lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
-	@echo 'targets: demo test test-clients test-emulated test-interpreted test-gpu test-package sanitize cuda cuda-budget check-cuda-budget develop benchmark wheel lint format clean'
+	@echo 'targets: demo test test-clients test-emulated test-interpreted test-gpu test-package sanitize races cuda cuda-budget check-cuda-budget develop benchmark wheel lint format clean'
 
 # Trains a potential; then, unless DATA or ARGS ask for something else, dynamics with a trained SevenNet.
 demo: develop
@@ -101,6 +105,11 @@ sanitize: $(environment)
 	$(cmake) --build build/sanitize --target clebsch_tests
 	$(ctest) build/sanitize
 
+# The kernels of the GPU on the emulator under ThreadSanitizer: barriers order what threads do, nothing else.
+races: develop
+	@$(cmake) --build build/develop --target clebsch_races
+	build/develop/csrc/tests/clebsch_races
+
 # Incremental: compiles what changed and puts the libraries beside the Python sources.
 develop: $(environment)
 	@$(configure) -B build/develop -DCMAKE_BUILD_TYPE=Release \
@@ -148,4 +157,5 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m pip install -q -c constraints.txt $(editable) '.[demo,develop,test]' || \
 	  { echo "installing the dependencies failed; torch is pinned in constraints.txt: if that version is not" \
 	         "offered for this platform, put another one >= 2.10 there"; exit 1; }
+	if [ "$$(uname -s)" = Linux ]; then $(PYTHON) -m pip install -q --no-deps triton==$(TRITON); fi
 	touch $@

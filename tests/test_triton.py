@@ -23,9 +23,7 @@ from clebsch.triton.schedule import Schedule, rule
 from clebsch.triton.source import Source
 from product_calls import plan_of_mode, wide_plan
 
-pinned = re.search(r"triton==([^;\s]+)", (triton_resources.FILE.parents[1] / "constraints.txt").read_text())[
-    1
-]
+pinned = re.search(r"TRITON := (\S+)", (triton_resources.FILE.parents[1] / "Makefile").read_text())[1]
 
 
 def installed():

@@ -16,6 +16,9 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
+#if defined(CLEBSCH_RACES)
+#include <sanitizer/tsan_interface.h>
+#endif
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
@@ -117,6 +120,7 @@ struct Thread {
   int line = 0;
   void* fake_stack = nullptr;
   char* stack = nullptr;
+  void* fiber = nullptr;  // what ThreadSanitizer calls it
 };
 
 // Stacks of the threads of a block, kept by the thread that runs it: fresh pages cost more than small
@@ -153,10 +157,14 @@ class Stacks {
   unsigned count_ = 0;
 };
 
-// Lanes meet twice in an exchange: two sets of slots, since the fastest may be in the next one already.
-struct Warp {
-  unsigned lanes = 0, arrived = 0;
+// Whoever meets at a barrier, twice: two of everything, since the fastest may be at the next one already.
+struct Meeting {
   int round = 0;
+  char tag[2];  // for ThreadSanitizer
+};
+
+struct Warp : Meeting {
+  unsigned lanes = 0, arrived = 0;
   const char* file = nullptr;
   int line = 0;
   int offset = 0;
@@ -193,7 +201,8 @@ class Block {
   [[noreturn]] void enter();
   void wait(State state, const char* file, int line);
   void block_barrier(const char* file, int line);
-  Warp& warp_meeting(const char* file, int line);
+  void warp_barrier(const char* file, int line);
+  void warp_meeting(const char* file, int line);
   const void* exchange(const void* value, std::size_t bytes, unsigned mask, int offset, const char* file,
                        int line);
   [[noreturn]] void violate(const std::string& what) const {
@@ -212,6 +221,8 @@ class Block {
   bool run_warp_by_warp();
   void resume(Thread& thread);
   void leave(bool last);
+  static void order_before(Meeting& meeting);
+  static void order_after(Meeting& meeting, int round);
 
   void (*body_)(void*);
   void* context_;
@@ -231,6 +242,8 @@ class Block {
   void* scheduler_fake_stack_ = nullptr;
   const void* scheduler_stack_ = nullptr;
   std::size_t scheduler_stack_size_ = 0;
+  void* scheduler_fiber_ = nullptr;
+  Meeting meeting_;
 };
 
 thread_local Block* running = nullptr;
@@ -241,9 +254,13 @@ bool same_place(const char* a, int line_a, const char* b, int line_b) {
   return line_a == line_b && std::strcmp(a, b) == 0;
 }
 
-// AddressSanitizer has to be told of every change of stacks.
+// AddressSanitizer has to be told of every change of stacks. ThreadSanitizer too, and that it says nothing of
+// the order of what threads do: barriers alone order it (order_before, order_after), and the end of a block.
 void Block::leave([[maybe_unused]] bool last) {
   Thread& self = *current_;
+#if defined(CLEBSCH_RACES)
+  __tsan_switch_to_fiber(scheduler_fiber_, last ? 0 : __tsan_switch_to_fiber_no_sync);
+#endif
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(last ? nullptr : &self.fake_stack, scheduler_stack_, scheduler_stack_size_);
 #endif
@@ -253,7 +270,19 @@ void Block::leave([[maybe_unused]] bool last) {
 #endif
 }
 
+#if defined(CLEBSCH_RACES)
+// ThreadSanitizer's view of a thread of a block, kept for the next block and launch.
+void* fiber(unsigned number) {
+  static thread_local std::vector<void*> fibers;
+  while (fibers.size() <= number) fibers.push_back(__tsan_create_fiber(0));
+  return fibers[number];
+}
+#endif
+
 void Block::resume(Thread& thread) {
+#if defined(CLEBSCH_RACES)
+  unsigned tell = __tsan_switch_to_fiber_no_sync;
+#endif
   current_ = &thread;
   place_.thread = thread.index;
   if (!thread.started) {
@@ -262,7 +291,14 @@ void Block::resume(Thread& thread) {
     __asan_unpoison_memory_region(thread.stack, kStack);
 #endif
     prepare(thread.context, thread.stack, &entry);
+#if defined(CLEBSCH_RACES)
+    thread.fiber = fiber(thread.number);
+    tell = 0;  // what was before the block is before all that its threads do
+#endif
   }
+#if defined(CLEBSCH_RACES)
+  __tsan_switch_to_fiber(thread.fiber, tell);
+#endif
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&scheduler_fake_stack_, thread.stack, kStack);
 #endif
@@ -271,6 +307,19 @@ void Block::resume(Thread& thread) {
   __sanitizer_finish_switch_fiber(scheduler_fake_stack_, nullptr, nullptr);
 #endif
   if (failure_) std::rethrow_exception(failure_);
+}
+
+// What a thread did before a barrier is done for all that leave the same one: the next has another tag, since
+// the fastest may be there before the slowest has left.
+void Block::order_before([[maybe_unused]] Meeting& meeting) {
+#if defined(CLEBSCH_RACES)
+  __tsan_release(&meeting.tag[meeting.round]);
+#endif
+}
+void Block::order_after([[maybe_unused]] Meeting& meeting, [[maybe_unused]] int round) {
+#if defined(CLEBSCH_RACES)
+  __tsan_acquire(&meeting.tag[round]);
+#endif
 }
 
 void Block::enter() {
@@ -307,11 +356,22 @@ void Block::block_barrier(const char* file, int line) {
   if (alive_ != count_)
     violate("a barrier, line " + std::to_string(line) + ", after threads of the block have returned");
   ++waiting_;
+  const int round = meeting_.round;
+  order_before(meeting_);
   wait(State::at_block_barrier, file, line);
+  order_after(meeting_, round);
+}
+
+void Block::warp_barrier(const char* file, int line) {
+  Warp& warp = warps_[current_->number / kLanes];
+  const int round = warp.round;
+  order_before(warp);
+  warp_meeting(file, line);
+  order_after(warp, round);
 }
 
 // The last lane wakes the others and goes on.
-Warp& Block::warp_meeting(const char* file, int line) {
+void Block::warp_meeting(const char* file, int line) {
   const unsigned number = current_->number / kLanes, lane = current_->number % kLanes;
   Warp& warp = warps_[number];
   if (warp.arrived == 0) {
@@ -332,7 +392,6 @@ Warp& Block::warp_meeting(const char* file, int line) {
   } else {
     wait(State::at_warp_barrier, file, line);
   }
-  return warp;
 }
 
 const void* Block::exchange(const void* value, std::size_t bytes, unsigned mask, int offset, const char* file,
@@ -345,7 +404,10 @@ const void* Block::exchange(const void* value, std::size_t bytes, unsigned mask,
   if (warp.offset != offset || offset < 0 || offset >= static_cast<int>(kLanes))
     violate("lanes of a warp shuffle by different offsets, line " + std::to_string(line));
   const int round = warp.round;
-  std::memcpy(warp.slots[round][lane], value, bytes);
+  // Not memcpy, which ThreadSanitizer watches wherever it is called.
+  for (std::size_t i = 0; i < bytes; ++i)
+    static_cast<volatile unsigned char*>(warp.slots[round][lane])[i] =
+        static_cast<const unsigned char*>(value)[i];
   warp_meeting(file, line);
   return warp.slots[round][lane ^ static_cast<unsigned>(offset)];
 }
@@ -400,6 +462,7 @@ void Block::run_block() {
     const bool any = setting_.order == Order::random ? run_mixed() : run_warp_by_warp();
     if (waiting_ && waiting_ == count_) {
       waiting_ = 0;
+      meeting_.round ^= 1;
       for (Thread& thread : threads_) thread.state = State::ready;
     } else if (!any) {
       std::string where;
@@ -413,6 +476,9 @@ void Block::run_block() {
 }
 
 void Block::run_grid() {
+#if defined(CLEBSCH_RACES)
+  scheduler_fiber_ = __tsan_get_current_fiber();
+#endif
   const dim3& size = place_.blocks;
   const std::uint64_t count = std::uint64_t{size.x} * size.y * size.z;
   std::vector<std::uint64_t> blocks(count);
@@ -439,7 +505,7 @@ void set_order(const std::string& words) {
 const Place& here() { return running->place_; }
 void* shared_memory() { return running->shared_; }
 void block_barrier(const char* file, int line) { running->block_barrier(file, line); }
-void warp_barrier(const char* file, int line) { running->warp_meeting(file, line); }
+void warp_barrier(const char* file, int line) { running->warp_barrier(file, line); }
 const void* exchange(const void* value, std::size_t bytes, unsigned mask, int offset, const char* file,
                      int line) {
   return running->exchange(value, bytes, mask, offset, file, line);

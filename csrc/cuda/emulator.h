@@ -4,6 +4,7 @@
 // one. Between two barriers warps run in forward or in reverse order, each as far as it gets, or threads in
 // random order; blocks likewise. What it catches:
 //   - a missing barrier, if some order of threads makes the result differ: run under several orders;
+//     under ThreadSanitizer (make races) also if none does;
 //   - barriers that not all threads reach, or that some reach in another line; shuffles with absent lanes;
 //   - reading shared memory that nobody wrote: it begins as NaN;
 //   - reading or writing out of bounds, shared memory too, under AddressSanitizer.

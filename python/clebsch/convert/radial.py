@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from clebsch.convert.swap import Accelerated, original_class
 from clebsch.e3nn.operands import is_recorded, note
@@ -284,6 +285,8 @@ def not_taken_apart(net: torch.nn.Module, layers: Iterable[torch.nn.Module]) -> 
         return "torch.jit.trace records its own code"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
+    if forward_ad._current_level >= 0:
+        return "forward-mode derivatives are taken"
     if not all(map(is_plain, (net, *layers))):
         return "somebody listens to its calls, or stands in for a layer"
     return None

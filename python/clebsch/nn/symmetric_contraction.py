@@ -91,6 +91,11 @@ class SymmetricContraction(torch.nn.Module):
             self._build_table()
         return self
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._table.device.type != "cpu":  # torch.load(map_location=...) moves whatever is a tensor
+            self._build_table()
+
     def forward(self, x: Tensor, node_attrs: Tensor) -> Tensor:
         """Features of every node.
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import linecache
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -62,7 +63,8 @@ def launch(source: Source, owners: int, arguments: Mapping[str, Any]) -> None:
                 f"channels, got {programs} and {tiles}; split the rows"
             )
         options = {"num_warps": schedule.num_warps, "enable_fp_fusion": True}
-        compiled(source)[(programs, tiles)](**given, BLOCK=schedule.block, **options)
+        with _on(device):
+            compiled(source)[(programs, tiles)](**given, BLOCK=schedule.block, **options)
 
     device, warp = _device(arguments), _warp(arguments)
     if not (autotune.enabled() and device.type == "cuda"):
@@ -70,15 +72,11 @@ def launch(source: Source, owners: int, arguments: Mapping[str, Any]) -> None:
         return
     from triton.testing import do_bench
 
-    name = torch.cuda.get_device_name(device)
-    start(
-        autotune.tuned(
-            source,
-            name,
-            warp,
-            lambda one: do_bench(lambda: start(one), warmup=5, rep=20, return_mode="median"),
-        )
-    )
+    def time(schedule: Schedule) -> float:
+        with _on(device):
+            return do_bench(lambda: start(schedule), warmup=5, rep=20, return_mode="median")
+
+    start(autotune.tuned(source, torch.cuda.get_device_name(device), warp, time))
 
 
 def tiles(source: Source, arguments: Mapping[str, Any]) -> int:
@@ -89,6 +87,12 @@ def tiles(source: Source, arguments: Mapping[str, Any]) -> int:
 def _warp(arguments: Mapping[str, Any]) -> int:
     """Threads in a warp of the device at hand."""
     return _warp_of(_device(arguments))
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton starts a kernel on the current device and its stream, wherever the operands are."""
+    rooms = {"cuda": torch.cuda, "xpu": torch.xpu}
+    return rooms[device.type].device(device) if device.type in rooms else nullcontext()
 
 
 def _device(arguments: Mapping[str, Any]) -> torch.device:

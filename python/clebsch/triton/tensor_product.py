@@ -234,7 +234,7 @@ class Product:
         """Ranges of positions whose gradients of x fit in the work space."""
         if not (self.graph and gx):
             return [(0, self.rows)]
-        width = max(self.like.shape[1] * self.like.element_size(), 1)
+        width = max(self.like.shape[1] * max(self.like.element_size(), 4), 1)  # parts have 32 bits or more
         step = max(WORK_SPACE // width, 1)
         return [(first, min(first + step, self.rows)) for first in range(0, max(self.rows, 1), step)]
 
