@@ -153,6 +153,15 @@ def test_names_of_a_state_dict():
     assert not module.contractions[1].weights[0].requires_grad
 
 
+def test_the_table_stays_on_the_cpu_wherever_a_module_is_loaded():
+    """map_location moves whatever is a tensor; operators read the table on the CPU."""
+    stream = io.BytesIO()
+    torch.save(nn.SymmetricContraction("4x0e+4x1o", "4x0e", 2, num_elements=2), stream)
+    stream.seek(0)
+    loaded = torch.load(stream, map_location="meta", weights_only=False)
+    assert loaded.contractions[0].U_matrix_1.is_meta and loaded._table.device.type == "cpu"
+
+
 def test_types_copies_and_pickles():
     module = layer(dtype=torch.float32)
     x, _, one_hot = operands(module, dtype=torch.float32)

@@ -2,7 +2,7 @@
 
     PYTHONPATH=python:tests python tests/triton_resources.py       compiles all of them and writes the table
 
-A compiler's numbers move with its version: Triton is pinned (constraints.txt). Of a kernel that is compiled
+A compiler's numbers move with its version: Triton is pinned (Makefile). Of a kernel that is compiled
 the table holds a hash, so that a test sees without compiling whether the table is that of the sources.
 """
 
