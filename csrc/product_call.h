@@ -26,4 +26,11 @@ struct ProductCall {
 // What to compute: see ProductArgs.
 enum class Derivative { none, first, second };
 
+template <class T>
+ProductKernel<T> kernel_of(const ProductKernels<T>& kernels, Derivative derivative) {
+  return derivative == Derivative::none    ? kernels.forward
+         : derivative == Derivative::first ? kernels.backward
+                                           : kernels.double_backward;
+}
+
 }  // namespace clebsch

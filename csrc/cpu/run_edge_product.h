@@ -101,10 +101,7 @@ class EdgeBlocks {
       args.ay = of_receivers(all.ay, b);
       args.aw = b.operand(all.aw, p.weight_numel);
     }
-    const auto kernel = derivative_ == Derivative::none    ? kernels.forward
-                        : derivative_ == Derivative::first ? kernels.backward
-                                                           : kernels.double_backward;
-    kernel(args, 0, b.count, scratch);
+    kernel_of(kernels, derivative_)(args, 0, b.count, scratch);
     b.give(args.out, all.out, p.dim_out);
     b.give(args.gx, all.gx, p.dim1);
     b.give(args.gw, all.gw, p.weight_numel);

@@ -167,14 +167,7 @@ class ProductRun {
       return radial_->run(args, begin, end, kernels_, scratch, rest, scratch + needed, zeros_.data(), sums);
     }
     if (edges_) return edges_->run(args, begin, end, kernels_, scratch, rest);
-    switch (derivative_) {
-      case Derivative::none:
-        return kernels_.forward(args, begin, end, scratch);
-      case Derivative::first:
-        return kernels_.backward(args, begin, end, scratch);
-      case Derivative::second:
-        return kernels_.double_backward(args, begin, end, scratch);
-    }
+    kernel_of(kernels_, derivative_)(args, begin, end, scratch);
   }
 
   // x as the kernel wants it, in panels: transposed at every edge it would be met 40 times instead of once.

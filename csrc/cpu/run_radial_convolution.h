@@ -159,7 +159,7 @@ class RadialBlocks {
     b.args.w = {w_ ? b.w : b.zeros, w_ ? stride_ : 0};
     b.args.aw = {aw_ ? b.aw : b.zeros, aw_ ? stride_ : 0};
     b.args.gw = {gw_ ? b.gw : b.sink, gw_ ? stride_ : 0};
-    if (runs_) run_kernel(b, begin, end);
+    if (runs_) kernel_of(b.kernels, derivative_)(b.args, begin, end, b.scratch);
     if (gw1_) {
       ProductArgs<T> args = b.args;
       args.w = {b.zeros, 0};
@@ -171,17 +171,6 @@ class RadialBlocks {
     if (b.grad_matrix) {
       if (gw_) add_outer(h, {b.gw, stride_}, count, b.grad_matrix);
       if (gw1_ && ahidden) add_outer(ah, {b.gw1, stride_}, count, b.grad_matrix);
-    }
-  }
-
-  void run_kernel(const Space& b, std::int64_t begin, std::int64_t end) const {
-    switch (derivative_) {
-      case Derivative::none:
-        return b.kernels.forward(b.args, begin, end, b.scratch);
-      case Derivative::first:
-        return b.kernels.backward(b.args, begin, end, b.scratch);
-      case Derivative::second:
-        return b.kernels.double_backward(b.args, begin, end, b.scratch);
     }
   }
 

@@ -69,22 +69,24 @@ def _(senders, receivers, num_nodes):
     return senders.new_empty((6 * senders.shape[0] + 3 * num_nodes + 5,), dtype=torch.int64)
 
 
-@torch.library.register_fake("clebsch::convolution")
-def _(x, y, weight, order, plan):
-    require_one_device("convolution", x=x, y=y, weight=weight, order=order)
-    return x.new_empty((x.shape[0], plan_sizes(plan).out))
+def register_fakes(noun: str) -> None:
+    """Shapes without data of a product over a graph and its derivatives: a row of out for each of x."""
+
+    @torch.library.register_fake(f"clebsch::{noun}")
+    def _(x, y, weight, order, plan):
+        require_one_device(noun, x=x, y=y, weight=weight, order=order)
+        return x.new_empty((x.shape[0], plan_sizes(plan).out))
+
+    @torch.library.register_fake(f"clebsch::{noun}_backward")
+    def _(grad, x, y, weight, order, plan, needs):
+        require_one_device(noun, grad=grad, x=x, y=y, weight=weight, order=order)
+        return wanted_like(needs, x, y, weight)
+
+    @torch.library.register_fake(f"clebsch::{noun}_double_backward")
+    def _(ax, ay, aw, grad, x, y, weight, order, plan, needs):
+        require_one_device(noun, grad=grad, x=x, y=y, weight=weight, order=order, ax=ax, ay=ay, aw=aw)
+        return wanted_like(needs, grad, x, y, weight)
 
 
-@torch.library.register_fake("clebsch::convolution_backward")
-def _(grad, x, y, weight, order, plan, needs):
-    require_one_device("convolution", grad=grad, x=x, y=y, weight=weight, order=order)
-    return wanted_like(needs, x, y, weight)
-
-
-@torch.library.register_fake("clebsch::convolution_double_backward")
-def _(ax, ay, aw, grad, x, y, weight, order, plan, needs):
-    require_one_device("convolution", grad=grad, x=x, y=y, weight=weight, order=order, ax=ax, ay=ay, aw=aw)
-    return wanted_like(needs, grad, x, y, weight)
-
-
+register_fakes("convolution")
 register_derivatives("convolution")

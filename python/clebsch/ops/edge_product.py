@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 from clebsch.algebra.plan import ProductPlan
-from clebsch.ops.convolution import parts_of, require_device
-from clebsch.ops.dispatch import call, require_one_device
+from clebsch.ops.convolution import parts_of, register_fakes, require_device
+from clebsch.ops.dispatch import call
 from clebsch.ops.multilinear import register_derivatives
 from clebsch.ops.tensor_product import (
     PlanSizes,
     check_operands,
     constant_plan_sizes,
     multiply_rows,
-    plan_sizes,
-    wanted_like,
 )
 
 if TYPE_CHECKING:
@@ -61,22 +59,5 @@ def multiply_edges(x: Tensor, y: Tensor, weight: Tensor, graph: Graph, sizes: Pl
     return call(torch.ops.clebsch.edge_product, x, y, weight, order, sizes.plan)
 
 
-@torch.library.register_fake("clebsch::edge_product")
-def _(x, y, weight, order, plan):
-    require_one_device("edge_product", x=x, y=y, weight=weight, order=order)
-    return x.new_empty((x.shape[0], plan_sizes(plan).out))
-
-
-@torch.library.register_fake("clebsch::edge_product_backward")
-def _(grad, x, y, weight, order, plan, needs):
-    require_one_device("edge_product", grad=grad, x=x, y=y, weight=weight, order=order)
-    return wanted_like(needs, x, y, weight)
-
-
-@torch.library.register_fake("clebsch::edge_product_double_backward")
-def _(ax, ay, aw, grad, x, y, weight, order, plan, needs):
-    require_one_device("edge_product", grad=grad, x=x, y=y, weight=weight, order=order, ax=ax, ay=ay, aw=aw)
-    return wanted_like(needs, grad, x, y, weight)
-
-
+register_fakes("edge_product")
 register_derivatives("edge_product")
