@@ -33,9 +33,10 @@ def test_version_is_that_of_pyproject():
 
 
 def test_import_adds_little_to_that_of_torch():
-    """Processor time, best of three: the machine may be busy."""
+    """Processor time, best of three: the machine may be busy, and the first may have to compile the sources."""
     code = "import time, torch; t = time.process_time(); import clebsch; from clebsch import nn, o3; "
-    seconds = [float(python(code + "print(time.process_time() - t)").stdout) for _ in range(3)]
+    code += "print(time.process_time() - t)"
+    seconds = [float(python(code, PYTHONDONTWRITEBYTECODE="").stdout) for _ in range(3)]
     assert min(seconds) < 0.15
 
 
