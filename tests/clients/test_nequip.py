@@ -194,6 +194,8 @@ def test_gradients_of_attributes_themselves_are_refused(kind):
         NotImplementedError, match="gradients with respect to node_attrs are there for the table"
     ):
         torch.autograd.grad(out, y, retain_graph=True)
+    with pytest.raises(RuntimeError, match="appears to not have been used"):
+        torch.autograd.grad(out, [y, table], retain_graph=True)
     expected = torch.autograd.grad(product(x, y).square().sum(), table, retain_graph=True)
     found = torch.autograd.grad(out, table, retain_graph=True)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -204,6 +206,17 @@ def test_gradients_of_attributes_themselves_are_refused(kind):
     with in_block_of(types):
         (grad,) = torch.autograd.grad(product(x, leaf).square().sum(), leaf)
     assert (grad != 0).any(dim=1).all()
+
+
+@pytest.mark.parametrize("kind", [{"padding_idx": 0}, {"scale_grad_by_freq": True}], ids=["padding", "frequency"])
+def test_a_table_whose_rows_do_not_have_all_of_their_gradient(kind):
+    product, types, x, table = self_connection()
+    out = []
+    for known in (types, None):
+        y = torch.nn.functional.embedding(types, table, **kind)
+        with in_block_of(known):
+            out.append(torch.autograd.grad(product(x, y).square().sum(), [table, y]))
+    torch.testing.assert_close(*out, rtol=1e-12, atol=1e-12)
 
 
 def test_threads_that_run_one_model(monkeypatch):

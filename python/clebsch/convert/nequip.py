@@ -204,14 +204,20 @@ def _by_type(product: Any, x: Tensor, y: Tensor, types: Tensor) -> Tensor | None
     sizes, _ = tensor_product.plan_of(product)
     if sizes is None or x.dim() != 2 or x.shape[1] != sizes.in1 or y.shape != (x.shape[0], sizes.in2):
         return None
-    source = _embedding(y)
-    if y.requires_grad and source is None:
-        return None
+    table = None
+    if y.requires_grad:
+        looked_up = _table_of(y)
+        if looked_up is None:
+            return None
+        table, types = looked_up
     present, index = torch.unique(types, return_inverse=True)
     if 2 * present.shape[0] > x.shape[0]:
         return None
-    rows = index.new_empty(present.shape).scatter_(0, index, torch.arange(x.shape[0]))
-    attributes = _OfTypes.apply(y, rows, source)
+    if table is None:
+        rows = index.new_empty(present.shape).scatter_(0, index, torch.arange(x.shape[0]))
+        attributes = y.index_select(0, rows)
+    else:
+        attributes = _FromTable.apply(table.index_select(0, present), y)
     if not torch.equal(attributes.index_select(0, index), y):
         return None
     note(product, None)
@@ -224,37 +230,43 @@ def _by_type(product: Any, x: Tensor, y: Tensor, types: Tensor) -> Tensor | None
     return mix_rows(x, torch.cat(weights), x.new_empty(0), by_type, (), index)
 
 
-def _embedding(y: Tensor) -> Any:
-    """The node of the graph that looked y up in a table, or what y is the first rows of; None if none did."""
+def _table_of(y: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The table that y, or what y is the first rows of, was looked up in, and the row of it for each row of y;
+    None if it was not, or not as rows that have the whole of their gradient.
+    """
     node = y.grad_fn
     while node is not None and node.name() == "SliceBackward0":
         node = node.next_functions[0][0]
-    return node if node is not None and node.name() == "EmbeddingBackward0" else None
+    if node is None or node.name() != "EmbeddingBackward0":
+        return None
+    table = getattr(node.next_functions[0][0], "variable", None)  # of the node of a leaf
+    if table is None or node._saved_sparse or node._saved_scale_grad_by_freq:
+        return None
+    if 0 <= node._saved_padding_idx < table.shape[0]:  # a row without gradient; none is -1, read as unsigned
+        return None
+    return table, node._saved_indices.view(-1)[: y.shape[0]]
 
 
-class _OfTypes(torch.autograd.Function):
-    """A row of y for every type. Any atom of a type stands for all: the table that y was looked up in is
-    given the gradient of all.
+class _FromTable(torch.autograd.Function):
+    """Rows of a table, which take the place of the rows of y that were looked up there.
 
-    One atom's own gradient is refused, where autograd lets us know: not if it is asked for together with the
-    table's, in one call of torch.autograd.grad.
+    Gradients go to the table, not by way of y: there is none for each row of y. Where those alone are asked
+    for, this is an error; where both are, y appears unused, which is torch.autograd.grad's own error.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, rows: Tensor, source: Any) -> Tensor:
-        ctx.save_for_backward(rows)
-        ctx.shape, ctx.source = y.shape, source
-        return y.index_select(0, rows)
+    def forward(ctx: Any, rows: Tensor, y: Tensor) -> Tensor:
+        return rows.view_as(rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        if not will_run(ctx.source.next_functions[0][0]):
+        of_table, _ = ctx.next_functions
+        if not will_run(of_table[0]):
             raise NotImplementedError(
                 "accelerate: gradients with respect to node_attrs are there for the table that they come "
                 "from alone, not for each atom; clebsch.restore(model) has them"
             )
-        (rows,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.shape).index_add(0, rows, grad), None, None
+        return grad, None
 
 
 @lru_cache(maxsize=1024)
