@@ -25,13 +25,15 @@ class Case:
 @dataclass(frozen=True)
 class Problem:
     """model: unmodified. evaluate(model): energy, forces and what else its calculator asks for. step(model):
-    a loss on energies and forces and its gradients of parameters. small: `evaluate` of a few atoms."""
+    a loss on energies and forces and its gradients of parameters. small: `evaluate` of a few atoms.
+    to_compile(): the model as its package wants it for torch.compile, if not as it is."""
 
     model: Any
     evaluate: Callable[[Any], Any]
     step: Callable[[Any], Any]
     small: Callable[[Any], Any]
     edges: int
+    to_compile: Callable[[], Any] | None = None
 
 
 def copper(repeats: int = 3) -> Any:

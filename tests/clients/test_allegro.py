@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import clebsch
 from clebsch.convert.swap import is_accelerated
@@ -403,6 +404,25 @@ def test_autocast_is_allegros_own():
         theirs, ours = stock(dict(given)), fast(dict(given))
     checks.assert_close("energy", ours["total_energy"], theirs["total_energy"], 1e-2)
     assert vars(network_of(fast).allegro)["_clebsch_reason"] is not None
+
+
+def test_forward_mode_is_allegros_own():
+    """Along one weight at a time: what comes before it has no tangent, and may be ours."""
+    stock, given = build(), samples.batch("crystal")
+    networks = network_of(stock), network_of(checks.accelerate_all(stock))
+    weights = {name: value.detach() for name, value in networks[0].named_parameters()}
+    for name, value in weights.items():
+        along = torch.randn_like(value)
+        with forward_ad.dual_level():
+            one = weights | {name: forward_ad.make_dual(value, along)}
+            theirs, ours = (
+                forward_ad.unpack_dual(
+                    torch.func.functional_call(network, one, (dict(given),))["atomic_energy"]
+                )
+                for network in networks
+            )
+        checks.assert_close("energies", ours.primal, theirs.primal, 1e-10)
+        checks.assert_close(f"tangents along {name}", ours.tangent, theirs.tangent, 1e-10)
 
 
 def test_a_coupling_that_changes_while_it_runs():

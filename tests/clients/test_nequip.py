@@ -208,7 +208,9 @@ def test_gradients_of_attributes_themselves_are_refused(kind):
     assert (grad != 0).any(dim=1).all()
 
 
-@pytest.mark.parametrize("kind", [{"padding_idx": 0}, {"scale_grad_by_freq": True}], ids=["padding", "frequency"])
+@pytest.mark.parametrize(
+    "kind", [{"padding_idx": 0}, {"scale_grad_by_freq": True}], ids=["padding", "frequency"]
+)
 def test_a_table_whose_rows_do_not_have_all_of_their_gradient(kind):
     product, types, x, table = self_connection()
     out = []

@@ -231,7 +231,7 @@ def _by_type(product: Any, x: Tensor, y: Tensor, types: Tensor) -> Tensor | None
 
 
 def _table_of(y: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The table that y, or what y is the first rows of, was looked up in, and the row of it for each row of y;
+    """The table that y, or what y is the first rows of, was looked up in, and where in it each row of y lies;
     None if it was not, or not as rows that have the whole of their gradient.
     """
     node = y.grad_fn
