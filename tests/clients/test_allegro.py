@@ -4,7 +4,6 @@ Run in an environment that holds nequip-allegro, with clebsch on PYTHONPATH.
 """
 
 import copy
-import warnings
 
 import pytest
 import torch
@@ -13,105 +12,14 @@ from torch.autograd import forward_ad
 import clebsch
 from clebsch.convert.swap import is_accelerated
 
-model = pytest.importorskip("allegro.model", reason="needs nequip-allegro")
+pytest.importorskip("allegro.model", reason="needs nequip-allegro")
 
-import client_checks as checks  # noqa: E402
-import nequip_samples as samples  # noqa: E402
-from allegro.nn._strided import Contracter  # noqa: E402
-
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
-
-ARCHITECTURES = {
-    "both parities": {"l_max": 2, "parity": True, "num_tensor_features": 5},
-    "one parity, wide": {"l_max": 2, "parity": False, "num_tensor_features": 32},
-    "weights of paths": {"l_max": 2, "num_tensor_features": 5, "tp_path_channel_coupling": False},
-    "to degree 4": {"l_max": 4, "parity": False, "num_tensor_features": 3},
-    "one channel": {"l_max": 3, "num_tensor_features": 1},
-    "one layer": {"l_max": 2, "num_tensor_features": 4, "num_layers": 1},
-    "one path": {"l_max": 0, "num_tensor_features": 4, "num_layers": 2},
-    "one path without channels": {
-        "l_max": 0,
-        "num_tensor_features": 4,
-        "num_layers": 1,
-        "tp_path_channel_coupling": False,
-    },
-    "linear latents": {"l_max": 1, "num_tensor_features": 4, "allegro_mlp_nonlinearity": None},
-    "neighbors by type": {
-        "l_max": 1,
-        "num_tensor_features": 4,
-        "avg_num_neighbors": {"H": 4.0, "C": 8.0, "O": 5.0},
-    },
-}
-
-
-@pytest.fixture(autouse=True)
-def surroundings():
-    torch.set_default_dtype(torch.float64)  # as in every program of NequIP, for models of float32 too
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def build(dtype=torch.float64, architecture="both parities", **changes):
-    arguments = {
-        "num_layers": 3,
-        "num_scalar_features": 7,
-        "radial_chemical_embed": {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "num_bessels": 5},
-        "radial_chemical_embed_dim": 6,
-        "avg_num_neighbors": 6.0,
-    }
-    for part in ("scalar_embed", "allegro", "readout"):
-        arguments |= {f"{part}_mlp_hidden_layers_depth": 1, f"{part}_mlp_hidden_layers_width": 8}
-    return samples.seeded(model.AllegroModel, dtype, **arguments | ARCHITECTURES[architecture] | changes)
-
-
-@pytest.mark.parametrize("name", samples.CONFIGURATIONS)
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_outputs(name, dtype):
-    stock = build(dtype)
-    evaluate = samples.evaluation(samples.batch(name))
-    checks.assert_same_outputs(stock.eval(), checks.accelerate_all(stock).eval(), evaluate, TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_architectures(architecture):
-    stock = build(architecture=architecture)
-    fast = checks.accelerate_all(stock)
-    given = samples.batch("batch")
-    checks.assert_same_outputs(stock, fast, samples.evaluation(given), 1e-10)
-    checks.assert_same_gradients(stock, fast, samples.loss_of(given), 1e-10)
-
-
-def test_training_gradients_in_float32():
-    stock = build(torch.float32)
-    loss = samples.loss_of(samples.batch("batch"))
-    checks.assert_same_gradients(stock, checks.accelerate_all(stock), loss, 1e-4)
-
-
-def test_forces_are_gradients_of_the_energy():
-    samples.assert_forces_are_gradients(checks.accelerate_all(build()).eval(), "crystal")
-
-
-def test_dynamics_conserve_energy():
-    stock = build()
-    samples.assert_conserves_energy(stock, checks.accelerate_all(stock))
-
-
-def test_fine_tuning():
-    stock = build(num_layers=2)
-    loss = samples.loss_of(samples.batch("molecule"))
-    checks.assert_trains_alike(stock, checks.accelerate_all(stock), loss)
-
-
-def test_round_trip():
-    given = samples.batch("crystal")
-    checks.assert_round_trip(build(), samples.loss_of(given), samples.evaluation(given), 1e-10)
-
-
-def test_copies_and_explanation():
-    fast = checks.accelerate_all(build())
-    checks.assert_copies(fast, samples.evaluation(samples.batch("molecule")), 1e-12)
-    checks.assert_explained(fast)
+import client_checks as checks
+import nequip_samples as samples
+from allegro.model import AllegroModel
+from allegro.nn._strided import Contracter
+from nequip_models import build_allegro as build
+from nequip_models import surroundings  # noqa: F401
 
 
 def products(model):
@@ -286,7 +194,7 @@ def test_networks(name, changes):
 def test_matrices_of_pairs_of_types(types, monkeypatch):
     """One type, and three whose pairs are few beside the edges."""
     stock = samples.seeded(
-        model.AllegroModel,
+        AllegroModel,
         torch.float64,
         l_max=1,
         radial_chemical_embed={"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "num_bessels": 4},

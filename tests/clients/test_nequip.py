@@ -3,7 +3,6 @@
 Run in an environment that holds nequip, with clebsch on PYTHONPATH.
 """
 
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Barrier
@@ -11,107 +10,15 @@ from threading import Barrier
 import pytest
 import torch
 
-model = pytest.importorskip("nequip.model", reason="needs nequip")
+pytest.importorskip("nequip.model", reason="needs nequip")
 
-import client_checks as checks  # noqa: E402
-import nequip_samples as samples  # noqa: E402
+import client_checks as checks
+import nequip_samples as samples
+from nequip_models import build_nequip as build
+from nequip_models import surroundings  # noqa: F401
 
-from clebsch.convert import nequip  # noqa: E402
-from clebsch.convert.radial import RadialWeights  # noqa: E402
-
-DTYPES = [torch.float64, torch.float32]
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
-
-ARCHITECTURES = {
-    "both parities": {"l_max": 2, "parity": True, "num_features": [7, 5, 3]},
-    "one parity, wide": {"l_max": 2, "parity": False, "num_features": [32, 16, 8], "radial_mlp_depth": 2},
-    "to degree 4": {"l_max": 4, "parity": False, "num_features": [5, 4, 3, 2, 1], "num_layers": 2},
-    "degree 3, a resnet": {"l_max": 3, "num_features": 4, "convnet_resnet": True, "num_layers": 2},
-    "norm": {"l_max": 1, "num_features": 4, "convnet_nonlinearity_type": "norm", "num_layers": 2},
-    "radial layer alone": {"l_max": 1, "num_features": 6, "radial_mlp_depth": 0, "num_layers": 2},
-    "no self-connection": {"l_max": 1, "num_features": 6, "convnet_sc": False, "num_layers": 2},
-    "neighbors by type, cutoffs by edge": {
-        "l_max": 1,
-        "num_features": [6, 3],
-        "avg_num_neighbors": {"H": 4.0, "C": 8.0, "O": 5.0},
-        "per_edge_type_cutoff": {"H": 3.0, "C": {"H": 3.0, "C": 3.7}},
-        "bessel_trainable": True,
-    },
-    "pair potential": {
-        "l_max": 1,
-        "num_features": 4,
-        "pair_potential": {
-            "_target_": "nequip.nn.pair_potential.ZBL",
-            "units": "metal",
-            "chemical_species": ["H", "C", "O"],
-        },
-    },
-}
-
-
-@pytest.fixture(autouse=True)
-def surroundings():
-    torch.set_default_dtype(torch.float64)  # as in every program of NequIP, for models of float32 too
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def build(dtype=torch.float64, architecture="both parities", **changes):
-    arguments = {"num_layers": 3, "radial_mlp_width": 16, "type_embed_num_features": 6}
-    arguments |= {"avg_num_neighbors": 6.0, "num_bessels": 5}
-    arguments |= ARCHITECTURES[architecture] | changes
-    return samples.seeded(model.NequIPGNNModel, dtype, **arguments)
-
-
-@pytest.mark.parametrize("name", samples.CONFIGURATIONS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_outputs(name, dtype):
-    stock = build(dtype)
-    evaluate = samples.evaluation(samples.batch(name))
-    checks.assert_same_outputs(stock.eval(), checks.accelerate_all(stock).eval(), evaluate, TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_architectures(architecture):
-    stock = build(architecture=architecture)
-    fast = checks.accelerate_all(stock)
-    given = samples.batch("batch")
-    checks.assert_same_outputs(stock, fast, samples.evaluation(given), 1e-10)
-    checks.assert_same_gradients(stock, fast, samples.loss_of(given), 1e-10)
-
-
-def test_training_gradients_in_float32():
-    stock = build(torch.float32)
-    loss = samples.loss_of(samples.batch("batch"))
-    checks.assert_same_gradients(stock, checks.accelerate_all(stock), loss, 1e-4)
-
-
-def test_forces_are_gradients_of_the_energy():
-    fast = checks.accelerate_all(build()).eval()
-    samples.assert_forces_are_gradients(fast, "crystal")
-
-
-def test_dynamics_conserve_energy():
-    stock = build()
-    samples.assert_conserves_energy(stock, checks.accelerate_all(stock))
-
-
-def test_fine_tuning():
-    stock = build(num_layers=2)
-    loss = samples.loss_of(samples.batch("molecule"))
-    checks.assert_trains_alike(stock, checks.accelerate_all(stock), loss)
-
-
-def test_round_trip():
-    given = samples.batch("crystal")
-    checks.assert_round_trip(build(), samples.loss_of(given), samples.evaluation(given), 1e-10)
-
-
-def test_copies_and_explanation():
-    fast = checks.accelerate_all(build())
-    checks.assert_copies(fast, samples.evaluation(samples.batch("molecule")), 1e-12)
-    checks.assert_explained(fast)
+from clebsch.convert import nequip
+from clebsch.convert.radial import RadialWeights
 
 
 def replace_product(convolution):
