@@ -33,7 +33,7 @@ def test_version_is_that_of_pyproject():
 
 
 def test_import_adds_little_to_that_of_torch():
-    """Processor time, best of three: the machine may be busy, and the first may have to compile the sources."""
+    """Processor time, best of three: the machine may be busy, the first may have to compile the sources."""
     code = "import time, torch; t = time.process_time(); import clebsch; from clebsch import nn, o3; "
     code += "print(time.process_time() - t)"
     seconds = [float(python(code, PYTHONDONTWRITEBYTECODE="").stdout) for _ in range(3)]

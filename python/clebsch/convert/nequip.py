@@ -27,7 +27,7 @@ from clebsch.convert.radial import (
 from clebsch.convert.swap import Accelerated, forward_of
 from clebsch.e3nn import tensor_product
 from clebsch.e3nn.operands import is_recorded, note, refused
-from clebsch.ops.dispatch import will_run
+from clebsch.ops.dispatch import may_look, will_run
 from clebsch.ops.linear import mix_rows
 from clebsch.ops.tensor_product import PlanSizes, plan_sizes
 
@@ -199,7 +199,8 @@ class SelfConnection(TensorProduct):
 def _by_type(product: Any, x: Tensor, y: Tensor, types: Tensor) -> Tensor | None:
     """None where rows of a type are not alike, where it is no gain, where numbers must not be seen."""
     weight = product.weight
-    if torch._C._len_torch_dispatch_stack() > 0 or refused({"x": x, "y": y, "weight": weight}) is not None:
+    operands = {"x": x, "y": y, "weight": weight}
+    if refused("linear", operands) is not None or not may_look(*operands.values(), types):
         return None
     sizes, _ = tensor_product.plan_of(product)
     if sizes is None or x.dim() != 2 or x.shape[1] != sizes.in1 or y.shape != (x.shape[0], sizes.in2):
