@@ -7,7 +7,7 @@ import torch
 from clebsch import backend
 from clebsch.ops import dispatch
 
-__all__ = ["WAITS", "pretend_built", "take_cpu_for_gpu", "what_runs"]
+__all__ = ["WAITS", "count_waits", "pretend_built", "take_cpu_for_gpu", "what_runs"]
 
 # What makes Python wait for a GPU, or needs its answer before it goes on.
 WAITS = {
@@ -35,6 +35,15 @@ def take_cpu_for_gpu(monkeypatch) -> None:
 
 def what_runs(function) -> set[str]:
     """Names of the operators that run in a call, ours and torch's."""
+    return set(_events(function))
+
+
+def count_waits(function) -> int:
+    """How often a call would wait for a GPU."""
+    return sum(name in WAITS for name in _events(function))
+
+
+def _events(function) -> list[str]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         function()
-    return {event.name for event in profile.events() if event.name.startswith(("clebsch::", "aten::"))}
+    return [event.name for event in profile.events() if event.name.startswith(("clebsch::", "aten::"))]

@@ -167,6 +167,7 @@ def backend_of(noun: str, device: str) -> str:
     """
     if device == "cpu":
         return "cpu"
+    load()
     if device in ("cuda", "xpu") and _triton.runs(_ON_GPU.get(noun, noun)):
         return "triton"
     return "cuda" if device == "cuda" and not _load_cuda() else ""

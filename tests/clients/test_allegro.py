@@ -81,6 +81,12 @@ def test_architectures(architecture):
     checks.assert_same_gradients(stock, fast, samples.loss_of(given), 1e-10)
 
 
+def test_as_on_a_gpu(monkeypatch):
+    given = samples.batch("batch")
+    operands = samples.evaluation(given), samples.loss_of(given), monkeypatch, 1e-10
+    checks.assert_same_on_gpu(build(), *operands, left=["bessel_encode"])
+
+
 def test_training_gradients_in_float32():
     stock = build(torch.float32)
     loss = samples.loss_of(samples.batch("batch"))
