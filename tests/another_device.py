@@ -26,7 +26,7 @@ def take_cpu_for_gpu(monkeypatch) -> None:
     kernels that count as there, and nobody looks at numbers. What runs are the kernels of csrc/cuda with
     ``pytest --emulated``, else the CPU's.
     """
-    for name in ("backend_of", "no_kernels"):
+    for name in ("backend_of", "dtypes_of", "no_kernels"):
         own = getattr(backend, name)
         as_there = lambda noun, device, own=own: own(noun, "cuda" if device == "cpu" else device)  # noqa: E731
         monkeypatch.setattr(backend, name, as_there)

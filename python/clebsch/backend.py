@@ -178,6 +178,8 @@ def dtypes_of(noun: str, device: str) -> tuple[str, ...]:
 
     The one place that says so: operators, layers and accelerated models ask here.
     """
+    if device == "cpu":  # at every call of a layer
+        return WIDE
     runs = backend_of(noun, device)
     takes_narrow = runs == "triton" or (runs == "cuda" and _ON_GPU.get(noun, noun) in NARROW_ON_CUDA)
     return (WIDE + NARROW if takes_narrow else WIDE) if runs else ()

@@ -40,20 +40,22 @@ def refused(noun: str, operands: dict[str, Any]) -> str | None:
                 if forward_ad.unpack_dual(value).tangent is not None:
                     return f"{name} has a forward-mode tangent"
     (label, first), *_ = operands.items()
+    device, dtype, alike = first.device, first.dtype, True
     for name, value in operands.items():
         if value.layout != torch.strided:
             return f"{name} is {value.layout}: kernels take strided tensors"
-        if value.device != first.device:
-            return f"{label} is on {first.device} and {name} on {value.device}"
-    known = backend.dtypes_of(noun, first.device.type)
+        if value.device != device:
+            return f"{label} is on {device} and {name} on {value.device}"
+        alike = alike and value.dtype == dtype
+    if alike and takes(noun, first) and not is_autocast(device.type):
+        return None
+    known = backend.dtypes_of(noun, device.type)
     if not known:
-        return f"{label} is on {first.device}: {backend.no_kernels(noun, first.device.type)}"
-    if is_autocast(first.device.type):
+        return f"{label} is on {device}: {backend.no_kernels(noun, device.type)}"
+    if is_autocast(device.type):
         return "autocast is on"
-    if not takes(noun, first) or any(value.dtype != first.dtype for value in operands.values()):
-        kinds = ", ".join(str(each.dtype).removeprefix("torch.") for each in operands.values())
-        return f"dtypes are {kinds}: kernels take {_listed(known)}, the same for all"
-    return None
+    kinds = ", ".join(str(value.dtype).removeprefix("torch.") for value in operands.values())
+    return f"dtypes are {kinds}: kernels take {_listed(known)}, the same for all"
 
 
 def _listed(names: tuple[str, ...]) -> str:

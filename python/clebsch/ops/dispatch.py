@@ -123,7 +123,8 @@ def require_one_device(noun: str, **operands: Tensor | None) -> None:
 
 def suits_kernels(noun: str, x: Tensor) -> bool:
     """Whether a layer that torch's operations can do as well may take the kernel of a noun for x."""
-    if not takes(noun, x) or is_autocast(x.device.type):
+    device = x.device.type
+    if _NAMES.get(x.dtype) not in backend.dtypes_of(noun, device) or torch.is_autocast_enabled(device):
         return False
     # Kernels have no rule for transforms and forward mode, and would drop tangents.
     return not in_transform() and forward_ad._current_level < 0
