@@ -62,11 +62,12 @@ test-clients: develop
 # selects.
 EMULATED ?= not larger_than and (modes_with_many or degrees_in or narrow or test_graphs or needs or autograd or \
   rows_in_several or wide_multiplicities or equals_the_reference or depend_on_the_others or zero_and_tiny or \
-  random_plans or one_form)
+  random_plans or one_form or test_devices and (models or layers))
 test-emulated: develop
 	@$(cmake) --build build/develop --target clebsch_emulated
 	$(run) -m pytest -n 2 --emulated tests/test_spherical_harmonics.py tests/test_tensor_product.py \
-	  tests/test_convolution.py tests/test_symmetric_contraction.py tests/test_gate.py tests/test_silu.py -k "$(EMULATED)" $(ARGS)
+	  tests/test_convolution.py tests/test_symmetric_contraction.py tests/test_gate.py tests/test_silu.py \
+	  tests/test_devices.py -k "$(EMULATED)" $(ARGS)
 
 # Triton's kernels in its interpreter: all that is tested of them alone and those operator tests of the CPU's
 # kernels that are small enough for it, or what INTERPRETED selects.

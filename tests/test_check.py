@@ -383,7 +383,10 @@ def test_reasons_for_not_checking():
             return x
 
     assert not_checked(Other("0e", "0e")) == "Other overrides the forward of Linear"
-    assert not_checked(o3.Linear("0e", "0e").to("meta")) == "it is on meta; kernels run on the CPU"
+    assert (
+        not_checked(o3.Linear("0e", "0e").to("meta"))
+        == "it is on meta; layers are run and compared on the CPU"
+    )
     assert not_checked(e3nn.nn.Identity("2x0e", "2x0e")) == (
         "e3nn's Identity has no definition here to compare with"
     )

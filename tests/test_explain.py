@@ -260,8 +260,8 @@ def test_linear_layers_that_torch_runs(options, change, runs):
     entry = only(change(o3.Linear("2x0e", "2x0e", **options)))
     assert (entry.backend, entry.instruction_set is None) == (runs, runs == "torch")
     said = (
-        "operations of torch, a matrix product for each block of the output: kernels take float32 and "
-        "float64 on the CPU, without f_in, to degree 100 and 1048576 copies"
+        "operations of torch, a matrix product for each block of the output: kernels, where the device "
+        "has any, take float32 and float64, without f_in, to degree 100 and 1048576 copies"
     )
     assert (said in entry.reasons) == (runs == "torch")
     assert not any("refused" in reason for reason in entry.reasons)
@@ -435,17 +435,17 @@ def widest():
 
 def test_machine_and_types(widest):
     cpu = torch.device("cpu")
-    assert list(slow_paths.of_machine(torch.float32, torch.device("meta"))) == [
-        "it is on meta: kernels run on the CPU"
+    assert list(slow_paths.of_machine("tensor_product", torch.float32, torch.device("meta"))) == [
+        "it is on meta: kernels run on the CPU and on GPUs"
     ]
-    assert list(slow_paths.of_machine(torch.bfloat16, cpu)) == [
+    assert list(slow_paths.of_machine("tensor_product", torch.bfloat16, cpu)) == [
         "bfloat16 is refused by the kernels, which compute in float32 or float64"
     ]
-    assert list(slow_paths.of_machine(torch.float64, cpu)) == [
+    assert list(slow_paths.of_machine("tensor_product", torch.float64, cpu)) == [
         "float64: half as many numbers in a vector as float32, twice the bytes"
     ]
     backend.select_instruction_set("baseline")
-    assert list(slow_paths.of_machine(torch.float32, cpu)) == [
+    assert list(slow_paths.of_machine("tensor_product", torch.float32, cpu)) == [
         f"baseline is in use by CLEBSCH_ISA or select_instruction_set; this processor has {widest}"
     ] * (widest != "baseline")
     assert reasons(wide_plan(128), torch.bfloat16) == [MUL_IR]
@@ -463,8 +463,8 @@ def test_harmonics_and_linear():
     irreps = o3.Irreps("2x0e+3x1o")
     assert list(slow_paths.of_linear(irreps, shared=True, is_compiled=True)) == []
     assert list(slow_paths.of_linear(irreps, shared=False, is_compiled=False)) == [
-        "operations of torch, a matrix product for each block of the output: kernels take float32 and "
-        "float64 on the CPU, without f_in, to degree 100 and 1048576 copies",
+        "operations of torch, a matrix product for each block of the output: kernels, where the device "
+        "has any, take float32 and float64, without f_in, to degree 100 and 1048576 copies",
         "mul_ir: blocks of degrees above 0 are copied, components out of the way, and copied back",
         "weights of each row: two operations for each number read at degree 0",
     ]

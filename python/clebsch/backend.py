@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,14 +21,17 @@ from clebsch.algebra.so3 import coupling
 __all__ = [
     "MAX_DEGREE",
     "MAX_MULTIPLICITY",
+    "backend_of",
     "backends",
     "compiled_instruction_sets",
     "cuda_missing",
     "describe_plan",
+    "dtypes_of",
     "instruction_set",
     "kernels",
     "load",
     "native",
+    "no_kernels",
     "register_couplings",
     "runs_triton",
     "select",
@@ -38,6 +42,13 @@ __all__ = [
 
 # What the kernels take: kMaxDegree and kMaxMultiplicity of csrc/plan.cpp.
 MAX_DEGREE, MAX_MULTIPLICITY = 100, 1 << 20
+
+# What all kernels compute in, and what some store, computing in float32.
+WIDE, NARROW = ("float32", "float64"), ("float16", "bfloat16")
+# The nouns whose compiled kernels for GPUs store 16 bits.
+NARROW_ON_CUDA: frozenset[str] = frozenset()
+# On a GPU rows of receivers are gathered, and multiplied as others are.
+_ON_GPU = {"edge_product": "tensor_product"}
 
 
 @functools.cache
@@ -89,14 +100,20 @@ class _Triton:
 
     def __init__(self) -> None:
         self._library: Any = None
+        self._nouns: frozenset[str] = frozenset()
 
     @property
     def is_in_place(self) -> bool:
         return self._library is not None
 
+    def runs(self, noun: str) -> bool:
+        """Whether tensors on a GPU meet these kernels of a noun, and Triton is there to make them."""
+        return self.is_in_place and noun in self._nouns and _has_triton()
+
     def put_in_place(self) -> None:
         if self._library is None:
-            self._library = import_module("clebsch.triton.operators").register("CUDA", "XPU")
+            operators = import_module("clebsch.triton.operators")
+            self._library, self._nouns = operators.register("CUDA", "XPU"), frozenset(operators.OPERATORS)
 
     def take_away(self) -> None:
         if self._library is not None:
@@ -105,6 +122,14 @@ class _Triton:
 
 
 _triton = _Triton()
+
+
+@functools.cache
+def _has_triton() -> bool:
+    try:
+        return find_spec("triton") is not None
+    except ValueError:  # somebody put something else in its place
+        return False
 
 
 def select(name: str) -> None:
@@ -132,6 +157,47 @@ def select(name: str) -> None:
 def runs_triton() -> bool:
     """Whether tensors on a GPU are left to Triton's kernels."""
     return _triton.is_in_place
+
+
+def backend_of(noun: str, device: str) -> str:
+    """Whose kernels run the operators of a noun on a type of device, as torch names it: "cpu", "cuda" for the
+    compiled ones of GPUs, "triton", or "" if there are none.
+
+    Torch's compiler takes the answer for a constant: what it has compiled stays after `select`.
+    """
+    if device == "cpu":
+        return "cpu"
+    load()
+    if device in ("cuda", "xpu") and _triton.runs(_ON_GPU.get(noun, noun)):
+        return "triton"
+    return "cuda" if device == "cuda" and not _load_cuda() else ""
+
+
+def dtypes_of(noun: str, device: str) -> tuple[str, ...]:
+    """What the kernels of `backend_of` take: names of dtypes; none where there are none.
+
+    The one place that says so: operators, layers and accelerated models ask here.
+    """
+    if device == "cpu":  # at every call of a layer
+        return WIDE
+    runs = backend_of(noun, device)
+    takes_narrow = runs == "triton" or (runs == "cuda" and _ON_GPU.get(noun, noun) in NARROW_ON_CUDA)
+    return (WIDE + NARROW if takes_narrow else WIDE) if runs else ()
+
+
+def no_kernels(noun: str, device: str) -> str:
+    """Why `backend_of` is "", in a few words."""
+    if device not in ("cuda", "xpu"):
+        return "kernels run on the CPU and on GPUs"
+    missing = [f"the compiled ones are {_load_cuda()}"] if device == "cuda" else []
+    if _triton.is_in_place:
+        missing.append(f"Triton's have no {noun}" if _has_triton() else "Triton is not installed")
+    return f"no kernel for it: {', and '.join(missing) or 'Triton is not in use'}"
+
+
+# Torch's compiler calls them while it traces.
+backend_of._dynamo_marked_constant = dtypes_of._dynamo_marked_constant = True
+no_kernels._dynamo_marked_constant = True
 
 
 def _triton_state() -> str:

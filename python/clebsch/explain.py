@@ -19,6 +19,7 @@ import torch
 
 from clebsch import backend, machine, nn, o3, slow_paths
 from clebsch.algebra.irreps import Irreps
+from clebsch.algebra.plan import ProductPlan
 from clebsch.e3nn.linear import axes, counterpart
 from clebsch.machine import Limits
 from clebsch.nn.symmetric_contraction_table import contraction_counts
@@ -29,6 +30,10 @@ from clebsch.triton.tensor_product import sources as product_sources
 from clebsch.work import Work, contraction_work, harmonics_work, linear_work, product_work
 
 __all__ = ["Entry", "Explanation", "Pass", "explain"]
+
+# What `Entry.backend` says of our kernels.
+GPU_KERNELS = ("cuda", "triton")
+KERNELS = ("cpu", *GPU_KERNELS)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ class Pass:
 class Entry:
     """A layer: `name` in the tree of modules ("" for the root), class and package ("clebsch" or "e3nn").
 
-    backend: "cpu" for our kernels, "torch" for its operations, "e3nn". instruction_set: of our kernels.
+    backend: "cpu", or on a GPU "cuda" (the compiled ones) or "triton" for our kernels, "torch" for its
+    operations, "e3nn". instruction_set: of our kernels on the CPU.
     passes: none where nothing is counted. reasons: why it is slower than it might be, a sentence each.
     advice: for a layer of e3nn, what takes its place. source: if asked for, the Triton source of
     the layer's kernels by name, as they would run on a GPU.
@@ -155,7 +161,7 @@ def explain(
     for layer in survey(module):
         own = dtype or layer.dtype()
         entry = _entry(layer, own, edges_per_node)
-        if measure and own in slow_paths.DTYPES and entry.passes:
+        if measure and own in slow_paths.DTYPES and entry.passes and layer.device.type == "cpu":
             limits.setdefault(own, machine.measure(own))
             entry = replace(entry, passes=tuple(_limited(one, limits[own]) for one in entry.passes))
         if rows is not None:
@@ -179,12 +185,14 @@ def _entry(layer: Layer, dtype: torch.dtype, edges_per_node: float) -> Entry:
         advice = f"accelerated: {layer.accelerated}"
     elif layer.origin == "e3nn" and not on_kernels:
         advice = _advice(layer)
+    # Where there are none, the reasons say so.
+    runs = backend.backend_of(layer.noun, layer.device.type) or "cpu"
     entry = Entry(
         layer.name,
         layer.class_name,
         layer.origin,
-        "cpu" if on_kernels else layer.origin,
-        backend.instruction_set() if on_kernels else None,
+        runs if on_kernels else layer.origin,
+        backend.instruction_set() if on_kernels and runs == "cpu" else None,
         str(dtype).removeprefix("torch."),
         advice=advice,
     )
@@ -195,8 +203,8 @@ def _entry(layer: Layer, dtype: torch.dtype, edges_per_node: float) -> Entry:
         if layer.origin == "clebsch":
             raise
         reasons.append(f"cannot be described: {' '.join(f'{type(error).__name__}: {error}'.split())}")
-    if on_kernels and entry.backend == "cpu":
-        reasons += slow_paths.of_machine(dtype, layer.device)
+    if on_kernels and entry.backend in KERNELS:
+        reasons += slow_paths.of_machine(layer.noun, dtype, layer.device)
     elif not on_kernels:
         entry = replace(
             entry,
@@ -249,15 +257,28 @@ def _describe_product(entry: Entry, layer: Layer, dtype: torch.dtype, edges_per_
     graph = edges_per_node if layer.kind == "TensorProductConv" else None
     square = layer.kind == "TensorSquare"
     work = product_work(plan, dtype.itemsize, shared=shared, edges_per_node=graph, is_square=square)
-    reasons = list(slow_paths.of_plan(plan, dtype, shared=shared))
-    if shared and graph is None and entry.backend == "cpu":
-        reasons += slow_paths.of_one_hot(plan)
-    passes = _passes(_kernels(layer, dtype), work)
+    reasons = list(_reasons(entry, plan, dtype, shared, may_be_one_hot=shared and graph is None))
+    passes = _passes(_kernels(entry, plan, dtype, shared), work)
     return replace(entry, passes=passes, plan=str(plan), reasons=tuple(reasons))
 
 
-def _kernels(layer: Layer, dtype: torch.dtype) -> tuple[str, str]:
-    return slow_paths.kernels(product_plan(layer), dtype, shared=bool(layer.module.shared_weights))
+def _kernels(entry: Entry, plan: ProductPlan, dtype: torch.dtype, shared: bool) -> tuple[str, str]:
+    """Of a product: forward and backward."""
+    if entry.backend in GPU_KERNELS:
+        return (slow_paths.kernel_on_gpu(plan, entry.backend),) * 2
+    return slow_paths.kernels(plan, dtype, shared=shared)
+
+
+def _reasons(
+    entry: Entry, plan: ProductPlan, dtype: torch.dtype, shared: bool, *, may_be_one_hot: bool = False
+) -> Iterator[str]:
+    """Why a product is slower than another one would be."""
+    if entry.backend in GPU_KERNELS:
+        yield from slow_paths.of_gpu(plan, may_be_one_hot=may_be_one_hot)
+        return
+    yield from slow_paths.of_plan(plan, dtype, shared=shared)
+    if may_be_one_hot and entry.backend == "cpu":
+        yield from slow_paths.of_one_hot(plan)
 
 
 def _describe_harmonics(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
@@ -265,7 +286,8 @@ def _describe_harmonics(entry: Entry, layer: Layer, dtype: torch.dtype, _: float
     degrees = [ir.l for mul, ir in Irreps(str(module.irreps_out)) for _ in range(mul)]
     work = harmonics_work(degrees, dtype.itemsize, normalize=module.normalize)
     passes = _passes(("lanes are points",) * 2, work)
-    return replace(entry, passes=passes, reasons=tuple(slow_paths.of_harmonics(degrees, dtype)))
+    reasons = () if entry.backend in GPU_KERNELS else tuple(slow_paths.of_harmonics(degrees, dtype))
+    return replace(entry, passes=passes, reasons=reasons)
 
 
 def _describe_linear(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
@@ -288,7 +310,7 @@ def _describe_linear(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -
 
 def _suits_kernels(layer: Layer, dtype: torch.dtype) -> bool:
     """For a layer that torch's operations do as well. Autocast and transforms show only in a call."""
-    return dtype in slow_paths.DTYPES and layer.device.type == "cpu"
+    return str(dtype).removeprefix("torch.") in backend.dtypes_of(layer.noun, layer.device.type)
 
 
 def _describe_net(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
@@ -310,7 +332,9 @@ def _describe_gate(entry: Entry, layer: Layer, dtype: torch.dtype, edges_per_nod
 
 def _describe_other(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
     products = [part for part in map(survey, layer.module.children()) for part in part if part.is_product]
-    names = sorted({_kernels(part, dtype)[0] for part in products})
+    names = sorted(
+        {_kernels(entry, product_plan(part), dtype, bool(part.module.shared_weights))[0] for part in products}
+    )
     return _describe_moved(entry, layer, dtype, names)
 
 
@@ -346,12 +370,10 @@ def _describe_reduced(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) 
         Work(sum(cost.flops for cost in one), sum(cost.bytes for cost in one))
         for one in zip(*costs, strict=True)
     ]
-    kernels = (slow_paths.kernels(plan, dtype, shared=True) for plan in plans)
+    kernels = (_kernels(entry, plan, dtype, True) for plan in plans)
     names = (dict.fromkeys(one) for one in zip(*kernels, strict=True))
     reasons = [f"{len(plans)} products one after another, each written to memory"] if len(plans) > 1 else []
-    reasons += dict.fromkeys(
-        reason for plan in plans for reason in slow_paths.of_plan(plan, dtype, shared=True)
-    )
+    reasons += dict.fromkeys(reason for plan in plans for reason in _reasons(entry, plan, dtype, True))
     return replace(entry, passes=_passes([" + ".join(one) for one in names], work), reasons=tuple(reasons))
 
 
@@ -364,7 +386,7 @@ def _describe_contraction(entry: Entry, layer: Layer, dtype: torch.dtype, _: flo
 
 
 def _on_torch(entry: Entry) -> Entry:
-    return replace(entry, backend="torch", instruction_set=None) if entry.backend == "cpu" else entry
+    return replace(entry, backend="torch", instruction_set=None) if entry.backend in KERNELS else entry
 
 
 _DESCRIBED = {

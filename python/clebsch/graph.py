@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from clebsch import ops as ops  # loads the library that has graph_order
+from clebsch.ops.dispatch import on_host
 
 __all__ = ["Graph"]
 
@@ -58,10 +59,25 @@ class Graph:
         if not (torch.compiler.is_compiling() or isinstance(senders, FakeTensor) or senders.is_meta):
             _check_range("senders", senders, num_nodes)
             _check_range("receivers", receivers, num_nodes)
+        self._keep(senders, receivers, num_nodes)
+
+    def _keep(self, senders: Tensor, receivers: Tensor, num_nodes: int) -> None:
         self.senders = senders
         self.receivers = receivers
         self.num_nodes = num_nodes
         self._order: Tensor | None = None
+
+    @classmethod
+    def of_call(cls, senders: Tensor, receivers: Tensor, num_nodes: int) -> Graph:
+        """The graph of one call of a model, whose tensors are what they must be.
+
+        On a GPU nothing waits for the range of the indices: kernels stop the program for one outside of it.
+        """
+        if on_host(senders):
+            return cls(senders, receivers, num_nodes)
+        graph = cls.__new__(cls)
+        graph._keep(senders, receivers, num_nodes)
+        return graph
 
     @classmethod
     def from_edge_index(cls, edge_index: Tensor, num_nodes: int, *, sender_row: int) -> Graph:

@@ -13,7 +13,17 @@ from clebsch.algebra.plan import Path, ProductPlan
 from clebsch.ops.tensor_product import plan_sizes
 from clebsch.work import DENSE
 
-__all__ = ["DTYPES", "kernels", "of_harmonics", "of_linear", "of_machine", "of_one_hot", "of_plan"]
+__all__ = [
+    "DTYPES",
+    "kernel_on_gpu",
+    "kernels",
+    "of_gpu",
+    "of_harmonics",
+    "of_linear",
+    "of_machine",
+    "of_one_hot",
+    "of_plan",
+]
 
 DTYPES = (torch.float32, torch.float64)
 LINE = 16  # channels of a panel are padded to a cache line of floats: kPadding in csrc/plan.cpp
@@ -72,13 +82,39 @@ def _suits_channels(plan: ProductPlan, path: Path) -> bool:
     return path.mode == "uvu" and y.mul == 1 and out.ir.l <= CHANNELWISE_MAX_DEGREE
 
 
-def of_machine(dtype: torch.dtype, device: torch.device) -> Iterator[str]:
-    """What is slow, or impossible, whatever the plan."""
-    if device.type != "cpu":
-        yield f"it is on {device}: kernels run on the CPU"
-    if dtype not in DTYPES:
-        name = str(dtype).removeprefix("torch.")
+def kernel_on_gpu(plan: ProductPlan, runs: str) -> str:
+    """What runs a plan there, if `runs` says whose kernels do: docs/cuda.md and docs/triton.md."""
+    if all(_is_channelwise(plan, path) for path in _paths(plan)):
+        return "channels"
+    return "rows" if runs == "cuda" else "modes"
+
+
+def _is_channelwise(plan: ProductPlan, path: Path) -> bool:
+    return path.mode == "uvu" and _mul2(plan, path) == 1
+
+
+def of_gpu(plan: ProductPlan, *, may_be_one_hot: bool) -> Iterator[str]:
+    """Why a plan is slower on a GPU than another one would be; rows of its y may be one-hot where all rows
+    share their weights."""
+    if not all(_is_channelwise(plan, path) for path in _paths(plan)):
+        yield "not every path is uvu with one copy of y: a kernel that takes any plan, and is not tuned"
+    elements = plan_sizes(plan).elements
+    if may_be_one_hot and elements > 1:
+        yield (
+            "nothing looks whether rows of y are one-hot, which would wait for the GPU: they go through the "
+            f"matrices of all {elements}; ops.linear takes an index"
+        )
+
+
+def of_machine(noun: str, dtype: torch.dtype, device: torch.device) -> Iterator[str]:
+    """What is slow, or impossible, whatever the plan, for kernels of a noun."""
+    known, name = backend.dtypes_of(noun, device.type), str(dtype).removeprefix("torch.")
+    if not known:
+        yield f"it is on {device}: {backend.no_kernels(noun, device.type)}"
+    if name not in (known or backend.WIDE):
         yield f"{name} is refused by the kernels, which compute in float32 or float64"
+    if device.type != "cpu":
+        return
     usable, used = backend.usable_instruction_sets(), backend.instruction_set()
     if used != usable[-1]:
         yield f"{used} is in use by CLEBSCH_ISA or select_instruction_set; this processor has {usable[-1]}"
@@ -251,8 +287,8 @@ def of_linear(irreps_out: Irreps, *, shared: bool, is_compiled: bool) -> Iterato
     """Why mixing channels is slower than a matrix product."""
     if not is_compiled:
         yield (
-            "operations of torch, a matrix product for each block of the output: kernels take float32 and "
-            "float64 on the CPU, without f_in, to degree 100 and 1048576 copies"
+            "operations of torch, a matrix product for each block of the output: kernels, where the device "
+            "has any, take float32 and float64, without f_in, to degree 100 and 1048576 copies"
         )
         if any(ir.l > 0 and mul > 0 for mul, ir in irreps_out):
             yield "mul_ir: blocks of degrees above 0 are copied, components out of the way, and copied back"

@@ -43,6 +43,15 @@ KNOWN = (
     "Extract",
 )
 
+# Of the kernels that layers ask for; all others ask for "tensor_product".
+NOUNS = {
+    "TensorProductConv": "convolution",
+    "SphericalHarmonics": "spherical_harmonics",
+    "Linear": "linear",
+    "Gate": "gate",
+    "SymmetricContraction": "symmetric_contraction",
+}
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -65,6 +74,13 @@ class Layer:
     def is_product(self) -> bool:
         """Whether it is one of the family of `TensorProduct`."""
         return self.kind in PRODUCTS
+
+    @property
+    def noun(self) -> str:
+        """Whose kernels it asks for."""
+        if self.kind == "Linear" and self.module.weight_numel and not self.module.shared_weights:
+            return "tensor_product"  # with y = 1
+        return NOUNS.get(self.kind, "tensor_product")
 
     @property
     def overrides_forward(self) -> bool:

@@ -8,13 +8,18 @@ from __future__ import annotations
 import copy
 import io
 import re
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import clebsch
+from another_device import count_waits, pretend_built, take_cpu_for_gpu
 from clebsch.convert.swap import is_accelerated
 
 
@@ -65,6 +70,24 @@ def assert_same_gradients(stock, fast, loss, tolerance):
         assert (theirs.grad is None) == (ours.grad is None), name
         if theirs.grad is not None:
             assert_close(name, ours.grad, theirs.grad, tolerance)
+
+
+def assert_same_on_gpu(stock, evaluate, loss, monkeypatch, tolerance, left=()):
+    """With kernels for GPUs as if they were there, for tensors that are taken for a GPU's: the same results,
+    and no wait that the package's own code does not have. left: names of modules whose own code runs there.
+    """
+    fast = accelerate_all(stock)
+    pretend_built(monkeypatch)
+    take_cpu_for_gpu(monkeypatch)
+    theirs, ours = evaluate(stock), evaluate(fast)
+    for name in theirs:
+        assert_close(name, ours[name], theirs[name], tolerance)
+    assert_same_gradients(stock, fast, loss, tolerance)
+    reasons = {name: vars(module).get("_clebsch_reason") for name, module in fast.named_modules()}
+    said = {name: reason for name, reason in reasons.items() if reason is not None}
+    assert {name.rpartition(".")[2] for name in said} == set(left), said
+    assert all("on a GPU" in reason for reason in said.values()), said
+    assert count_waits(lambda: evaluate(fast)) <= count_waits(lambda: evaluate(stock))
 
 
 def assert_forces_are_gradients(energy, forces, positions, step=1e-4, tolerance=1e-6):

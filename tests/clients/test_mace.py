@@ -169,6 +169,12 @@ def test_architectures(changes):
     checks.assert_same_gradients(stock, fast, loss_of(given), 1e-9)
 
 
+def test_as_on_a_gpu(monkeypatch):
+    stock, given = build(), batch("batch")
+    evaluate = evaluation(given, stress=False)
+    checks.assert_same_on_gpu(stock, evaluate, loss_of(given), monkeypatch, 1e-9, left=["skip_tp"])
+
+
 @pytest.mark.parametrize("name", ["batch", "one atom"])
 def test_gradients_of_parameters(name):
     stock = build()

@@ -50,6 +50,13 @@ def test_architectures_of_allegro(architecture):
     assert_same(partial(build_allegro, architecture=architecture))
 
 
+def test_as_on_a_gpu(build, monkeypatch):
+    given = samples.batch("batch")
+    operands = samples.evaluation(given), samples.loss_of(given), monkeypatch, 1e-10
+    left = ["sc", "bessel_encode"] if build is build_nequip else ["bessel_encode"]
+    checks.assert_same_on_gpu(build(), *operands, left=left)
+
+
 def test_training_gradients_in_float32(build):
     stock = build(torch.float32)
     loss = samples.loss_of(samples.batch("batch"))

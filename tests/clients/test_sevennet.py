@@ -191,6 +191,11 @@ def test_of_both_parities_and_with_one_hot_products(random_model, name):
     client_checks.assert_same_gradients(stock, fast, loss_of(structures, torch.float64), 1e-9)
 
 
+def test_as_on_a_gpu(random_model, monkeypatch):
+    operands = (of(STRUCTURES["batch"], torch.float64) for of in (evaluation, loss_of))
+    client_checks.assert_same_on_gpu(random_model, *operands, monkeypatch, 1e-9, left=["fc_tensor_product"])
+
+
 @pytest.mark.parametrize("name", ["alloy", "batch"])
 def test_gradients_of_parameters(trained_in_double, name):
     stock, fast = trained_in_double, client_checks.accelerate_all(trained_in_double)

@@ -21,8 +21,8 @@ def accelerate(model: torch.nn.Module, *, inplace: bool = False, strict: bool = 
     MACE, NequIP, Allegro and SevenNet that contain convolutions, whose weights are then never made whole.
     Parameters, buffers and names stay, so state_dict, optimisers and training go on; energies, forces and
     gradients agree up to rounding. `print(clebsch.explain(model))` says what was replaced, what was left as
-    it is and why; `restore` undoes it. What a kernel does not take at a call (other dtypes and devices,
-    autocast, transforms) goes to the module's own code.
+    it is and why; `restore` undoes it. What a kernel does not take at a call (other dtypes, devices without
+    kernels, autocast, transforms) goes to the module's own code.
 
     Args:
         model: a live model; not TorchScript, whose code is fixed.

@@ -49,7 +49,7 @@ class Contracter(Accelerated):
         """x1 (edges, channels, in1), x2 (nodes, channels, in2), idxs (edges,) to (edges, channels, out)."""
         reason, sizes = "torch's compiler is given Allegro's own code", None
         if not torch.compiler.is_compiling():
-            reason = refused({"x1": x1, "x2": x2, "weights": self.weights})
+            reason = refused("tensor_product", {"x1": x1, "x2": x2, "weights": self.weights})
         if reason is None:
             sizes, reason = plan_of_product(self)
         note(self, reason)
@@ -80,7 +80,7 @@ class MakeWeightedChannels(Accelerated):
         reason, sizes = "torch's compiler is given Allegro's own code", None
         if not torch.compiler.is_compiling():
             weights = weights_by_degree(self, weights)
-            reason = refused({"edge_attr": edge_attr, "weights": weights})
+            reason = refused("tensor_product", {"edge_attr": edge_attr, "weights": weights})
         if reason is None:
             sizes, reason = _kept(self, self._rtoi, _find_harmonics)
         note(self, reason)

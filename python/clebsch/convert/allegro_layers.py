@@ -121,7 +121,8 @@ class TypeEmbedding(Accelerated):
         layer = self.basis_linear.mlp[0]
         reason = _own_code(self, (*self.children(), self.basis_linear.mlp, layer))
         if reason is None:
-            reason = refused({"lengths": lengths, "weight": layer.weight, "types": self.center_embed.weight})
+            operands = {"lengths": lengths, "weight": layer.weight, "types": self.center_embed.weight}
+            reason = refused("linear", operands)
         note(self, reason)
         pairs = self.num_types**2
         # The matrices of pairs have so many rows in all.
@@ -158,7 +159,7 @@ class Layers(Accelerated):
             data[self.scalar_in_field] = as_tensor(given)
             return super().forward(data)
         centers, nodes = data[EDGE_INDEX][0], _globals(self)["AtomicDataDict"].num_nodes(data)
-        graph, channels = Graph(centers, centers, nodes), self.num_tensor_features
+        graph, channels = Graph.of_call(centers, centers, nodes), self.num_tensor_features
         ones = basis.new_ones(nodes, channels)
         rows = features.mT.reshape(features.shape[0], channels * features.shape[2])
         out = _through(self.first_layer_env_embed_projection, given)
@@ -188,7 +189,7 @@ class Layers(Accelerated):
         operands = {"features": features, "basis": basis, "weights": self.tps[0].weights}
         if isinstance(given, Tensor):
             operands["scalars"] = given
-        reason = refused(operands)
+        reason = refused("convolution", operands) or refused("edge_product", operands)
         sums_plan = None
         if reason is None:
             sums_plan, reason = plan_of_sums(self._env_weighter)

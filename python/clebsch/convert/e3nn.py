@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clebsch import backend
 from clebsch.convert import gate
 from clebsch.convert.left import Left
 from clebsch.convert.radial import RadialWeights, as_tensor
@@ -63,10 +64,12 @@ def convolve_edges(
     if the kernel does not take it; then the reason is on `product`.
     """
     factored = isinstance(weight, RadialWeights) and weight.is_factored
+    factored = factored and backend.backend_of("radial_convolution", x.device.type) != ""
     if isinstance(weight, RadialWeights) and not factored:
         weight = weight.whole()
     factors = {"weight": weight.hidden, "matrix": weight.matrix} if factored else {"weight": weight}
-    reason, sizes = refused({"x": x, "y": y, **factors}), None
+    noun = "radial_convolution" if factored else "convolution"
+    reason, sizes = refused(noun, {"x": x, "y": y, **factors}), None
     if reason is None:
         sizes, reason = tensor_product.plan_of(product)
     if sizes is not None and x.shape != (num_nodes, sizes.in1):
@@ -74,7 +77,7 @@ def convolve_edges(
     note(product, reason)
     if sizes is None:
         return None
-    graph = Graph(senders, receivers, num_nodes)
+    graph = Graph.of_call(senders, receivers, num_nodes)
     if factored:
         return convolve_radially(x, y, weight.hidden, weight.matrix, graph, sizes)
     return convolve(x, y, weight, graph, sizes)

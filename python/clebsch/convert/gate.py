@@ -49,7 +49,7 @@ class Gate(Accelerated):
 
 
 def _refused(module: Any, features: Any, layout: _Layout) -> str | None:
-    reason = refused({"features": features})
+    reason = refused("gate", {"features": features})
     if reason is None and (features.dim() != 2 or features.shape[1] != layout.dim):
         reason = f"features are not rows of {layout.dim} numbers"
     if reason is None and not all(map(is_plain, (module.sc, module.sc.cut, module.mul))):

@@ -16,6 +16,7 @@ from clebsch.convert.swap import Accelerated
 from clebsch.e3nn.operands import note, refused
 from clebsch.nn.symmetric_contraction import contract
 from clebsch.nn.symmetric_contraction_table import contraction_table
+from clebsch.ops.dispatch import is_autocast
 
 __all__ = ["RULES", "Convolution", "InteractionBlock", "RadialMLP", "SymmetricContraction"]
 
@@ -29,7 +30,7 @@ class InteractionBlock(Accelerated):
     def conv_fusion(self) -> str:
         """What MACE's code looks for, as long as its product is ours and nobody listens to it."""
         is_ours = type(self.conv_tp).__dict__.get("_clebsch_rule") is Convolution and is_plain(self.conv_tp)
-        if is_ours and not torch.is_autocast_enabled("cpu"):
+        if is_ours and not is_autocast():
             return "clebsch"
         raise AttributeError("conv_fusion")
 
@@ -76,7 +77,7 @@ class SymmetricContraction(Accelerated):
         weights = [
             weight for one in self.contractions for weight in (*reversed(list(one.weights)), one.weights_max)
         ]
-        reason = refused({"x": x, "y": y, "weight": weights[0]})
+        reason = refused("symmetric_contraction", {"x": x, "y": y, "weight": weights[0]})
         if reason is None and not all(map(is_plain, self.contractions)):
             reason = "somebody listens to the calls of its contractions, or stands in for one"
         note(self, reason)

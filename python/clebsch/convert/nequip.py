@@ -27,7 +27,7 @@ from clebsch.convert.radial import (
 from clebsch.convert.swap import Accelerated, forward_of
 from clebsch.e3nn import tensor_product
 from clebsch.e3nn.operands import is_recorded, note, refused
-from clebsch.ops.dispatch import will_run
+from clebsch.ops.dispatch import may_look, on_host, will_run
 from clebsch.ops.linear import mix_rows
 from clebsch.ops.tensor_product import PlanSizes, plan_sizes
 
@@ -67,7 +67,10 @@ class BesselEncoding(Accelerated):
         x, frequencies = data[self.norm_length_field], self.bessel_weights
         reason = "torch's compiler fuses NequIP's own code"
         if not is_recorded():
-            reason = not_taken_apart(self, (self.cutoff,)) or refused({"x": x, "weights": frequencies})
+            reason = not_taken_apart(self, (self.cutoff,))
+            reason = reason or refused("tensor_product", {"x": x, "weights": frequencies})
+        if reason is None and not on_host(x):
+            reason = "on a GPU NequIP's own code runs: torch's operations alone were chosen for the CPU"
         if reason is None and x.dtype != torch.float64:
             reason = "lengths are not float64"
         note(self, reason)
@@ -88,7 +91,9 @@ def _is_one_cell(data: Any) -> bool:
     if VECTORS in data or BATCH in data or not {CELL, CELL_SHIFT, POSITIONS, EDGE_INDEX} <= data.keys():
         return False
     tensors = {name: data[name] for name in (POSITIONS, CELL_SHIFT, CELL)}
-    return data[CELL].numel() == 9 and refused(tensors) is None
+    # On a GPU a product of matrices may round to 10 bits, if asked to, which NequIP's sums do not.
+    on_cpu = on_host(data[POSITIONS]) and refused("tensor_product", tensors) is None
+    return on_cpu and data[CELL].numel() == 9
 
 
 class Convolution(Accelerated):
@@ -199,7 +204,8 @@ class SelfConnection(TensorProduct):
 def _by_type(product: Any, x: Tensor, y: Tensor, types: Tensor) -> Tensor | None:
     """None where rows of a type are not alike, where it is no gain, where numbers must not be seen."""
     weight = product.weight
-    if torch._C._len_torch_dispatch_stack() > 0 or refused({"x": x, "y": y, "weight": weight}) is not None:
+    operands = {"x": x, "y": y, "weight": weight}
+    if refused("linear", operands) is not None or not may_look(*operands.values(), types):
         return None
     sizes, _ = tensor_product.plan_of(product)
     if sizes is None or x.dim() != 2 or x.shape[1] != sizes.in1 or y.shape != (x.shape[0], sizes.in2):

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from clebsch.convert.swap import Accelerated, original_class
 from clebsch.e3nn.operands import is_recorded, note
-from clebsch.ops.dispatch import suits_kernels
+from clebsch.ops.dispatch import is_autocast, suits_kernels
 from clebsch.ops.silu import silu
 
 __all__ = [
@@ -215,7 +215,7 @@ def multiply(x: Tensor | Deferred, matrix: Tensor, bias: Tensor | None = None) -
 
 def activation(function: Any, x: Tensor) -> Tensor:
     """function(x); silu of many numbers by our kernel."""
-    if _is_silu(function) and not is_recorded() and x.numel() >= SILU_SIZE and suits_kernels(x):
+    if _is_silu(function) and not is_recorded() and x.numel() >= SILU_SIZE and suits_kernels("silu", x):
         return silu(x)
     return function(x)
 
@@ -283,7 +283,7 @@ def not_taken_apart(net: torch.nn.Module, layers: Iterable[torch.nn.Module]) -> 
         return "torch.compile compiles its own code"
     if torch.jit.is_tracing():
         return "torch.jit.trace records its own code"
-    if torch.is_autocast_enabled("cpu"):
+    if is_autocast():
         return "autocast is on"
     if forward_ad._current_level >= 0:
         return "forward-mode derivatives are taken"

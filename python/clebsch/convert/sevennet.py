@@ -11,6 +11,7 @@ from clebsch.convert.e3nn import TensorProduct, is_convolved, sum_edges
 from clebsch.convert.left import Left
 from clebsch.convert.radial import FullyConnectedNet, as_tensor, is_plain
 from clebsch.convert.swap import Accelerated
+from clebsch.ops.dispatch import is_autocast
 
 __all__ = ["RULES", "Convolution", "Product"]
 
@@ -26,7 +27,7 @@ class Convolution(Accelerated):
     def forward(self, data: Any) -> Any:
         """As SevenNet's: the features of `data`, a dictionary, become their sums at receivers."""
         is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if is_recorded or torch.is_autocast_enabled("cpu") or not is_plain(self.convolution):
+        if is_recorded or is_autocast() or not is_plain(self.convolution):
             return super().forward(data)
         weight = self.weight_nn(data[self.key_weight_input])
         x = data[self.key_x]

@@ -9,8 +9,8 @@
 
 The `forward` of e3nn's classes is replaced, which takes live modules along, under e3nn 0.4.4 and all later
 ones. Modules stay e3nn's: parameters, state_dict, pickles, generated code. What our kernels do not take goes
-to that code at every call: other dtypes and devices, autocast, torch.jit, transforms of torch.func,
-forward-mode derivatives, subclasses of Tensor. docs/checkpoints.md lists it.
+to that code at every call: other dtypes, devices without kernels, autocast, torch.jit, transforms of
+torch.func, forward-mode derivatives, subclasses of Tensor. docs/checkpoints.md lists it.
 
 A module tells what became of its last call, or of its construction, in two attributes: ``_clebsch_reason``,
 None if it did not go to e3nn's code, else one sentence why; and ``_clebsch_plan``, the canonical string of

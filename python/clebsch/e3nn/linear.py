@@ -49,7 +49,8 @@ def _refused(ours: Linear, features: Any, weight: Any, bias: Any) -> str | None:
         operands["bias"] = bias
     if any(value is None for value in operands.values()):
         return "weight or bias is not given"
-    reason = refused(operands)
+    of_rows = ours.weight_numel > 0 and not ours.shared_weights
+    reason = refused("tensor_product" if of_rows else "linear", operands)
     if reason is not None:
         return reason
     axes = () if ours.f_in is None else (ours.f_in, ours.f_out)

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-from clebsch.ops.dispatch import in_transform
+from clebsch import backend
+from clebsch.ops.dispatch import in_transform, is_autocast, takes
 
-__all__ = ["FLOATING", "is_recorded", "note", "refused"]
+__all__ = ["is_recorded", "note", "refused"]
 
-FLOATING = (torch.float32, torch.float64)
 _PLAIN = (Tensor, torch.nn.Parameter, FakeTensor)
 
 
@@ -25,12 +25,10 @@ def is_recorded() -> bool:
     )
 
 
-def refused(operands: dict[str, Any]) -> str | None:
-    """Why these operands, by name, do not go to a kernel here and now; None if they do."""
+def refused(noun: str, operands: dict[str, Any]) -> str | None:
+    """Why these operands, by name, do not go to a kernel of a noun here and now; None if they do."""
     if in_transform():
         return "a transform of torch.func is at work"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is on"
     if not torch.compiler.is_compiling():
         if torch.jit.is_tracing():
             return "torch.jit.trace records e3nn's own code"
@@ -41,15 +39,27 @@ def refused(operands: dict[str, Any]) -> str | None:
             for name, value in operands.items():
                 if forward_ad.unpack_dual(value).tangent is not None:
                     return f"{name} has a forward-mode tangent"
-    first = next(iter(operands.values()))
+    (label, first), *_ = operands.items()
+    device, dtype, alike = first.device, first.dtype, True
     for name, value in operands.items():
-        if value.layout != torch.strided or value.device.type != "cpu":
-            place = value.device if value.layout == torch.strided else value.layout
-            return f"{name} is on {place}: kernels take strided tensors on the CPU"
-        if value.dtype not in FLOATING or value.dtype != first.dtype:
-            kinds = ", ".join(str(each.dtype).removeprefix("torch.") for each in operands.values())
-            return f"dtypes are {kinds}: kernels take float32 or float64, the same for all"
-    return None
+        if value.layout != torch.strided:
+            return f"{name} is {value.layout}: kernels take strided tensors"
+        if value.device != device:
+            return f"{label} is on {device} and {name} on {value.device}"
+        alike = alike and value.dtype == dtype
+    if alike and takes(noun, first) and not is_autocast(device.type):
+        return None
+    known = backend.dtypes_of(noun, device.type)
+    if not known:
+        return f"{label} is on {device}: {backend.no_kernels(noun, device.type)}"
+    if is_autocast(device.type):
+        return "autocast is on"
+    kinds = ", ".join(str(value.dtype).removeprefix("torch.") for value in operands.values())
+    return f"dtypes are {kinds}: kernels take {_listed(known)}, the same for all"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def note(module: torch.nn.Module, reason: str | None) -> None:

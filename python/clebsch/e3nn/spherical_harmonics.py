@@ -17,7 +17,7 @@ def forward(original: Any, self: Any, x: Tensor) -> Tensor:
     """In the place of ``SphericalHarmonics.forward``."""
     if not is_on(self):
         return original(self, x)
-    reason = refused({"x": x})
+    reason = refused("spherical_harmonics", {"x": x})
     if reason is None and (x.dim() == 0 or x.shape[-1] != 3):
         reason = "the last dimension of x is not 3"
     note(self, reason)

@@ -14,12 +14,16 @@ from clebsch.algebra.plan import ProductPlan
 from clebsch.e3nn.forwards import is_on
 from clebsch.e3nn.operands import note, refused
 from clebsch.o3.coupling_tables import degrees, flip, relative_sign, table_name, table_triple
+from clebsch.ops.dispatch import on_host
 from clebsch.ops.one_hot import choose_or_multiply
 from clebsch.ops.tensor_product import PlanSizes, multiply_rows, plan_sizes
 
 __all__ = ["construct", "forward", "load", "plan_of", "prepare"]
 
 _CODE = "_compiled_main_left_right"
+
+# Where rows of y are one-hot, all kernels but that of the linear layer would multiply with mostly zeros.
+_UNSEEN = "on a GPU nothing looks whether rows of y are one-hot, which would wait: e3nn's code multiplies"
 
 
 class _Entry(NamedTuple):
@@ -73,11 +77,13 @@ def forward(original: Any, self: Any, x: Tensor, y: Tensor, weight: Any = None) 
         return original(self, x, y, weight)
     whole = self._get_weights(weight)
     operands = {"x": x, "y": y, "weight": whole} if self.weight_numel > 0 else {"x": x, "y": y}
-    reason, batch, sizes = refused(operands), None, None
+    reason, batch, sizes = refused("tensor_product", operands), None, None
     if reason is None:
         sizes, reason = plan_of(self)
     if sizes is not None:
         batch, reason = _leading(self, sizes, x, y, whole)
+        if sizes.elements > 1 and not on_host(x):
+            batch, reason = None, _UNSEEN
     note(self, reason)
     if batch is None:
         return original(self, x, y, weight)
@@ -238,8 +244,8 @@ def _find_plan(module: Any, tables: dict[str, Tensor]) -> tuple[ProductPlan | No
     flipped = set()
     for name, table in tables.items():
         triple = table_triple(name)
-        if table.device.type != "cpu":
-            return None, f"its tables are on {table.device}: kernels run on the CPU"
+        if table.is_meta:
+            return None, "its tables are on meta, without numbers"
         if type(table) is not Tensor:
             return None, f"its tables are {type(table).__name__}s, not plain tensors"
         if table.is_inference():

@@ -70,7 +70,7 @@ class Gate(torch.nn.Module):
         if gates.shape[-1] == 0:
             return scalars
         gates = self.act_gates(gates)
-        if not suits_kernels(features) or not scalars.dtype == gates.dtype == gated.dtype:
+        if not suits_kernels("gate", features) or not scalars.dtype == gates.dtype == gated.dtype:
             return self._composed(scalars, gates, gated)
         if features.dim() == 2:
             return gate(scalars, gates, gated, self._widths)
@@ -79,7 +79,7 @@ class Gate(torch.nn.Module):
         return gate(*rows, self._widths).reshape(*batch, scalars.shape[-1] + gated.shape[-1])
 
     def _composed(self, scalars: Tensor, gates: Tensor, gated: Tensor) -> Tensor:
-        """By torch's operations: other types and devices, autocast, transforms."""
+        """By torch's operations: types and devices that have no kernel, autocast, transforms."""
         muls, widths = self._widths
         lengths = [mul * width for mul, width in zip(muls, widths, strict=True)]
         blocks = zip(gates.split(muls, dim=-1), gated.split(lengths, dim=-1), muls, widths, strict=True)

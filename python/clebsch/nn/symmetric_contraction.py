@@ -11,7 +11,7 @@ from torch import Tensor
 from clebsch.algebra.irreps import Irrep, Irreps
 from clebsch.nn.symmetric_contraction_basis import coupled_powers
 from clebsch.nn.symmetric_contraction_table import MAX_CORRELATION, contraction_table
-from clebsch.ops.dispatch import call
+from clebsch.ops.dispatch import call, may_look
 from clebsch.ops.symmetric_contraction import symmetric_contraction
 
 __all__ = ["Contraction", "SymmetricContraction", "contract", "species_of"]
@@ -183,7 +183,8 @@ def contract(
 
     Args:
         x: (nodes, channels, components).
-        node_attrs: (nodes, species), in eager mode recognised if every row is a single 1; or (nodes,) int64.
+        node_attrs: (nodes, species), on the CPU in eager mode recognised if every row is a single 1; or
+            (nodes,) int64, which on a GPU spares weights of every node.
         weights: (species, paths, channels) each, paths adding up to those of the table.
         table, widths: those of a `ContractionTable`.
 
@@ -198,7 +199,7 @@ def contract(
         )
     index = node_attrs if node_attrs.dim() == 1 else species_of(node_attrs)
     if index is not None:
-        if not torch.compiler.is_compiling() and num_elements > 1:
+        if num_elements > 1 and may_look(index):
             size = num_elements * channels * sum(weight.shape[1] for weight in weights)
             if size > _LARGE_WEIGHTS:
                 present, index = _present(index, num_elements)
@@ -212,10 +213,10 @@ def contract(
 def species_of(node_attrs: Tensor) -> Tensor | None:
     """The place of the 1 in every row of node_attrs (nodes, species), int64; None if a row is anything else.
 
-    None as well where a gradient with respect to node_attrs is recorded, and where torch's compiler traces,
-    which cannot look at numbers.
+    None as well where a gradient with respect to node_attrs is recorded, and where numbers may not be looked
+    at: torch's compiler traces without them, and a GPU would have to be waited for.
     """
-    if torch.compiler.is_compiling() or node_attrs.dim() != 2 or node_attrs.shape[1] == 0:
+    if not may_look(node_attrs) or node_attrs.dim() != 2 or node_attrs.shape[1] == 0:
         return None
     if node_attrs.requires_grad and torch.is_grad_enabled():
         return None

@@ -273,7 +273,7 @@ class Linear(torch.nn.Module):
             own = bias.shape[bias.dim() - count :]
             bias = bias.expand(*batch, *own).reshape(x.shape[0], *own)
         per_row = weight.dim() == len(self._axes) + 2
-        if self._sizes is not None and suits_kernels(x):
+        if self._sizes is not None and suits_kernels("tensor_product" if per_row else "linear", x):
             out = self._compiled(x, weight, bias, per_row)
         else:
             out = self._composed(x, weight, bias, per_row)
@@ -300,7 +300,7 @@ class Linear(torch.nn.Module):
         return torch.cat(parts, dim=-1)
 
     def _composed(self, x: Tensor, weight: Tensor, bias: Tensor, per_row: bool) -> Tensor:
-        """By torch's matrix products: other types and devices, autocast, transforms, f_in."""
+        """By torch's matrix products: types and devices that have no kernel, autocast, transforms, f_in."""
         blocks = self._per_row(x, weight) if per_row else self._shared(x, weight)
         parts = [
             self._complete(x, block, output, bias)

@@ -15,12 +15,20 @@ __all__ = [
     "asked_for",
     "call",
     "in_transform",
+    "is_autocast",
+    "may_look",
+    "on_host",
     "require_alike",
     "require_one_device",
     "suits_kernels",
+    "takes",
     "takes_dtype",
     "will_run",
 ]
+
+# Whose numbers Python sees without waiting for what a device has still to do; tests say it is another.
+HOST = "cpu"
+_NAMES = {getattr(torch, name): name for name in (*backend.WIDE, *backend.NARROW)}
 
 
 def call(operator: Any, *arguments: Any) -> Any:
@@ -73,14 +81,14 @@ def _dtype_name(value: Tensor) -> str:
 
 
 def require_alike(noun: str, **operands: Any) -> None:
-    """TypeError or ValueError unless all are tensors, float32 or float64, of the dtype and device of the
-    first.
+    """TypeError or ValueError unless all are tensors of a dtype that the operators of `noun` take, and of
+    the dtype and device of the first.
     """
     for name, value in operands.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{noun}: {name} must be a tensor, got {type(value).__name__}")
     label, first = next(iter(operands.items()))
-    if not takes_dtype(first):
+    if not takes_dtype(noun, first):
         raise TypeError(f"{noun}: {label} must be float32 or float64, got {_dtype_name(first)}")
     for name, value in operands.items():
         if value.dtype != first.dtype:
@@ -92,12 +100,15 @@ def require_alike(noun: str, **operands: Any) -> None:
             )
 
 
-def takes_dtype(value: Tensor) -> bool:
-    """Whether the kernels for the device of `value` know its dtype: Triton's store in 16 bits, too."""
-    if value.dtype in (torch.float32, torch.float64):
-        return True
-    is_short = value.dtype in (torch.float16, torch.bfloat16)
-    return is_short and value.device.type in ("cuda", "xpu") and backend.runs_triton()
+def takes_dtype(noun: str, value: Tensor) -> bool:
+    """Whether operators of a noun know the dtype of `value`: some kernels store in 16 bits, too. Where there
+    is no kernel for its device, they work out shapes."""
+    return value.dtype in (torch.float32, torch.float64) or takes(noun, value)
+
+
+def takes(noun: str, value: Tensor) -> bool:
+    """Whether there is a kernel of a noun for the device and dtype of `value`."""
+    return _NAMES.get(value.dtype) in backend.dtypes_of(noun, value.device.type)
 
 
 def require_one_device(noun: str, **operands: Tensor | None) -> None:
@@ -110,14 +121,38 @@ def require_one_device(noun: str, **operands: Tensor | None) -> None:
             raise ValueError(f"{noun}: {name} must be on the device of {first}, {device}, got {other}")
 
 
-def suits_kernels(x: Tensor) -> bool:
-    """Whether a layer that torch's operations can do as well may take a kernel for x."""
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
-        return False
-    if torch.is_autocast_enabled("cpu"):
+def suits_kernels(noun: str, x: Tensor) -> bool:
+    """Whether a layer that torch's operations can do as well may take the kernel of a noun for x."""
+    device = x.device.type
+    if _NAMES.get(x.dtype) not in backend.dtypes_of(noun, device) or torch.is_autocast_enabled(device):
         return False
     # Kernels have no rule for transforms and forward mode, and would drop tangents.
     return not in_transform() and forward_ad._current_level < 0
+
+
+def may_look(*tensors: Tensor) -> bool:
+    """Whether Python may decide by the numbers of these tensors what to do.
+
+    Not where something records a call to repeat it with other numbers; and not on a GPU, which would have to
+    finish first all that it was given to do, and cannot be waited for while a CUDA graph is captured.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or in_transform():
+        return False
+    if torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0:
+        return False
+    return all(map(on_host, tensors))
+
+
+def on_host(x: Tensor) -> bool:
+    """Whether the numbers of x are where Python runs."""
+    return x.device.type == HOST
+
+
+def is_autocast(device: str | None = None) -> bool:
+    """Whether autocast is on for a type of device; for any that kernels run on, if none is given."""
+    if device is None:
+        return is_autocast("cpu") or is_autocast("cuda") or is_autocast("xpu")
+    return torch.is_autocast_enabled(device)
 
 
 def in_transform() -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clebsch.algebra.plan import ProductPlan
 from clebsch.ops.convolution import parts_of, register_fakes, require_device
-from clebsch.ops.dispatch import call
+from clebsch.ops.dispatch import call, on_host
 from clebsch.ops.multilinear import register_derivatives
 from clebsch.ops.tensor_product import (
     PlanSizes,
@@ -54,7 +54,7 @@ def multiply_edges(x: Tensor, y: Tensor, weight: Tensor, graph: Graph, sizes: Pl
     rows, names = (edges, nodes, edges), ("num_edges", "num_nodes", "num_edges")
     check_operands("edge_product", x, y, weight, sizes, rows, names)
     require_device("edge_product", order, x)
-    if x.device.type != "cpu":
+    if not on_host(x):
         return multiply_rows(x, y.index_select(0, graph.receivers), weight, sizes)
     return call(torch.ops.clebsch.edge_product, x, y, weight, order, sizes.plan)
 

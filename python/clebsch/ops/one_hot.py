@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from clebsch.ops.dispatch import call, in_transform
+from clebsch.ops.dispatch import call, may_look
 from clebsch.ops.linear import mix_rows
 from clebsch.ops.tensor_product import PlanSizes, multiply_rows
 
@@ -25,7 +24,7 @@ def choose_or_multiply(x: Tensor, y: Tensor, weight: Tensor, sizes: PlanSizes) -
     """`multiply_rows` for a plan with `elements`, by the linear layer with an index if rows of y are one-hot.
 
     A y that requires gradients is multiplied with: it has a gradient in all columns. So it is where something
-    records the operations of a call, to repeat them with other numbers.
+    records the operations of a call, to repeat them with other numbers, and on a GPU, which nobody waits for.
     """
     if _may_look(x, y, weight, sizes):
         index = call(torch.ops.clebsch.one_hot_index, y)
@@ -36,14 +35,11 @@ def choose_or_multiply(x: Tensor, y: Tensor, weight: Tensor, sizes: PlanSizes) -
 
 def _may_look(x: Tensor, y: Tensor, weight: Tensor, sizes: PlanSizes) -> bool:
     """Whether the numbers of y may decide; False for operands that `multiply_rows` refuses."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or in_transform():
-        return False
-    if torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0:
-        return False
     return (
         type(x) in _PLAIN
         and type(y) in _PLAIN
         and type(weight) in _PLAIN
+        and may_look(x, y, weight)
         and not y.requires_grad
         and x.dim() == 2
         and x.shape[1] == sizes.in1
@@ -51,7 +47,6 @@ def _may_look(x: Tensor, y: Tensor, weight: Tensor, sizes: PlanSizes) -> bool:
         and weight.shape == (sizes.weight,)
         and x.dtype in (torch.float32, torch.float64)
         and x.dtype == y.dtype == weight.dtype
-        and x.device.type == y.device.type == weight.device.type == "cpu"
     )
 
 

@@ -68,7 +68,7 @@ def spherical_harmonics(points: Tensor, ls: Sequence[int], normalize: bool, norm
 
 def check_points(noun: str, name: str, points: Any) -> None:
     """Raise what `spherical_harmonics` documents unless `points` are points."""
-    if not (isinstance(points, Tensor) and takes_dtype(points)):
+    if not (isinstance(points, Tensor) and takes_dtype("spherical_harmonics", points)):
         given = (
             str(points.dtype).removeprefix("torch.") if isinstance(points, Tensor) else type(points).__name__
         )

@@ -34,7 +34,7 @@ def problem(
     if layer.overrides_forward:
         raise Unknown(f"{layer.class_name} overrides the forward of {layer.kind}")
     if layer.device.type != "cpu":
-        raise Unknown(f"it is on {layer.device}; kernels run on the CPU")
+        raise Unknown(f"it is on {layer.device}; layers are run and compared on the CPU")
     kind = (REFERENCED | DEFINED).get(layer.kind)
     if kind is None:
         raise Unknown(f"{layer.origin}'s {layer.class_name} has no definition here to compare with")
