@@ -71,8 +71,8 @@ test-emulated: develop
 
 # Triton's kernels in its interpreter: all that is tested of them alone and those operator tests of the CPU's
 # kernels that are small enough for it, or what INTERPRETED selects.
-INTERPRETED ?= interpreted or zero_and_tiny or long_vectors or tensor_product and narrow_multiplicities and 2 or \
-  test_graphs and edges and rows
+INTERPRETED ?= interpreted or zero_and_tiny or long_vectors or other_strides or not_finite_points or nothing_is_read or \
+  tensor_product and narrow_multiplicities and 2 or test_graphs and edges and rows
 test-interpreted: develop
 	$(run) -m pytest -n 2 --interpreted tests/test_triton_interpreted.py tests/test_spherical_harmonics.py \
 	  tests/test_tensor_product.py tests/test_convolution.py -k "$(INTERPRETED)" $(ARGS)

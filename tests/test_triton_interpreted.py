@@ -4,16 +4,28 @@ It takes half a millisecond for an operation of a program, so that problems are 
 tiles, kernels of several groups of paths and windows of edges are brought about by limits.
 """
 
+import mmap
+from dataclasses import replace
+
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 
 import interpretation
 from clebsch import Graph, ops
 from clebsch.algebra.plan import MODES, ProductPlan
-from clebsch.testing import RandomGraph
-from clebsch.triton import schedule, tensor_product, tensor_product_channels, tensor_product_modes
-from product_calls import PROMISED, Problem, poisoned_memory, same_bits, wide_plan
+from clebsch.testing import RandomGraph, random_graphs, random_plans
+from clebsch.triton import (
+    launch,
+    schedule,
+    source,
+    tensor_product,
+    tensor_product_channels,
+    tensor_product_modes,
+)
+from product_calls import PROMISED, Problem, broadcast, poisoned_memory, same_bits, views, wide_plan
 from test_spherical_harmonics import check, random_problem
 
 pytestmark = pytest.mark.skipif(not interpretation.enabled(), reason="only with --interpreted")
@@ -55,8 +67,8 @@ def limits(monkeypatch):
     def set_limits(**values):
         forget()
         for name, value in values.items():
-            modules = (schedule, tensor_product, tensor_product_channels, tensor_product_modes)
-            for module in modules:
+            generators = (tensor_product_channels, tensor_product_modes)
+            for module in (launch, schedule, source, tensor_product, *generators):
                 if hasattr(module, name):
                     monkeypatch.setattr(module, name, value)
 
@@ -81,9 +93,29 @@ def test_channels(layout, rows, dtype):
         Problem.random(wide_plan(5, layout), rows, dtype=dtype).check()
 
 
+@hypothesis.settings(max_examples=12, derandomize=True, deadline=None)
+@hypothesis.given(
+    random_plans(l_max=3, max_paths=3, multiplicities=(0, 1, 2, 3), max_terms=40),
+    st.one_of(st.sampled_from((0, 2)), random_graphs(edges=(0, 1, 3), max_nodes=3)),
+    st.booleans(),
+    st.sampled_from(list(PROMISED)),
+)
+def test_random_plans(plan, rows, shared, dtype):
+    with poisoned_memory():
+        Problem.random(plan, rows, shared=shared, dtype=dtype).check()
+
+
 def test_several_tiles():
     with poisoned_memory():
         Problem.random(wide_plan(70), RandomGraph(EDGES.senders[:2], EDGES.receivers[:2], 4)).check()
+
+
+def test_more_tiles_than_an_axis_has(limits):
+    """Pairs of 7 copies meet 7: 343 weights, 3 tiles, on two axes of which one may be 2."""
+    limits(MOST_TILES=2)
+    plan = ProductPlan("7x0e", "7x0e", "7x0e", ((0, 0, 0, "uvw", True, 1.0),))
+    with poisoned_memory():
+        Problem.random(plan, 2, shared=True).check()
 
 
 @pytest.mark.parametrize("rows", [2, EDGES], ids=["rows", "graph"])
@@ -158,16 +190,136 @@ def test_one_tangent_alone(plan, given, rows, shared):
             torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("needs", [1, 2, 4])
-def test_needs(needs):
-    problem = Problem.random(wide_plan(2), EDGES)
-    for some, all_of_them in zip(problem.backward(needs), problem.backward(), strict=True):
-        assert some.numel() == 0 or same_bits((some,), (all_of_them,))
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("plan", [wide_plan(2), small_plan("uuu", "mul_ir")], ids=str)
+def test_needs(plan, shared):
+    problem = Problem.random(plan, EDGES, shared=shared)
+    with poisoned_memory():
+        every = problem.backward(), problem.double_backward()
+        for call, whole in zip((problem.backward, problem.double_backward), every, strict=True):
+            for bit in range(len(whole)):
+                some = call(1 << bit)
+                assert same_bits(some[bit : bit + 1], whole[bit : bit + 1])
+                assert all(part.shape == (0,) for i, part in enumerate(some) if i != bit)
+
+
+# How operands lie in memory, and what is in them
+
+
+def elsewhere(problem, place):
+    """The same problem with operands that `place` puts elsewhere."""
+    moved = [place(t) for t in (*problem.operands, problem.grad, *problem.tangents)]
+    return replace(problem, operands=tuple(moved[:3]), grad=moved[3], tangents=tuple(moved[4:]))
+
+
+@pytest.mark.parametrize("rows", [2, EDGES], ids=["rows", "graph"])
+@pytest.mark.parametrize("plan", [wide_plan(2), small_plan("uvv", "ir_mul")], ids=str)
+def test_operands_that_are_not_contiguous(plan, rows):
+    problem = Problem.random(plan, rows, dtype=torch.float32)
+    expected = problem.results()
+    for kind in dict(views(problem.grad)):
+        assert same_bits(elsewhere(problem, lambda t, kind=kind: dict(views(t))[kind]).results(), expected), (
+            kind
+        )
+    once = elsewhere(problem, broadcast)
+    assert same_bits(once.results(), elsewhere(once, torch.Tensor.contiguous).results())
+
+
+def test_operands_are_left_alone():
+    for plan in (wide_plan(2), small_plan("uvw", "mul_ir")):
+        problem = Problem.random(plan, EDGES)
+        given = (*problem.operands, problem.grad, *problem.tangents, problem.order)
+        before = tuple(t.clone() for t in given)
+        results = problem.results()
+        assert same_bits(given, before)
+        assert len({t.data_ptr() for t in (*given, *results)}) == len(given) + len(results)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "plan", [wide_plan(2), small_plan("uuu", "mul_ir"), small_plan("uvw", "mul_ir")], ids=str
+)
+def test_not_finite_values_stay_with_their_nodes(plan, bad):
+    """A spoilt edge reaches its receiver, in the backward pass its sender, and nothing else."""
+    problem = Problem.random(plan, EDGES)
+    edge = 2
+    sender, receiver = EDGES.senders[edge], EDGES.receivers[edge]
+    for i in (1, 2):
+        operands = list(problem.operands)
+        operands[i] = operands[i].clone()
+        operands[i][edge] = bad
+        spoilt = replace(problem, operands=tuple(operands))
+        places = receiver, sender, edge, edge
+        for result, row in zip((spoilt.forward(), *spoilt.backward()), places, strict=True):
+            assert result[torch.arange(len(result)) != row].isfinite().all()
+        assert not spoilt.forward()[receiver].isfinite().all()
+
+
+def sparse(count, dtype):
+    """Zeros; of memory they take what is written."""
+    size = count * dtype.itemsize
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE, which Python 3.10 does not name
+    return torch.frombuffer(mmap.mmap(-1, size, flags=private), dtype=dtype)
+
+
+def far_apart(rows):
+    """The same rows; the last one begins beyond 2^31 numbers."""
+    if rows.dim() < 2:
+        return rows
+    stride = (1 << 31) // (len(rows) - 1) + 16
+    memory = sparse(stride * len(rows), rows.dtype)
+    return memory.as_strided(rows.shape, (stride, 1)).copy_(rows)
+
+
+@pytest.mark.parametrize("rows", [3, EDGES], ids=["rows", "graph"])
+@pytest.mark.parametrize("plan", [wide_plan(1), small_plan("uvu", "mul_ir")], ids=str)
+def test_rows_beyond_32_bits(plan, rows):
+    problem = Problem.random(plan, rows, dtype=torch.float32)
+    operands, tangents = (tuple(map(far_apart, given)) for given in (problem.operands, problem.tangents))
+    far = Problem(plan, operands, far_apart(problem.grad), tangents, problem.graph)
+    assert same_bits(far.results(), problem.results())
+
+
+def test_points_beyond_32_bits():
+    points, grad, tangent = random_problem([0, 1, 2], 3, torch.float32)
+    call = torch.ops.clebsch.spherical_harmonics_double_backward
+    fixed = ([0, 1, 2], True, "component")
+    near, far = (call(*map(place, (tangent, grad, points)), *fixed) for place in (lambda t: t, far_apart))
+    assert same_bits(far, near)
+
+
+@pytest.mark.parametrize("mode", ["uvu", "uuu"])
+def test_lists_of_edges_beyond_32_bits(mode):
+    """The last two of 2^30 edges; the others belong to no node."""
+    plan = ProductPlan("1x0e", "1x0e", "1x0e", ((0, 0, 0, mode, True, 1.0),))
+    near = Problem.random(plan, RandomGraph(np.array([1, 0]), np.array([0, 1]), 2), dtype=torch.float32)
+    edges = 1 << 30
+    order = sparse(6 * edges + 5 + 3 * 2, torch.int64)
+    order[:2] = -1
+    order[2:8] = torch.tensor([edges - 2, edges - 1, edges] * 2)  # of receivers, of senders
+    lists = (edges - 2, edges - 1), (1, 0), (0, 1), (edges - 1, edges - 2)  # edge, sender, receiver, outgoing
+    for i, values in enumerate(lists):
+        begin = 11 + i * edges + edges - 2
+        order[begin : begin + 2] = torch.tensor(values)
+    x, y, weight = near.operands
+    given = x, *(far_edges(rows, edges) for rows in (y, weight)), order, str(plan)
+    assert same_bits((torch.ops.clebsch.convolution(*given),), (near.forward(),))
+    gx = torch.ops.clebsch.convolution_backward(near.grad, *given, 1)[0]
+    assert same_bits((gx,), (near.backward(1)[0],))
+
+
+def far_edges(rows, edges):
+    """As the last of so many."""
+    memory = sparse(edges * rows.shape[1], rows.dtype).view(edges, rows.shape[1])
+    memory[-len(rows) :] = rows
+    return memory
 
 
 def test_derivatives():
-    problem = Problem.random(wide_plan(1), EDGES)
-    graph = Graph(torch.from_numpy(EDGES.senders), torch.from_numpy(EDGES.receivers), EDGES.num_nodes)
+    plan = ProductPlan("1x1o", "1x1o", "1x0e", ((0, 0, 0, "uvu", True, 1.0),))
+    ends = RandomGraph(np.array([0, 1, 1]), np.array([1, 1, 0]), 2)
+    problem = Problem.random(plan, ends)
+    graph = Graph(torch.from_numpy(ends.senders), torch.from_numpy(ends.receivers), ends.num_nodes)
     operands = [t.detach().requires_grad_() for t in problem.operands]
 
     def energy(*given):
@@ -201,14 +353,43 @@ class _Module(torch.nn.Module):
         return self.function(*given)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_numbers_of_16_bits(dtype):
-    """Stored in 16 bits, computed with in 32: off by one rounding of the result."""
-    problem = Problem.random(wide_plan(3), EDGES, dtype=torch.float32).to(dtype)
-    exact = problem.to(torch.float32)  # the same numbers
-    for short, long in zip(problem.results(), exact.results(), strict=True):
-        assert short.dtype == dtype
-        assert ((short.float() - long).abs() <= torch.finfo(dtype).eps * (long.abs() + 1e-3)).all()
+SHORT = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+
+
+def assert_rounded_once(short, long):
+    """Results stored in 16 bits are those of 32 bits, off by one rounding."""
+    for a, b in zip(short, long, strict=True):
+        assert a.dtype in (torch.float16, torch.bfloat16) and b.dtype == torch.float32
+        assert ((a.float() - b).abs() <= torch.finfo(a.dtype).eps * (b.abs() + 1e-3)).all()
+
+
+@SHORT
+@pytest.mark.parametrize("rows", [2, EDGES], ids=["rows", "graph"])
+@pytest.mark.parametrize(
+    "plan, shared",
+    [(wide_plan(3), False), (wide_plan(3), True), (small_plan("uvw", "ir_mul"), True)],
+    ids=str,
+)
+def test_numbers_of_16_bits(plan, shared, rows, dtype):
+    problem = Problem.random(plan, rows, shared=shared, dtype=torch.float32).to(dtype)
+    with poisoned_memory():
+        assert_rounded_once(problem.results(), problem.to(torch.float32).results())  # of the same numbers
+
+
+@SHORT
+def test_harmonics_of_16_bits(dtype):
+    points, grad, tangent = (t.to(dtype) for t in random_problem([0, 1, 2, 3], 5, torch.float32))
+    fixed = [0, 1, 2, 3], True, "component"
+
+    def results(*given):
+        forward, double_backward = (
+            getattr(torch.ops.clebsch, f"spherical_harmonics{step}") for step in ("", "_double_backward")
+        )
+        return forward(given[-1], *fixed), *double_backward(*given, *fixed)
+
+    given = tangent, grad, points
+    with poisoned_memory():
+        assert_rounded_once(results(*given), results(*(t.float() for t in given)))
 
 
 @pytest.mark.parametrize("place", ["begin", "edge", "sender", "receiver", "outgoing", "head"])

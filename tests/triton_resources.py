@@ -1,9 +1,11 @@
 """What Triton's kernels of published models need of GPUs that are not here: tests/triton_resources.json.
 
-    PYTHONPATH=python:tests python tests/triton_resources.py       compiles all of them and writes the table
+    PYTHONPATH=python:tests python tests/triton_resources.py [TARGET...]
 
-A compiler's numbers move with its version: Triton is pinned (Makefile). Of a kernel that is compiled
-the table holds a hash, so that a test sees without compiling whether the table is that of the sources.
+compiles all of them (for some of `offline.TARGETS`) with the Triton that is installed, and writes the table
+of its version. A compiler's numbers move with its version: one is pinned (Makefile), the other is what torch
+for GPUs brings. Of a kernel that is compiled the table holds a hash, so that a test sees without compiling
+whether the table is that of the sources.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
@@ -88,8 +90,8 @@ def compile_kernel(job: tuple[str, str, Source, str]) -> tuple[str, dict[str, An
     return key(model, source, target), {**found, "source": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
-def read() -> dict[str, Any]:
-    """The committed table."""
+def read() -> dict[str, dict[str, Any]]:
+    """The committed tables, by versions of Triton."""
     return json.loads(FILE.read_text())
 
 
@@ -98,18 +100,22 @@ def same(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "seconds"}
 
 
-def main() -> None:
-    """Compile everything and write the table."""
+def main(targets: Sequence[str]) -> None:
+    """Compile everything and write the table of this version."""
     os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # a kernel that is found on disk takes no seconds
-    jobs = [(*kernel, target) for kernel in kernels() for target in offline.TARGETS]
+    jobs = [(*kernel, target) for kernel in kernels() for target in targets]
     rows = {}
     with get_context("spawn").Pool(2) as pool:
         for name, row in pool.imap(compile_kernel, jobs):
             rows[name] = row
             print(name, row, file=sys.stderr, flush=True)
-    lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
-    FILE.write_text(f'{{\n  "triton": "{metadata.version("triton")}",\n  "kernels": {{\n{lines}\n  }}\n}}\n')
+    tables = read() | {metadata.version("triton"): rows}
+    parts = []
+    for version, table in sorted(tables.items()):
+        lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in table.items())
+        parts.append(f"  {json.dumps(version)}: {{\n{lines}\n  }}")
+    FILE.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or list(offline.TARGETS))

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from .schedule import Schedule, rule
@@ -41,7 +41,10 @@ def candidates(source: Source, warp: int) -> list[Schedule]:
     if not source.reduces and not source.is_of_rows:
         blocks += [block for block in (first.block // 2, first.block * 2) if block >= warp]
     found = [
-        Schedule(block, warps) for block in blocks for warps in (1, 2, 4, 8) if warps * warp <= 2 * block
+        replace(first, block=block, num_warps=warps)
+        for block in blocks
+        for warps in (1, 2, 4, 8)
+        if warps * warp <= 2 * block
     ]
     return [first, *(schedule for schedule in found if schedule != first)]
 

@@ -13,12 +13,9 @@ import torch
 
 from . import autotune
 from .schedule import Schedule, rule
-from .source import Source
+from .source import MOST_TILES, Source
 
 __all__ = ["compiled", "launch", "require_triton"]
-
-MOST_TILES = 65535
-"""What the second axis of a grid may be."""
 
 
 @functools.cache
@@ -55,16 +52,18 @@ def launch(source: Source, owners: int, arguments: Mapping[str, Any]) -> None:
     given = {name: arguments[name] for name in source.arguments}
 
     def start(schedule: Schedule) -> None:
-        tiles = max(1, -(-source.lanes // schedule.block))
         programs = -(-owners // schedule.block) if source.is_of_rows else owners
-        if programs >= 1 << 31 or tiles > MOST_TILES:
+        if programs >= 1 << 31:
             raise NotImplementedError(
-                f"clebsch: a Triton kernel takes at most {(1 << 31) - 1} rows and {MOST_TILES} tiles of "
-                f"channels, got {programs} and {tiles}; split the rows"
+                f"clebsch: a Triton kernel takes at most {(1 << 31) - 1} rows, got {programs}; split the rows"
             )
-        options = {"num_warps": schedule.num_warps, "enable_fp_fusion": True}
+        tiles = max(1, -(-source.lanes // schedule.block))
+        layers = -(-tiles // MOST_TILES)  # what `Writer.tile` makes of two axes
+        options = schedule.options(is_nvidia=device.type == "cuda" and torch.version.hip is None)
         with _on(device):
-            compiled(source)[(programs, tiles)](**given, BLOCK=schedule.block, **options)
+            compiled(source)[(programs, -(-tiles // layers), layers)](
+                **given, BLOCK=schedule.block, **options
+            )
 
     device, warp = _device(arguments), _warp(arguments)
     if not (autotune.enabled() and device.type == "cuda"):

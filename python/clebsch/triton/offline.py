@@ -12,7 +12,7 @@ from typing import Any
 
 from .launch import compiled, require_triton
 from .schedule import rule
-from .source import Source
+from .source import COUNTS, Source
 
 __all__ = ["TARGETS", "compile_for"]
 
@@ -26,7 +26,6 @@ TARGETS = {
 """Backend, architecture and threads in a warp."""
 
 _TYPES = {"float32": "*fp32", "float64": "*fp64", "float16": "*fp16", "bfloat16": "*bf16"}
-_COUNTS = ("nodes", "edges", "rows", "count", "first", "last", "piece", "gy_piece", "adds")
 
 
 def compile_for(source: Source, target: str, dtype: str = "float32", aligned: bool = True) -> dict[str, Any]:
@@ -46,15 +45,15 @@ def compile_for(source: Source, target: str, dtype: str = "float32", aligned: bo
     schedule = rule(source, TARGETS[target][2])
     signature, attributes = {}, {}
     for i, name in enumerate(source.arguments):
-        is_count = name in _COUNTS or name.endswith("_stride")
+        is_count = name in COUNTS or name.endswith("_stride")
         signature[name] = "i32" if is_count else "*i64" if name == "order" else _TYPES[dtype]
-        if aligned and name not in _COUNTS:
+        if aligned and name not in COUNTS:
             attributes[(i,)] = [["tt.divisibility", 16]]
     signature["BLOCK"] = "constexpr"
     code = ASTSource(
         fn=compiled(source), signature=signature, constexprs={"BLOCK": schedule.block}, attrs=attributes
     )
-    options = {"num_warps": schedule.num_warps, "enable_fp_fusion": True}
+    options = schedule.options(is_nvidia=target.startswith("cuda"))
     start = sum(os.times()[:4])
     kernel = triton.compile(code, target=GPUTarget(*TARGETS[target]), options=options)
     seconds = sum(os.times()[:4]) - start

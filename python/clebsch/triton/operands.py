@@ -8,6 +8,8 @@ from math import prod
 
 from clebsch.algebra.plan import Path, ProductPlan
 
+from .source import require_short_rows
+
 __all__ = ["Block", "Operands"]
 
 
@@ -35,9 +37,13 @@ class Block:
 
 
 class Operands:
-    """The paths of a plan that have something to add up, and their blocks and weights."""
+    """The paths of a plan that have something to add up, and their blocks and weights.
+
+    NotImplementedError if its rows are too long for a kernel."""
 
     def __init__(self, plan: ProductPlan) -> None:
+        operands = plan.irreps_in1, plan.irreps_in2, plan.irreps_out
+        require_short_rows("tensor_product", max(plan.weight_numel, *(irreps.dim for irreps in operands)))
         self.plan = plan
         self._numbers = {id(path): i for i, path in enumerate(plan.paths)}
 

@@ -10,7 +10,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-__all__ = ["MOST_COEFFICIENTS", "NUMBERS", "Source", "Writer", "product", "require_few", "total"]
+__all__ = [
+    "COUNTS",
+    "MOST_COEFFICIENTS",
+    "MOST_IN_ROW",
+    "MOST_TILES",
+    "NUMBERS",
+    "Source",
+    "Writer",
+    "product",
+    "require_few",
+    "require_short_rows",
+    "total",
+]
 
 # Arithmetic for numbers stored in each type.
 NUMBERS = {
@@ -22,6 +34,16 @@ NUMBERS = {
 
 MOST_COEFFICIENTS = 2500
 """What the straight code of one kernel may hold: more takes too long to compile."""
+
+
+MOST_IN_ROW = 1 << 30
+"""Numbers of a row: offsets in it, and twice the number of a pair, have 32 bits. Rows are found with 64."""
+
+MOST_TILES = 65535
+"""What the second and the third axis of a grid may be."""
+
+COUNTS = ("nodes", "edges", "rows", "count", "first", "last", "piece", "gy_piece", "adds")
+"""Arguments that change from call to call; Triton would compile anew for 1 and for multiples of 16."""
 
 
 @dataclass(frozen=True)
@@ -100,29 +122,31 @@ class Writer:
         for name in names:
             self.line(f"{name} = tl.zeros((BLOCK,), {self.number})")
 
-    def tile(self, size: int, convert: str = "") -> None:
+    def tile(self, size: int) -> None:
         """lane, and whether it is `there`: of a tile of `size` elements."""
-        self.line(
-            f"lane = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)){convert}"
-            if convert
-            else "lane = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)"
-        )
+        tile = "tl.program_id(1)"
+        if size > 32 * MOST_TILES:  # more tiles, perhaps, than an axis has
+            tile = f"({tile} + tl.program_id(2) * tl.num_programs(1))"
+        self.line(f"lane = {tile} * BLOCK + tl.arange(0, BLOCK)")
         self.line(f"there = lane < {size}")
 
-    def table(self) -> None:
-        """Where the lists of an order begin; whether it was made for a device."""
+    def lists(self) -> None:
+        """Where the lists of an order begin, without products, which would have 32 bits as `edges` has;
+        whether it was made for a device."""
         for name in ("order", "nodes", "edges"):
             self.argument(name)
         self.line(
             "# an order: -1, -1, receiver_begin, sender_begin, unused, edge, sender, receiver, outgoing"
         )
-        self.line("table = order + 5 + 3 * nodes")
+        self.line("edge_list = order + 5 + nodes + nodes + nodes")
+        for name, before in (("sender", "edge"), ("receiver", "sender"), ("outgoing", "receiver")):
+            self.line(f"{name}_list = {before}_list + edges")
         self.line("made_for_device = tl.load(order) == -1")
 
     def edges(self, end: str) -> str:
         """The loop over the positions whose end (receiver or sender) is node `owner`; the head of it."""
         begin = {"receiver": "order + 2 + owner", "sender": "order + 3 + nodes + owner"}[end]
-        self.table()
+        self.lists()
         self.line(f"begin = tl.maximum(tl.load({begin}), 0)")
         self.line(f"end = tl.minimum(tl.load({begin} + 1), edges)")
         return "for position in range(begin, end):"
@@ -130,9 +154,9 @@ class Writer:
     def edge(self, listed: str = "made_for_device") -> None:
         """edge, sender and receiver at `position`; `good` unless one of them or `listed` is out of range."""
         other = "" if listed == "made_for_device" else f", mask={listed}, other=-1"
-        for i, name in enumerate(("edge", "sender", "receiver")):
-            self.line(f"{name} = tl.load(table + {i} * edges + position{other})")
-        inside = (f"({name} >= 0) & ({name} < {count})" for name, count in _COUNTS.items())
+        for name in _ENDS:
+            self.line(f"{name} = tl.load({name}_list + position{other})")
+        inside = (f"({name} >= 0) & ({name} < {count})" for name, count in _ENDS.items())
         self.line(f"good = made_for_device & {' & '.join(inside)}")
 
     def finish(
@@ -148,9 +172,10 @@ class Writer:
     ) -> Source:
         """The kernel, with `comment` as its docstring."""
         arguments = tuple(self._arguments)
+        counts = ", ".join(f'"{name}"' for name in arguments if name in COUNTS)
         text = "\n".join(
             [
-                "@triton.jit",
+                f"@triton.jit(do_not_specialize=[{counts}])" if counts else "@triton.jit",
                 f"def {name}(",
                 *(f"    {argument}," for argument in arguments),
                 "    BLOCK: tl.constexpr,",
@@ -163,7 +188,7 @@ class Writer:
         return Source(name, text, arguments, lanes, values, contiguous, reduces, adds)
 
 
-_COUNTS = {"edge": "edges", "sender": "nodes", "receiver": "nodes"}
+_ENDS = {"edge": "edges", "sender": "nodes", "receiver": "nodes"}
 
 
 def product(coefficient: float, *factors: str) -> str:
@@ -185,4 +210,13 @@ def require_few(noun: str, what: str, count: int) -> None:
             f"{noun}: {what} has {count} coefficients, and a Triton kernel holds at most "
             f"{MOST_COEFFICIENTS}: the plan is too large for it. Use tensors on the CPU or, on an NVIDIA GPU,"
             " the compiled kernels, which take any degree: build with CLEBSCH_CUDA=ON"
+        )
+
+
+def require_short_rows(noun: str, columns: int) -> None:
+    """NotImplementedError, with what to do, if offsets in a row of so many numbers need more than 32 bits."""
+    if columns > MOST_IN_ROW:
+        raise NotImplementedError(
+            f"{noun}: rows of {columns} numbers, and a Triton kernel takes at most {MOST_IN_ROW}: the plan "
+            "is too large for it. Split its blocks into plans of their own, or use tensors on the CPU"
         )

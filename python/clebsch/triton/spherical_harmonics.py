@@ -78,12 +78,14 @@ class _Kernel:
                 write.line(f"u_{axis} = points_{axis}")
             return
         most, scale = (2.0**1000, 2.0**-520) if self.double else (2.0**120, 2.0**-66)
+        # Literals in tl.where are rounded to float32 by Triton before 3.9.
+        write.line(f"least = tl.full((BLOCK,), 1e-24, {write.number})")
         write.line(f"square = {_dot('points', 'points')}")
-        write.line("tiny = square < 1e-24")
+        write.line("tiny = square < least")
         write.line(f"scale = tl.where(square > {most!r}, {scale!r}, 1.0).to({write.number})")
         for axis in AXES:
             write.line(f"scaled_{axis} = points_{axis} * scale")
-        write.line(f"square = tl.where(tiny, 1e-24, {_dot('scaled', 'scaled')})")
+        write.line(f"square = tl.where(tiny, least, {_dot('scaled', 'scaled')})")
         one = f"tl.full((BLOCK,), 1.0, {write.number})"
         write.line(
             f"inverse = {one} / tl.sqrt(square)"

@@ -18,7 +18,7 @@ def sender_sums(dtype: str, columns: int) -> Source:
     write.load("sum", place, f"lane < {adds} * {columns}")
     first, last = write.argument("first"), write.argument("last")
     with write.block(write.edges("sender").replace("position", "outgoing")):
-        write.line("position = tl.load(table + 3 * edges + outgoing)")
+        write.line("position = tl.load(outgoing_list + outgoing)")
         inside = f"made_for_device & (position >= {first}) & (position < {last})"
         write.line(f"inside = lane < tl.where({inside}, {columns}, 0)")
         write.load("row", f"{write.row('parts', f'(position - {first})')} + lane", "inside")

@@ -129,7 +129,7 @@ class _Kernel:
         """The whole kernel, which adds to what is there or begins anew."""
         write, block = self.write, self.block
         write.line("owner = tl.program_id(0).to(tl.int64)")
-        write.tile(block.mul, ".to(tl.int64)")
+        write.tile(block.mul)
         sums = block.names("sum")
         write.zeros(sums)
         with ExitStack() as stack:
@@ -167,11 +167,11 @@ class _Kernel:
         write = self.write
         if self.pieces:
             if self.graph:
-                write.table()
+                write.lists()
             count, rows = write.argument("count"), write.argument("rows")
             yield f"for position in range(owner * {count}, tl.minimum((owner + 1) * {count}, {rows})):"
         elif self.graph and self.target in ("gy", "gw"):
-            write.table()
+            write.lists()
             write.line("position = owner")
         elif self.graph and self.target == "gx":
             head = write.edges("sender")
@@ -183,7 +183,7 @@ class _Kernel:
         """The edge at a position; NaN instead of y where it is out of range."""
         write = self.write
         if self.target == "gx":
-            write.line("position = tl.load(table + 3 * edges + outgoing)")
+            write.line("position = tl.load(outgoing_list + outgoing)")
             write.line("listed = (position >= 0) & (position < edges)")
             write.edge("listed")
         else:
@@ -215,7 +215,8 @@ class _Kernel:
             return {copy}
         if mode.ordered:
             twice, per_pair = 2 * muls["v"] - 1, muls["w"] if "w" in mode.letters else 1
-            write.line(f"pair = tl.minimum(lane // {per_pair}, {muls['v'] * (muls['v'] - 1) // 2 - 1})")
+            last = muls["v"] * (muls["v"] - 1) // 2 - 1
+            write.line(f"pair = tl.minimum(lane // {per_pair}, {last}).to(tl.int64)")
             write.line(f"root = tl.sqrt(({twice} * {twice} - 8 * pair).to(tl.float64))")
             write.line(f"u = (({twice} - root) / 2).to(tl.int64)")
             write.line(f"u -= (u * ({twice} - u) // 2 > pair).to(tl.int64)")
