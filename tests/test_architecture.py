@@ -309,6 +309,18 @@ def test_kernels_include_no_containers(file):
     assert outside <= HARMLESS
 
 
+def test_what_only_prefetches_is_inline():
+    # To the compiler such a function is without effect: it leaves out the calls, and nothing fails but speed.
+    found = [
+        line
+        for file in (CSRC / "cpu").iterdir()
+        for line in file.read_text().splitlines()
+        if re.search(r"\bvoid (ask_for|fetch|prefetch)\w*\(.*\{$", line)
+    ]
+    assert len(found) > 5
+    assert [line for line in found if "CLEBSCH_INLINE" not in line] == []
+
+
 # Names
 
 

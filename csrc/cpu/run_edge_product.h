@@ -84,6 +84,7 @@ class EdgeBlocks {
   void run_block(const ProductArgs<T>& all, Block& b, const ProductKernels<T>& kernels, T* scratch) const {
     const Program& p = call_.plan->program;
     ProductArgs<T> args = all;
+    args.rows = b.count;
     args.x = b.operand(all.x, p.dim1);
     args.shared_y = channels_;
     args.y = of_receivers(all.y, b);

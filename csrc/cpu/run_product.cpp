@@ -17,9 +17,10 @@ namespace {
 // Panels of all nodes may take so much, the private sums of a wave of chunks as much or, where many cores
 // wait for chunks, half a MiB for each of them.
 constexpr std::int64_t kPanelBytes = std::int64_t{2} << 20, kPrivateBytes = 2 * kPanelBytes;
-// Results that are larger go past the caches, where a kernel can write whole lines once: to read them first
-// would be half of the traffic that they cause.
+// Results of a call that are larger together go past the caches, where a kernel can write whole lines once:
+// to read them first would be half of the traffic that they cause.
 constexpr std::int64_t kFarBytes = std::int64_t{4} << 20;
+constexpr std::int64_t kWidestVector = 16;  // lanes of any instruction set, at most
 std::int64_t private_bytes() {
   const std::int64_t set = private_bytes_of_tests;
   return set ? set : std::max(kPrivateBytes, cores() << 19);
@@ -45,6 +46,7 @@ class ProductRun {
     ProductArgs<T> args{};
     args.program = &program_;
     args.graph = sums_ ? call_.graph : nullptr;
+    args.rows = call_.rows;
     args.y = call_.y;
     args.w = call_.w;
     args.shared_weights = call_.shared_weights;
@@ -70,10 +72,15 @@ class ProductRun {
       args.gw = call_.gw;
     }
     if (!sums_) {
-      args.far_out = is_far(args.out, program_.dim_out);
-      args.far_x = is_far(args.gx, program_.dim1);
-      args.far_y = !call_.graph && is_far(args.gy, program_.dim2);
-      args.far_w = !call_.shared_weights && is_far(args.gw, program_.weight_numel);
+      const bool rows_of_y = !call_.graph, rows_of_w = !call_.shared_weights;
+      const bool far = bytes(args.out, program_.dim_out) + bytes(args.gx, program_.dim1) +
+                           (rows_of_y ? bytes(args.gy, program_.dim2) : 0) +
+                           (rows_of_w ? bytes(args.gw, program_.weight_numel) : 0) >
+                       kFarBytes;
+      args.far_out = far && args.out.data;
+      args.far_x = far && args.gx.data;
+      args.far_y = far && args.gy.data && rows_of_y;
+      args.far_w = far && args.gw.data && rows_of_w;
     }
     const bool sum_senders = sums_ && args.gx.data, sum_weights = sums_target();
     if (sum_senders) {
@@ -103,12 +110,18 @@ class ProductRun {
   }
 
  private:
-  bool is_far(const Rows<T>& result, std::int64_t length) const {
-    return result.data && call_.rows * length * static_cast<std::int64_t>(sizeof(T)) > kFarBytes;
+  std::int64_t bytes(const Rows<T>& result, std::int64_t length) const {
+    return result.data ? call_.rows * length * static_cast<std::int64_t>(sizeof(T)) : 0;
   }
-  // Chunks depend on the call alone: sums are the same for any number of threads.
+  // Chunks depend on the call alone: sums are the same for any number of threads. Private sums of weights are
+  // cleared and added for each, as much traffic as sixteen rows cause.
   std::int64_t chunk_count() const {
-    return call_.graph ? call_.graph->chunks : std::clamp<std::int64_t>(call_.rows / 64, 1, 64);
+    const std::int64_t rows = call_.shared_weights && derivative_ != Derivative::none ? 128 : 64;
+    return call_.graph ? call_.graph->chunks : std::clamp<std::int64_t>(call_.rows / rows, 1, 64);
+  }
+  // Where rows are lanes, a vector of a few of them takes as long as a full one.
+  std::int64_t first_row(std::int64_t chunk, std::int64_t chunks) const {
+    return chunk == chunks ? call_.rows : call_.rows * chunk / chunks / kWidestVector * kWidestVector;
   }
   // A gradient that all rows add to, or null: of shared weights, or of the matrix that makes the weights.
   T* sums_target() const {
@@ -137,8 +150,8 @@ class ProductRun {
   // sums: of the chunk, to which all its rows add; null if there are none.
   void run_chunk(ProductArgs<T> args, std::int64_t chunk, std::int64_t chunks, T* sums) const {
     const Graph* graph = call_.graph;
-    const std::int64_t begin = graph ? graph->chunk_begin[chunk] : call_.rows * chunk / chunks;
-    const std::int64_t end = graph ? graph->chunk_begin[chunk + 1] : call_.rows * (chunk + 1) / chunks;
+    const std::int64_t begin = graph ? graph->chunk_begin[chunk] : first_row(chunk, chunks);
+    const std::int64_t end = graph ? graph->chunk_begin[chunk + 1] : first_row(chunk + 1, chunks);
     const std::int64_t needed = (kernels_.scratch_size(program_, call_.shared_weights) + 15) / 16 * 16;
     const std::int64_t longest =
         std::max({program_.panel1, program_.dim1, program_.dim2, program_.dim_out, program_.weight_numel});

@@ -27,6 +27,7 @@
 namespace clebsch {
 namespace {
 
+constexpr int kRowsAhead = 2;  // of an elementwise row, those asked for
 constexpr int kGroup = 8;  // edges whose matrices are made together; in the forward pass they share the sums
 
 template <class T>
@@ -562,6 +563,7 @@ class ChannelWalk {
       }
       const auto row = [&](int e) { return first + e; };
       gather(count, end - first - count, row, row);
+      if (program.elementwise && first + kRowsAhead < a.rows) ask_for_row(first + kRowsAhead);
       for (int e = 0; e < count; ++e) {
         if (program.elementwise) meet(e);
         if constexpr (Forward) {
@@ -582,6 +584,29 @@ class ChannelWalk {
   }
 
  private:
+  // Brings near what a row to come is read of: a row takes longer than the processor looks ahead, so that
+  // each would begin by waiting for memory. Inline, here and below: a function that asks and does nothing
+  // else is without effect to the compiler, which leaves out its calls.
+  CLEBSCH_INLINE void ask_for_row(std::int64_t r) const {
+    ask_for_blocks(program.in1, program.in1_count, a.x[r]);
+    ask_for_blocks(program.in2, program.in2_count, a.y[r]);
+    ask_for(a.w[r], program.weight_numel);
+    if constexpr (Tangent) {
+      ask_for_blocks(program.in1, program.in1_count, a.ax[r]);
+      ask_for_blocks(program.in2, program.in2_count, a.ay[r]);
+      ask_for(a.aw[r], program.weight_numel);
+    }
+    if constexpr (Backward) ask_for_blocks(program.out, program.out_count, a.g[r]);
+  }
+  static CLEBSCH_INLINE void ask_for_blocks(const Block* blocks, int count, const T* row) {
+    for (int i = 0; i < count; ++i) {
+      if (blocks[i].used) ask_for(row + blocks[i].offset, std::int64_t{2 * blocks[i].l + 1} * blocks[i].mul);
+    }
+  }
+  static CLEBSCH_INLINE void ask_for(const T* from, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i, 0, 2);
+  }
+
   // Of the edge at this position, within the chunk.
   std::int64_t slot(std::int64_t at) const {
     const std::int64_t s = a.graph->slot[at];

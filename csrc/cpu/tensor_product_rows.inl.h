@@ -318,8 +318,8 @@ class RowWalk {
           to_panel(program.out, program.out_count, program.mul_ir, a.g[first + e], g_panels + e * apart);
       }
       if constexpr (Forward) clear_out();
-      following = first + W < end ? first + W : -1;
-      following_end = first + 2 * W < end ? first + 2 * W : end;
+      following = first + W;
+      following_end = first + 2 * W < a.rows ? first + 2 * W : a.rows;
       group(count, row, row, row);
       if constexpr (Forward) {
         write(out, a.out, count, row, program.dim_out);
@@ -420,9 +420,8 @@ class RowWalk {
   }
 
   // While a path runs, a part of the next rows is brought near: of sixteen rows read side by side, a few
-  // lines each, the processor has not seen enough to guess.
-  void ask_for_rows(int n) {
-    if (following < 0) return;
+  // lines each, the processor has not seen enough to guess. (Inline, or the compiler leaves out the call.)
+  CLEBSCH_INLINE void ask_for_rows(int n) {
     for (std::int64_t r = following + n; r < following_end; r += program.path_count) {
       ask_for(a.x[r], program.dim1);
       ask_for(a.y[r], program.dim2);
@@ -831,8 +830,8 @@ class RowWalk {
   // Where outputs lie in the lanes: panels of g and out, `apart` from row to row (0: all rows share one), and
   // a row of out.
   T *g_panels, *out_panels, *spare;
-  std::int64_t following = -1, following_end = 0;  // rows of the next group, where they follow each other
-  Panels<T> x_panels{}, y_panels{};                // of the rows of a group, if a product uvw wants them
+  std::int64_t following = 0, following_end = 0;  // rows of the next group, where they follow each other
+  Panels<T> x_panels{}, y_panels{};               // of the rows of a group, if a product uvw wants them
   T* turned = nullptr;
   std::int64_t apart;
 };

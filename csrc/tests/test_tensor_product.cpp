@@ -128,6 +128,7 @@ void check_kernel(const Problem& problem, const clebsch::ProductKernels<T>& kern
   for (int pass = 0; pass < 3; ++pass) {
     clebsch::ProductArgs<T> args{};
     args.program = &plan.program;
+    args.rows = problem.rows;
     args.shared_weights = problem.shared;
     args.x = arrays.in(X), args.y = arrays.in(Y), args.w = arrays.in(W), args.g = arrays.in(G);
     args.ax = arrays.in(AX), args.ay = arrays.in(AY), args.aw = arrays.in(AW);
@@ -188,7 +189,7 @@ TEST(products_in_several_chunks) {
        {channelwise({{16, 0, 'e'}}, {{1, 1, 'o'}}, 1, true),
         channelwise({{3, 0, 'e'}}, {{1, 1, 'o'}}, 1, true), one_path("uvw", 9, 2, 3, true, true)}) {
     for (const bool shared : {false, true}) {
-      check_everywhere(Problem(d, 150, shared));
+      check_everywhere(Problem(d, 300, shared));
       check_everywhere(Problem(d, 0, shared, &edges));
     }
   }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -73,15 +74,7 @@ class BatchNorm(torch.nn.Module):
         self._blocks = [(mul, ir.dim, ir.is_scalar()) for mul, ir in self.irreps]
         self._widths = [mul * dim for mul, dim, _ in self._blocks]
         self._dim, self._num_scalars = self.irreps.dim, num_scalars
-        self._plan = self._plan_of_squares()
-
-    def _plan_of_squares(self) -> str:
-        """The product of x with itself in which every irrep becomes the sum or mean of its squares."""
-        # The coupling of l and l to 0 is the identity over sqrt(2l + 1); what is given is under the root.
-        power = -1 if self.normalization == "component" else 1
-        paths = [(i, i, i, "uuu", False, ir.dim**power) for i, (_, ir) in enumerate(self.irreps)]
-        scalars = [(mul, (0, 1)) for mul, _ in self.irreps]
-        return str(ProductPlan.from_instructions(self.irreps, self.irreps, Irreps(scalars), paths))
+        self._plan = _plan_of_squares(self.irreps, normalization)
 
     def forward(self, input: Tensor) -> Tensor:
         """input (batch, ..., irreps.dim), of any floating dtype, to the same shape."""
@@ -174,6 +167,16 @@ class BatchNorm(torch.nn.Module):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} ({self.irreps}, eps={self.eps}, momentum={self.momentum})"
+
+
+@lru_cache(maxsize=1024)  # most of the time that a layer takes to make
+def _plan_of_squares(irreps: Irreps, normalization: str) -> str:
+    """The product of x with itself in which every irrep becomes the sum or mean of its squares."""
+    # The coupling of l and l to 0 is the identity over sqrt(2l + 1); what is given is under the root.
+    power = -1 if normalization == "component" else 1
+    paths = [(i, i, i, "uuu", False, ir.dim**power) for i, (_, ir) in enumerate(irreps)]
+    scalars = [(mul, (0, 1)) for mul, _ in irreps]
+    return str(ProductPlan.from_instructions(irreps, irreps, Irreps(scalars), paths))
 
 
 def _sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
