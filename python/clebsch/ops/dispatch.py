@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from clebsch import backend
-
 __all__ = [
     "asked_for",
     "call",
@@ -73,14 +71,14 @@ def _dtype_name(value: Tensor) -> str:
 
 
 def require_alike(noun: str, **operands: Any) -> None:
-    """TypeError or ValueError unless all are tensors, float32 or float64, of the dtype and device of the
-    first.
+    """TypeError or ValueError unless all are tensors of the dtype and device of the first, whose dtype the
+    kernels take.
     """
     for name, value in operands.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{noun}: {name} must be a tensor, got {type(value).__name__}")
     label, first = next(iter(operands.items()))
-    if not takes_dtype(first):
+    if not takes_dtype(first, noun):
         raise TypeError(f"{noun}: {label} must be float32 or float64, got {_dtype_name(first)}")
     for name, value in operands.items():
         if value.dtype != first.dtype:
@@ -92,12 +90,17 @@ def require_alike(noun: str, **operands: Any) -> None:
             )
 
 
-def takes_dtype(value: Tensor) -> bool:
-    """Whether the kernels for the device of `value` know its dtype: Triton's store in 16 bits, too."""
+# Whose numbers kernels for GPUs also take in 16 bits, with float32 arithmetic.
+_STORED_IN_16_BITS = ("spherical_harmonics", "tensor_product", "convolution", "edge_product")
+_STORED_IN_16_BITS += ("symmetric_contraction",)
+
+
+def takes_dtype(value: Tensor, noun: str) -> bool:
+    """Whether the kernels of a noun for the device of `value` know its dtype."""
     if value.dtype in (torch.float32, torch.float64):
         return True
     is_short = value.dtype in (torch.float16, torch.bfloat16)
-    return is_short and value.device.type in ("cuda", "xpu") and backend.runs_triton()
+    return is_short and value.device.type in ("cuda", "xpu") and noun in _STORED_IN_16_BITS
 
 
 def require_one_device(noun: str, **operands: Tensor | None) -> None:
