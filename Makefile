@@ -60,13 +60,14 @@ test-clients: develop
 # The kernels of the GPU run on the processor, thread by thread, in three orders (csrc/cuda/emulator.h): the
 # operator tests of the CPU's kernels that say most for their time, all random plans among them, or what EMULATED
 # selects.
-EMULATED ?= not larger_than and (modes_with_many or degrees_in or narrow or test_graphs or needs or autograd or \
-  rows_in_several or wide_multiplicities or equals_the_reference or depend_on_the_others or zero_and_tiny or \
-  random_plans or one_form or test_devices and (models or layers))
+EMULATED ?= not larger_than and not many_blocks and (modes_with_many or degrees_in or narrow or test_graphs or \
+  needs or autograd or rows_in_several or wide_multiplicities or equals_the_reference or depend_on_the_others or \
+  zero_and_tiny or random_plans or one_form or windows_of_edges or storage or test_devices and (models or layers))
 test-emulated: develop
 	@$(cmake) --build build/develop --target clebsch_emulated
 	$(run) -m pytest -n 2 --emulated tests/test_spherical_harmonics.py tests/test_tensor_product.py \
-	  tests/test_convolution.py tests/test_symmetric_contraction.py tests/test_gate.py tests/test_silu.py \
+	  tests/test_convolution.py tests/test_symmetric_contraction.py tests/test_linear.py \
+	  tests/test_radial_convolution.py tests/test_gate.py tests/test_silu.py tests/test_storage.py \
 	  tests/test_devices.py -k "$(EMULATED)" $(ARGS)
 
 # Triton's kernels in its interpreter: all that is tested of them alone and those operator tests of the CPU's

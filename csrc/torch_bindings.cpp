@@ -104,6 +104,7 @@ Tensor fresh(const Tensor& like, const std::vector<int64_t>& sizes) {
 
 // Kernels of the instruction set in use, torch's threads, pooled memory.
 struct Cpu {
+  using Stored = clebsch::operators::Floats;
   struct Order {
     Tensor tensor;
     clebsch::Graph graph;

@@ -8,8 +8,10 @@
 #include <cstdint>
 #include <sstream>
 #include <stdexcept>
+#include <type_traits>
 #include <vector>
 
+#include "storage.h"
 #include "tensor_product.h"
 
 namespace clebsch::operators {
@@ -28,19 +30,37 @@ void require(bool ok, const char* noun, const Parts&... parts) {
   throw std::invalid_argument(sentence.str());
 }
 
-inline void require_float(const char* noun, const char* name, const Tensor& t) {
+// The types of numbers that an operator takes.
+template <class... Types>
+struct Numbers {};
+using Floats = Numbers<float, double>;
+using FloatsOr16Bits = Numbers<float, double, Half, BFloat16>;
+
+template <class S>
+constexpr ScalarType kScalarType = ScalarType::Float;
+template <>
+constexpr ScalarType kScalarType<double> = ScalarType::Double;
+template <>
+constexpr ScalarType kScalarType<Half> = ScalarType::Half;
+template <>
+constexpr ScalarType kScalarType<BFloat16> = ScalarType::BFloat16;
+
+// f(S{}) with the type S of the tensor; whether it is one of them.
+template <class... Types, class F>
+bool in_type_of(const Tensor& t, Numbers<Types...>, const F& f) {
   const ScalarType type = t.scalar_type();
-  require(type == ScalarType::Float || type == ScalarType::Double, noun, name, " must be float32 or float64");
+  return ((type == kScalarType<Types> && (f(Types{}), true)) || ...);
+}
+template <class F>
+bool in_type_of(const Tensor& t, const F& f) {
+  return in_type_of(t, Floats{}, f);
 }
 
-// f(T{}) with the type T of a tensor that `require_float` has let pass.
-template <class F>
-void in_type_of(const Tensor& t, F f) {
-  if (t.scalar_type() == ScalarType::Float) {
-    f(float{});
-  } else {
-    f(double{});
-  }
+template <class Types = Floats>
+void require_float(const char* noun, const char* name, const Tensor& t) {
+  const char* names =
+      std::is_same_v<Types, Floats> ? "float32 or float64" : "float32, float64, float16 or bfloat16";
+  require(in_type_of(t, Types{}, [](auto) {}), noun, name, " must be ", names);
 }
 
 // A float matrix (or, for shared weights, vector) with contiguous rows of the given length.

@@ -2,6 +2,7 @@
 // run:
 //
 //   struct Backend {
+//     using Stored = Numbers<...>;  // types of numbers
 //     struct Order { Order(Tensor order, int64_t edges, int64_t nodes); };  // contiguous, of the right
 //     length static Tensor fresh(const Tensor& like, const std::vector<int64_t>& sizes); template <class T>
 //     static void run(const Product<Backend>&, ProductCall<T>, Derivative);  // the call's graph is null
@@ -35,7 +36,7 @@ inline void require_edges(const Tensor& senders, const Tensor& receivers, int64_
 }
 
 // The operands that all derivatives share but for the weights, checked.
-template <class Backend>
+template <class Backend, class Types = typename Backend::Stored>
 struct Product {
   const char* noun;
   const std::string& text;  // of the plan
@@ -48,7 +49,7 @@ struct Product {
   Product(const char* noun_, const Tensor& x_, const Tensor& y_, const std::string& text_,
           bool y_of_receivers_ = false)
       : noun(noun_), text(text_), plan(parse_plan(text)), y_of_receivers(y_of_receivers_) {
-    require_float(noun, "x", x_);
+    require_float<Types>(noun, "x", x_);
     x = matrix(noun, "x", x_, {"x", x_}, plan.program.dim1);
     y = operand("y", y_, plan.program.dim2);
   }
@@ -105,7 +106,7 @@ struct Product {
   // f(call) in the type of x.
   template <class F>
   void dispatch(F f) const {
-    in_type_of(x.tensor, [&]<class T>(T) { f(call<T>()); });
+    in_type_of(x.tensor, Types{}, [&]<class T>(T) { f(call<T>()); });
   }
 };
 

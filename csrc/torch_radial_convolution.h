@@ -21,8 +21,8 @@ namespace clebsch::operators {
 
 // With weights that are hidden @ matrix.
 template <class Backend>
-struct RadialProduct : Product<Backend> {
-  using Base = Product<Backend>;
+struct RadialProduct : Product<Backend, Floats> {
+  using Base = Product<Backend, Floats>;
   using Base::noun, Base::plan, Base::x, Base::y, Base::operand, Base::result;
   Matrix hidden, last;  // the matrix of the last layer
   // What a derivative adds to these two: tangents, and gradients that are wanted.

@@ -1,6 +1,7 @@
 // The operators of spherical harmonics, for a backend that says how results are made and kernels run:
 //
 //   struct Backend {
+//     using Stored = Numbers<...>;  // types of numbers
 //     static Tensor fresh(const Tensor& like, const std::vector<int64_t>& sizes);
 //     template <class T>
 //     static void run(const Harmonics<Backend>&, const SphericalHarmonicsArgs<T>&, HarmonicsStep);
@@ -34,7 +35,7 @@ struct Harmonics {
 
   Harmonics(const Tensor& points_, std::vector<int64_t> ls_, bool normalize_, std::string normalization_)
       : ls(std::move(ls_)), normalize(normalize_), normalization(std::move(normalization_)) {
-    require_float(noun, "points", points_);
+    require_float<typename Backend::Stored>(noun, "points", points_);
     points = matrix(noun, "points", points_, {"points", points_}, 3);
     columns = spherical_harmonics_args<float>(ls, normalize, normalization).num_columns;
   }
@@ -49,7 +50,7 @@ struct Harmonics {
   // run(args) in the type of the points, the arrays of the points set.
   template <class F>
   void dispatch(const F& run) const {
-    in_type_of(points.tensor, [&]<class T>(T) { run(args<T>()); });
+    in_type_of(points.tensor, typename Backend::Stored{}, [&]<class T>(T) { run(args<T>()); });
   }
 
  private:

@@ -1,6 +1,7 @@
 // The operators of symmetric contractions, for a backend that says how results are made and kernels run:
 //
 //   struct Backend {
+//     using Stored = Numbers<...>;  // types of numbers
 //     static Tensor fresh(const Tensor& like, const std::vector<int64_t>& sizes);
 //     template <class T>
 //     static void run(const Contraction<Backend>&, const ContractionCall<T>&, ContractionStep);
@@ -34,7 +35,7 @@ struct Contraction {
   Contraction(const Tensor& x_, const Tensor& weight_, const Tensor& index_, const Tensor& table_,
               const std::vector<int64_t>& widths)
       : first{"x", x_} {
-    require_float(noun, "x", x_);
+    require_float<typename Backend::Stored>(noun, "x", x_);
     require(table_.scalar_type() == ScalarType::Long && table_.dim() == 1, noun,
             "table must be a vector of int64");
     require(!table_.is_cuda(), noun, "table must be on the CPU");
@@ -76,7 +77,7 @@ struct Contraction {
   // fill(call) adds to the operands what the step has beside them.
   template <class F>
   void run(ContractionStep step, F fill) const {
-    in_type_of(x, [&]<class T>(T) { run_as<T>(step, fill); });
+    in_type_of(x, typename Backend::Stored{}, [&]<class T>(T) { run_as<T>(step, fill); });
   }
 
   TableWords words() const { return {static_cast<const int64_t*>(table.const_data_ptr()), table.numel()}; }

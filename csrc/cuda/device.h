@@ -4,10 +4,15 @@
 // The vocabulary: __global__, __device__, threadIdx, blockIdx, blockDim, gridDim, __syncthreads(),
 // __syncwarp(), __shfl_xor_sync() with all lanes, dynamic_shared<T>(), launch(). Shared memory is dynamic
 // alone: its size is exact, so that the emulator sees what lies beyond it.
+//
+// Kernels lie in inline namespaces, one a file. nvcc names what is in anonymous ones after the path of the
+// file, and what it makes of a kernel depends on names: machine code would depend on where the sources lie.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#include "storage.h"
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
@@ -121,6 +126,77 @@ struct alignas(Count * sizeof(T)) Pack {
 };
 template <class T>
 constexpr int kPacked = 16 / static_cast<int>(sizeof(T));
+
+// A stored number as kernels compute with it, and the nearest one to store, of two the even one.
+template <class T>
+__device__ inline T widened(T value) {
+  return value;
+}
+template <class S>
+__device__ inline S rounded(Arithmetic<S> value) {
+  return value;
+}
+#ifdef __CUDACC__
+__device__ inline float widened(Half stored) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(stored.bits));
+  return value;
+}
+__device__ inline float widened(BFloat16 stored) {
+  return __uint_as_float(static_cast<unsigned>(stored.bits) << 16);
+}
+template <>
+__device__ inline Half rounded<Half>(float value) {
+  Half stored;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(stored.bits) : "f"(value));
+  return stored;
+}
+template <>
+__device__ inline BFloat16 rounded<BFloat16>(float value) {
+  BFloat16 stored;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(stored.bits) : "f"(value));
+  return stored;
+}
+#else
+inline float widened(Half stored) { return static_cast<float>(std::bit_cast<_Float16>(stored.bits)); }
+inline float widened(BFloat16 stored) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(stored.bits) << 16);
+}
+template <>
+inline Half rounded<Half>(float value) {
+  return {std::bit_cast<std::uint16_t>(static_cast<_Float16>(value))};
+}
+template <>
+inline BFloat16 rounded<BFloat16>(float value) {
+  if (value != value) return {0x7fff};
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  return {static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+#endif
+
+// Packs by value: what is read through a reference is read number by number.
+template <class S, int Count>
+__device__ inline Pack<Arithmetic<S>, Count> widened(Pack<S, Count> stored) {
+  if constexpr (kShort<S>) {
+    Pack<float, Count> pack;
+    CLEBSCH_DEVICE_UNROLL
+    for (int i = 0; i < Count; ++i) pack[i] = widened(stored[i]);
+    return pack;
+  } else {
+    return stored;
+  }
+}
+template <class S, int Count>
+__device__ inline Pack<S, Count> rounded(Pack<Arithmetic<S>, Count> pack) {
+  if constexpr (kShort<S>) {
+    Pack<S, Count> stored;
+    CLEBSCH_DEVICE_UNROLL
+    for (int i = 0; i < Count; ++i) stored[i] = rounded<S>(pack[i]);
+    return stored;
+  } else {
+    return pack;
+  }
+}
 
 // The sum over the lanes of a warp, in every lane. All lanes must call it.
 template <class T>

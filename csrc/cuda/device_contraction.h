@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "storage.h"
 #include "symmetric_contraction_call.h"
 
 namespace clebsch::cuda {
@@ -50,16 +51,18 @@ template <class T>
 ContractionTables<T> view_contraction(const ContractionSizes& sizes, const std::int64_t* words);
 
 // What is null is absent or not wanted. weight and a_weight: w_r, (species, rows, channels).
-template <class T>
+template <class S>
 struct DeviceContraction {
+  using T = Arithmetic<S>;
   ContractionTables<T> plan;
   std::int64_t nodes, species;
   int channels;
   const std::int64_t* index;  // the species of each node
   const std::int64_t* order;  // nodes by position; null: in their places
   std::int64_t chunk;         // positions that a warp takes one after the other
-  const T *x, *ax, *grad, *weight, *a_weight;
-  T *out, *grad_x;
+  const S *x, *ax, *grad;
+  const T *weight, *a_weight;
+  S *out, *grad_x;
   T* parts;    // d/dw_r of the nodes of species z in a chunk: row chunk + z of (rows, channels)
   T* columns;  // where shared memory is too small: those of each block
 };
@@ -71,26 +74,26 @@ struct ContractionShape {
   std::int64_t blocks, numbers;
   bool shared;
 };
-template <class T>
-ContractionShape contraction_shape(const DeviceContraction<T>& contraction, ContractionStep step);
-template <class T>
-void launch_contraction(const DeviceContraction<T>& contraction, ContractionStep step,
+template <class S>
+ContractionShape contraction_shape(const DeviceContraction<S>& contraction, ContractionStep step);
+template <class S>
+void launch_contraction(const DeviceContraction<S>& contraction, ContractionStep step,
                         const ContractionShape& shape, void* stream);
 
 // Between the weights of paths and w_r.
-template <class T>
+template <class From, class To>
 struct ContractionWeights {
-  ContractionTables<T> plan;
+  ContractionTables<Arithmetic<From>> plan;
   std::int64_t species;
   int channels;
-  const T* from;
-  T* to;
+  const From* from;
+  To* to;
 };
 // w_r of all species; and grad_weight from d/dw_r.
-template <class T>
-void launch_reduce_weights(const ContractionWeights<T>& weights, void* stream);
-template <class T>
-void launch_spread_weights(const ContractionWeights<T>& weights, void* stream);
+template <class S>
+void launch_reduce_weights(const ContractionWeights<S, Arithmetic<S>>& weights, void* stream);
+template <class S>
+void launch_spread_weights(const ContractionWeights<Arithmetic<S>, S>& weights, void* stream);
 
 // d/dw_r of every species from the parts of chunks.
 template <class T>

@@ -6,6 +6,7 @@
 
 #include "spherical_harmonics.h"
 #include "spherical_harmonics_steps.h"
+#include "storage.h"
 
 namespace clebsch::cuda {
 
@@ -26,18 +27,19 @@ struct HarmonicTables {
 };
 
 // The tables in words of 8 bytes, none if the kernel is unrolled, and the view of them wherever they are.
-template <class T>
-std::vector<std::int64_t> harmonic_words(const SphericalHarmonicsArgs<T>& args);
-template <class T>
-HarmonicTables<T> view_harmonics(const SphericalHarmonicsArgs<T>& args, const std::int64_t* words);
+template <class S>
+std::vector<std::int64_t> harmonic_words(const SphericalHarmonicsArgs<S>& args);
+template <class S>
+HarmonicTables<Arithmetic<S>> view_harmonics(const SphericalHarmonicsArgs<S>& args,
+                                             const std::int64_t* words);
 
-template <class T>
+template <class S>
 struct DeviceHarmonics {
-  HarmonicTables<T> tables;
-  SphericalHarmonicsArgs<T> args;  // ls is not for the device
+  HarmonicTables<Arithmetic<S>> tables;
+  SphericalHarmonicsArgs<S> args;  // ls is not for the device
   std::int64_t points;
 };
-template <class T>
-void launch_harmonics(const DeviceHarmonics<T>& harmonics, int derivative, void* stream);
+template <class S>
+void launch_harmonics(const DeviceHarmonics<S>& harmonics, int derivative, void* stream);
 
 }  // namespace clebsch::cuda

@@ -5,27 +5,44 @@
 
 #include "cuda/graph_view.h"
 #include "cuda/tables.h"
+#include "storage.h"
 #include "tensor_product.h"
 
 namespace clebsch::cuda {
+
+// Where a result goes, one of both: where it is stored, or, where kernels add to it or it is a part of a sum,
+// the type of arithmetic. Numbers of 32 bits and more, to which it is the same, are sums.
+template <class S>
+struct Results {
+  Rows<S> stored;
+  Rows<Arithmetic<S>> sums;
+};
+template <class S>
+Results<S> written_once(const Rows<S>& rows) {
+  if constexpr (kShort<S>) {
+    return {rows, {}};
+  } else {
+    return {{}, rows};
+  }
+}
 
 // F(g, x, y, w) = <g, product(x, y, w)>, as in tensor_product.h; a null operand counts as zero, a null result
 // is not wanted. Without a graph (null order) everything is indexed by row. With one, y, w, ay, aw, gy and gw
 // have a row for every edge, g and out one for every node, x and ax too; gx one for each position from
 // first_position on.
-template <class T>
+template <class S>
 struct DeviceProduct {
-  PlanTables<T> plan;
+  PlanTables<Arithmetic<S>> plan;
   GraphView graph;  // edge is null: rows
   std::int64_t rows;
-  Rows<const T> x, y, w, g, ax, ay, aw;
-  Rows<T> out, gx, gy, gw;
+  Rows<const S> x, y, w, g, ax, ay, aw;
+  Results<S> out, gx, gy, gw;
   // Derivatives work on positions (or rows) [first_position, last_position). Shared weights: a row of gw for
   // each of them, to be summed.
   std::int64_t first_position, last_position;
   bool shared_weights;
   // Of a graph, positions [window_begin, window_end) alone: w, aw and gw have a row for each of them, and
-  // what they give is added to out unless window_begin is 0.
+  // what they give is added to out unless window_begin is 0. Not for numbers of 16 bits.
   bool windowed;
   std::int64_t window_begin, window_end;
 
@@ -33,18 +50,22 @@ struct DeviceProduct {
 };
 
 // Any mode, degree and multiplicity (tensor_product_rows.cu). tangent: out and gradients of
-// F_x ax + F_y ay + F_w aw, as the double backward needs them.
-template <class T>
-void launch_rows_forward(const DeviceProduct<T>& product, bool tangent, void* stream);
-template <class T>
-void launch_rows_backward(const DeviceProduct<T>& product, bool tangent, void* stream);
+// F_x ax + F_y ay + F_w aw, as the double backward needs them. out, gx and gy are added to.
+template <class S>
+void launch_rows_forward(const DeviceProduct<S>& product, bool tangent, void* stream);
+template <class S>
+void launch_rows_backward(const DeviceProduct<S>& product, bool tangent, void* stream);
 
-// Channelwise plans whose sums fit a block's shared memory (tensor_product_channels.cu); false, and nothing
-// done, for others.
+// Channelwise plans whose sums fit a block's shared memory (tensor_product_channels.cu), which the first two
+// say of a plan. gy is added to.
 template <class T>
-bool launch_channels_forward(const DeviceProduct<T>& product, bool tangent, void* stream);
+bool channels_serve_forward(const PlanTables<T>& plan, bool tangent);
 template <class T>
-bool launch_channels_backward(const DeviceProduct<T>& product, bool tangent, void* stream);
+bool channels_serve_backward(const PlanTables<T>& plan, bool tangent);
+template <class S>
+void launch_channels_forward(const DeviceProduct<S>& product, bool tangent, void* stream);
+template <class S>
+void launch_channels_backward(const DeviceProduct<S>& product, bool tangent, void* stream);
 
 // What follows (tensor_product_sums.cu): gx of every sender from the rows of positions [first, last), written
 // or, if add, added to; and the sums of groups of rows.
@@ -72,5 +93,15 @@ struct RowSums {
 inline std::int64_t row_groups(std::int64_t rows) { return rows > 0 ? (rows - 1) / kRowsPerSum + 1 : 1; }
 template <class T>
 void launch_row_sums(const RowSums<T>& sums, void* stream);
+
+// Sums to numbers of 16 bits.
+template <class S>
+struct RoundedSums {
+  const float* sums;
+  S* to;
+  std::int64_t count;
+};
+template <class S>
+void launch_round(const RoundedSums<S>& sums, void* stream);
 
 }  // namespace clebsch::cuda

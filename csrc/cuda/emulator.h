@@ -14,6 +14,7 @@
 // CLEBSCH_THREAD_ORDER = forward, reverse or random[:seed] sets the order; so does set_order().
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstring>

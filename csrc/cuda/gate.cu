@@ -6,7 +6,7 @@
 #include "cuda/device_rows.h"
 
 namespace clebsch::cuda {
-namespace {
+inline namespace gate_kernels {
 
 constexpr int kThreads = 256;
 
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads) gate_backward(DeviceGate<T> a) {
   });
 }
 
-}  // namespace
+}  // namespace gate_kernels
 
 template <class T>
 void launch_gate(const DeviceGate<T>& a, bool backward, void* stream) {

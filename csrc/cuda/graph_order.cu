@@ -3,7 +3,7 @@
 #include "cuda/graph_view.h"
 
 namespace clebsch::cuda {
-namespace {
+inline namespace graph_order_kernels {
 
 constexpr int kThreads = 256;
 
@@ -44,7 +44,7 @@ dim3 blocks(std::int64_t edges, std::int64_t nodes) {
   return blocks_for(edges > nodes ? edges : nodes + 1, kThreads);
 }
 
-}  // namespace
+}  // namespace graph_order_kernels
 
 void launch_order_by_receiver(const std::int64_t* sorted, const std::int64_t* edge,
                               const std::int64_t* senders, std::int64_t edges, std::int64_t nodes,

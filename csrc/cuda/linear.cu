@@ -16,7 +16,7 @@
 #include "cuda/linear_tiles.h"
 
 namespace clebsch::cuda {
-namespace {
+inline namespace linear_kernels {
 
 constexpr int kTile = kLinearTile, kDepth = kLinearDepth, kThreads = 256;
 constexpr int kLine = kTile + 4;  // of a tile in shared memory: neighbours in depth meet other banks
@@ -249,7 +249,7 @@ unsigned at_most(std::int64_t count, std::int64_t most) {
   return static_cast<unsigned>(count < most ? count : most);
 }
 
-}  // namespace
+}  // namespace linear_kernels
 
 template <class T>
 void launch_mix_rows(const DeviceLinear<T>& a, void* stream) {

@@ -3,7 +3,7 @@
 #include "cuda/device_rows.h"
 
 namespace clebsch::cuda {
-namespace {
+inline namespace one_hot_kernels {
 
 template <class T>
 __global__ void __launch_bounds__(kWarp) find_ones(OneHotRows<T> a) {
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kWarp) find_ones(OneHotRows<T> a) {
   }
 }
 
-}  // namespace
+}  // namespace one_hot_kernels
 
 template <class T>
 void launch_one_hot(const OneHotRows<T>& a, void* stream) {

@@ -20,8 +20,8 @@ struct Window {
 };
 
 // graph: null for rows. The call's own graph and radial are not looked at.
-template <class T>
-void run_product(const ProductCall<T>& call, const PlanTables<T>& plan, const GraphView* graph,
+template <class S>
+void run_product(const ProductCall<S>& call, const PlanTables<Arithmetic<S>>& plan, const GraphView* graph,
                  Derivative derivative, const Workspace& workspace, void* stream,
                  const Window* window = nullptr);
 

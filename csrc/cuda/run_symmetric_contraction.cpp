@@ -10,10 +10,12 @@ namespace {
 // many, and where they are few, of a few nodes each, so that sums are not written for every node.
 constexpr std::int64_t kWarps = 2048, kFewest = 4, kLanes = 32;
 
-template <class T>
+template <class S>
 class ContractionRun {
+  using T = Arithmetic<S>;
+
  public:
-  ContractionRun(const ContractionCall<T>& call, const ContractionTables<T>& plan, const Workspace& workspace,
+  ContractionRun(const ContractionCall<S>& call, const ContractionTables<T>& plan, const Workspace& workspace,
                  void* stream)
       : call_(call), plan_(plan), workspace_(workspace), stream_(stream) {
     // Below 2^48 words for any table and number of species that has weights of one number each.
@@ -22,7 +24,7 @@ class ContractionRun {
   }
 
   void run(ContractionStep step, const SortedSpecies& sorted) {
-    DeviceContraction<T> a{};
+    DeviceContraction<S> a{};
     a.plan = plan_;
     a.nodes = call_.nodes;
     a.species = call_.species;
@@ -54,22 +56,20 @@ class ContractionRun {
   T* take(std::int64_t count) const {
     return static_cast<T*>(workspace_.take(workspace_.context, static_cast<std::size_t>(count) * sizeof(T)));
   }
-  const T* reduced(const T* weight) const {
+  const T* reduced(const S* weight) const {
     if (!weight) return nullptr;
     T* to = take(call_.species * length_);
-    launch_reduce_weights(
-        ContractionWeights<T>{plan_, call_.species, static_cast<int>(call_.channels), weight, to}, stream_);
+    launch_reduce_weights<S>({plan_, call_.species, static_cast<int>(call_.channels), weight, to}, stream_);
     return to;
   }
-  void sum_weights(const DeviceContraction<T>& a, const SortedSpecies& sorted) const {
+  void sum_weights(const DeviceContraction<S>& a, const SortedSpecies& sorted) const {
     T* sums = take(call_.species * length_);
     launch_species_sums(
         SpeciesSums<T>{sorted.species, call_.nodes, call_.species, a.chunk, length_, a.parts, sums}, stream_);
-    launch_spread_weights(ContractionWeights<T>{plan_, call_.species, a.channels, sums, call_.grad_weight},
-                          stream_);
+    launch_spread_weights<S>({plan_, call_.species, a.channels, sums, call_.grad_weight}, stream_);
   }
 
-  const ContractionCall<T>& call_;
+  const ContractionCall<S>& call_;
   const ContractionTables<T>& plan_;
   const Workspace& workspace_;
   void* const stream_;
@@ -78,16 +78,24 @@ class ContractionRun {
 
 }  // namespace
 
-template <class T>
-void run_symmetric_contraction(const ContractionCall<T>& call, const ContractionTables<T>& plan,
+template <class S>
+void run_symmetric_contraction(const ContractionCall<S>& call, const ContractionTables<Arithmetic<S>>& plan,
                                ContractionStep step, const SortedSpecies& sorted, const Workspace& workspace,
                                void* stream) {
-  ContractionRun<T>(call, plan, workspace, stream).run(step, sorted);
+  ContractionRun<S>(call, plan, workspace, stream).run(step, sorted);
 }
 
-template void run_symmetric_contraction(const ContractionCall<float>&, const ContractionTables<float>&,
-                                        ContractionStep, const SortedSpecies&, const Workspace&, void*);
-template void run_symmetric_contraction(const ContractionCall<double>&, const ContractionTables<double>&,
-                                        ContractionStep, const SortedSpecies&, const Workspace&, void*);
+template void run_symmetric_contraction(const ContractionCall<float>&,
+                                        const ContractionTables<Arithmetic<float>>&, ContractionStep,
+                                        const SortedSpecies&, const Workspace&, void*);
+template void run_symmetric_contraction(const ContractionCall<double>&,
+                                        const ContractionTables<Arithmetic<double>>&, ContractionStep,
+                                        const SortedSpecies&, const Workspace&, void*);
+template void run_symmetric_contraction(const ContractionCall<Half>&,
+                                        const ContractionTables<Arithmetic<Half>>&, ContractionStep,
+                                        const SortedSpecies&, const Workspace&, void*);
+template void run_symmetric_contraction(const ContractionCall<BFloat16>&,
+                                        const ContractionTables<Arithmetic<BFloat16>>&, ContractionStep,
+                                        const SortedSpecies&, const Workspace&, void*);
 
 }  // namespace clebsch::cuda

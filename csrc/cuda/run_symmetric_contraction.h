@@ -15,8 +15,8 @@ struct SortedSpecies {
 
 // The call's arrays are the device's, its table the host's. Throws std::bad_alloc if the weights of all
 // species, reduced to rows of the basis, are more than memory can hold.
-template <class T>
-void run_symmetric_contraction(const ContractionCall<T>& call, const ContractionTables<T>& plan,
+template <class S>
+void run_symmetric_contraction(const ContractionCall<S>& call, const ContractionTables<Arithmetic<S>>& plan,
                                ContractionStep step, const SortedSpecies& sorted, const Workspace& workspace,
                                void* stream);
 

@@ -4,7 +4,7 @@
 #include "cuda/device_rows.h"
 
 namespace clebsch::cuda {
-namespace {
+inline namespace silu_kernels {
 
 constexpr int kThreads = 256;
 
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads) silu_numbers(DeviceSilu<T> a) {
   });
 }
 
-}  // namespace
+}  // namespace silu_kernels
 
 template <class T>
 void launch_silu(const DeviceSilu<T>& a, void* stream) {

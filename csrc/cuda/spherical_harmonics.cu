@@ -13,7 +13,7 @@
 #include "cuda/device_harmonics.h"
 
 namespace clebsch::cuda {
-namespace {
+inline namespace spherical_harmonics_kernels {
 
 constexpr int kThreads = 128;
 // Blocks of threads for whose registers a multiprocessor must have room, where the compiler, left to itself
@@ -259,23 +259,24 @@ __device__ inline SecondGradient<T> second_gradient(const Tables& tables, const 
            sum_dot.z + (radial_dot * u.z + radial * h.z)}};
 }
 
-template <class T>
-__device__ inline Triple<T> load_triple(const T* rows, std::int64_t stride, std::int64_t i) {
-  const T* at = rows + i * stride;
-  return {at[0], at[1], at[2]};
+template <class S>
+__device__ inline Triple<Arithmetic<S>> load_triple(const S* rows, std::int64_t stride, std::int64_t i) {
+  const S* at = rows + i * stride;
+  return {widened(at[0]), widened(at[1]), widened(at[2])};
 }
-template <class T>
-__device__ inline void store_triple(T* rows, std::int64_t i, const Triple<T>& v) {
-  T* at = rows + 3 * i;
-  at[0] = v.x;
-  at[1] = v.y;
-  at[2] = v.z;
+template <class S>
+__device__ inline void store_triple(S* rows, std::int64_t i, const Triple<Arithmetic<S>>& v) {
+  S* at = rows + 3 * i;
+  at[0] = rounded<S>(v.x);
+  at[1] = rounded<S>(v.y);
+  at[2] = rounded<S>(v.z);
 }
 
 // One point: the step's results, grad and put as above.
-template <class T, int Derivative, class Tables, class Grad, class Put>
-__device__ inline void evaluate(const DeviceHarmonics<T>& a, const Tables& tables, std::int64_t i,
+template <class S, int Derivative, class Tables, class Grad, class Put>
+__device__ inline void evaluate(const DeviceHarmonics<S>& a, const Tables& tables, std::int64_t i,
                                 const Grad& grad, const Put& put) {
+  using T = Arithmetic<S>;
   const bool normalize = a.args.normalize;
   const Point<T> at = place(load_triple(a.args.points, a.args.points_stride, i), normalize);
   if constexpr (Derivative == 0) {
@@ -311,9 +312,10 @@ __device__ inline void each_element(std::int64_t count, const F& f) {
   }
 }
 
-template <class T, int L, int Derivative>
-__global__ void __launch_bounds__(kThreads, kUnrolledBlocks<T, L, Derivative>)
-    unrolled_harmonics(DeviceHarmonics<T> a) {
+template <class S, int L, int Derivative>
+__global__ void __launch_bounds__(kThreads, kUnrolledBlocks<Arithmetic<S>, L, Derivative>)
+    unrolled_harmonics(DeviceHarmonics<S> a) {
+  using T = Arithmetic<S>;
   constexpr int columns = (L + 1) * (L + 1);
   T* tile = dynamic_shared<T>();
   T* own = tile + threadIdx.x * padded<columns>;
@@ -323,7 +325,7 @@ __global__ void __launch_bounds__(kThreads, kUnrolledBlocks<T, L, Derivative>)
     const std::int64_t count = a.points - first < kThreads ? a.points - first : kThreads;
     if constexpr (Derivative > 0) {
       each_element<T, columns>(count, [&](std::int64_t e, std::int64_t at) {
-        tile[at] = a.args.grad[(first + e / columns) * a.args.grad_stride + e % columns];
+        tile[at] = widened(a.args.grad[(first + e / columns) * a.args.grad_stride + e % columns]);
       });
       __syncthreads();
     }
@@ -333,7 +335,7 @@ __global__ void __launch_bounds__(kThreads, kUnrolledBlocks<T, L, Derivative>)
         CLEBSCH_DEVICE_UNROLL
         for (int c = 0; c < columns; ++c) grad[c] = own[c];
       }
-      evaluate<T, Derivative>(
+      evaluate<S, Derivative>(
           a, tables, first + threadIdx.x, [&](int l, int m) { return grad[l * l + l + m]; },
           [&](int l, int m, T plus, T minus) {
             value[l * l + l + m] = plus;
@@ -346,8 +348,8 @@ __global__ void __launch_bounds__(kThreads, kUnrolledBlocks<T, L, Derivative>)
     }
     __syncthreads();
     if constexpr (Derivative != 1) {
-      T* out = a.args.out + first * columns;
-      constexpr int n = kPacked<T>;
+      S* out = a.args.out + first * columns;
+      constexpr int n = kPacked<S>;
       // A full block of rows is a whole number of packs.
       const bool wide = count == kThreads && reinterpret_cast<std::uintptr_t>(out) % 16 == 0;
       if (wide) {
@@ -355,63 +357,66 @@ __global__ void __launch_bounds__(kThreads, kUnrolledBlocks<T, L, Derivative>)
           Pack<T, n> pack;
           CLEBSCH_DEVICE_UNROLL
           for (int i = 0; i < n; ++i) pack[i] = tile[(e + i) / columns * padded<columns> + (e + i) % columns];
-          *reinterpret_cast<Pack<T, n>*>(out + e) = pack;
+          *reinterpret_cast<Pack<S, n>*>(out + e) = rounded<S>(pack);
         }
       } else {
-        each_element<T, columns>(count, [&](std::int64_t e, std::int64_t at) { out[e] = tile[at]; });
+        each_element<T, columns>(count,
+                                 [&](std::int64_t e, std::int64_t at) { out[e] = rounded<S>(tile[at]); });
       }
       __syncthreads();
     }
   }
 }
 
-template <class T, int Derivative>
-__global__ void __launch_bounds__(kThreads, TabledBlocks<T>::of[Derivative])
-    tabled_harmonics(DeviceHarmonics<T> a) {
+template <class S, int Derivative>
+__global__ void __launch_bounds__(kThreads, TabledBlocks<Arithmetic<S>>::of[Derivative])
+    tabled_harmonics(DeviceHarmonics<S> a) {
+  using T = Arithmetic<S>;
   const Tabled<T> tables{a.tables};
   const std::int64_t columns = a.args.num_columns;
   const std::int64_t *first = a.tables.first, *column = a.tables.column;
   const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
   for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < a.points; i += step) {
-    evaluate<T, Derivative>(
+    evaluate<S, Derivative>(
         a, tables, i,
         [&](int l, int m) {
-          const T* row = a.args.grad + i * a.args.grad_stride + l + m;
+          const S* row = a.args.grad + i * a.args.grad_stride + l + m;
           T sum{};
-          for (std::int64_t n = first[l]; n < first[l + 1]; ++n) sum += row[column[n]];
+          for (std::int64_t n = first[l]; n < first[l + 1]; ++n) sum += widened(row[column[n]]);
           return sum;
         },
         [&](int l, int m, T plus, T minus) {
-          T* row = a.args.out + i * columns + l;
+          S* row = a.args.out + i * columns + l;
           for (std::int64_t n = first[l]; n < first[l + 1]; ++n) {
-            row[column[n] + m] = plus;
-            if (m > 0) row[column[n] - m] = minus;
+            row[column[n] + m] = rounded<S>(plus);
+            if (m > 0) row[column[n] - m] = rounded<S>(minus);
           }
         });
   }
 }
 
-template <class T>
-using Kernel = void (*)(DeviceHarmonics<T>);
+template <class S>
+using Kernel = void (*)(DeviceHarmonics<S>);
 
-template <class T, int Derivative>
-Kernel<T> kernel_for(const HarmonicTables<T>& tables) {
-  if (tables.more_steps) return &tabled_harmonics<T, Derivative>;
-  static constexpr Kernel<T> unrolled[kUnrolledHarmonics + 1] = {
-      &unrolled_harmonics<T, 0, Derivative>, &unrolled_harmonics<T, 1, Derivative>,
-      &unrolled_harmonics<T, 2, Derivative>, &unrolled_harmonics<T, 3, Derivative>,
-      &unrolled_harmonics<T, 4, Derivative>};
+template <class S, int Derivative>
+Kernel<S> kernel_for(const HarmonicTables<Arithmetic<S>>& tables) {
+  if (tables.more_steps) return &tabled_harmonics<S, Derivative>;
+  static constexpr Kernel<S> unrolled[kUnrolledHarmonics + 1] = {
+      &unrolled_harmonics<S, 0, Derivative>, &unrolled_harmonics<S, 1, Derivative>,
+      &unrolled_harmonics<S, 2, Derivative>, &unrolled_harmonics<S, 3, Derivative>,
+      &unrolled_harmonics<S, 4, Derivative>};
   return unrolled[tables.l_max];
 }
 
-}  // namespace
+}  // namespace spherical_harmonics_kernels
 
-template <class T>
-void launch_harmonics(const DeviceHarmonics<T>& harmonics, int derivative, void* stream) {
+template <class S>
+void launch_harmonics(const DeviceHarmonics<S>& harmonics, int derivative, void* stream) {
+  using T = Arithmetic<S>;
   const HarmonicTables<T>& tables = harmonics.tables;
-  const Kernel<T> kernel = derivative == 0   ? kernel_for<T, 0>(tables)
-                           : derivative == 1 ? kernel_for<T, 1>(tables)
-                                             : kernel_for<T, 2>(tables);
+  const Kernel<S> kernel = derivative == 0   ? kernel_for<S, 0>(tables)
+                           : derivative == 1 ? kernel_for<S, 1>(tables)
+                                             : kernel_for<S, 2>(tables);
   const std::int64_t blocks = (harmonics.points + kThreads - 1) / kThreads;
   const int columns = (tables.l_max + 1) * (tables.l_max + 1);
   const std::size_t shared = tables.more_steps ? 0 : kThreads * (columns | 1) * sizeof(T);
@@ -421,5 +426,7 @@ void launch_harmonics(const DeviceHarmonics<T>& harmonics, int derivative, void*
 
 template void launch_harmonics(const DeviceHarmonics<float>&, int, void*);
 template void launch_harmonics(const DeviceHarmonics<double>&, int, void*);
+template void launch_harmonics(const DeviceHarmonics<Half>&, int, void*);
+template void launch_harmonics(const DeviceHarmonics<BFloat16>&, int, void*);
 
 }  // namespace clebsch::cuda

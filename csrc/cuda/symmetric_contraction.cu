@@ -6,7 +6,8 @@
 // no thread looks into another's column, so nothing has to wait. All threads walk the same tables, which lie
 // in the nearest cache, as w_r of the node's species does. V is as many channels as fill 16 bytes, or fewer
 // where columns would leave less than four warps to a multiprocessor or blocks would be few: a number of a
-// table then meets one channel in the place of four, and the bits of the results are the same.
+// table then meets one channel in the place of four, and the bits of the results are the same. S is the type
+// of operands and results; columns, w_r and d/dw_r are of T = Arithmetic<S>.
 //
 // w_r is made from the weights of all species once for a call. For the gradient of the weights nodes are
 // sorted by species; a warp adds up d/dw_r of a chunk of nodes in its columns and writes them where the
@@ -18,11 +19,13 @@
 // numbers, C' being the nodes of a species that meet in a cache, and for d/dw_r twice R a chunk.
 // Multiply-adds are counted in cpu/symmetric_contraction.inl.h: 978 forward and 1,538 backward for MACE's 16
 // + 4 numbers, each with a load from shared memory, which decide.
+#include <initializer_list>
+
 #include "cuda/device.h"
 #include "cuda/device_contraction.h"
 
 namespace clebsch::cuda {
-namespace {
+inline namespace symmetric_contraction_kernels {
 
 constexpr int kThreads = 256;  // of the kernels over weights
 // Shared memory of a block that leaves four of them to a multiprocessor, and blocks that are enough for one.
@@ -77,9 +80,9 @@ struct Need {
     return factors + tangents + lambda + mu + cotangent + cotangent_tangent + grad + out + sums;
   }
 };
-template <class T>
-__host__ __device__ inline Need need_of(const DeviceContraction<T>& a, ContractionStep step) {
-  const ContractionTables<T>& p = a.plan;
+template <class S>
+__host__ __device__ inline Need need_of(const DeviceContraction<S>& a, ContractionStep step) {
+  const ContractionTables<Arithmetic<S>>& p = a.plan;
   Need need{};
   need.factors = p.factors;
   if (step == ContractionStep::forward) {
@@ -101,15 +104,16 @@ __host__ __device__ inline Need need_of(const DeviceContraction<T>& a, Contracti
 }
 
 // V channels of a node, by one thread.
-template <class T, int V>
+template <class S, int V>
 struct ThreadChannels {
+  using T = Arithmetic<S>;
   using P = Pack<T, V>;
-  const DeviceContraction<T>& a;
+  const DeviceContraction<S>& a;
   const ContractionTables<T>& p;
   const std::int64_t first;  // channel
   Column<T, V> q, dq, lambda, mu, cotangent, cotangent_tangent, g, out, sums;
 
-  __device__ ThreadChannels(const DeviceContraction<T>& a_, const Need& need, std::int64_t first_, P* column)
+  __device__ ThreadChannels(const DeviceContraction<S>& a_, const Need& need, std::int64_t first_, P* column)
       : a(a_), p(a_.plan), first(first_) {
     const auto next = [&](int items) {
       P* here = column;
@@ -128,10 +132,10 @@ struct ThreadChannels {
   }
 
   // Components side by side, V channels of them, are as many packs.
-  __device__ static void read(const T* row, int width, const Column<T, V>& to) {
+  __device__ static void read(const S* row, int width, const Column<T, V>& to) {
     int c = 0, m = 0;
     for (int i = 0; i < width; ++i) {
-      const P pack = reinterpret_cast<const P*>(row)[i];
+      const P pack = widened(reinterpret_cast<const Pack<S, V>*>(row)[i]);
       CLEBSCH_DEVICE_UNROLL
       for (int j = 0; j < V; ++j) {
         to[m][c] = pack[j];
@@ -139,7 +143,7 @@ struct ThreadChannels {
       }
     }
   }
-  __device__ static void write(const Column<T, V>& from, int width, T* row) {
+  __device__ static void write(const Column<T, V>& from, int width, S* row) {
     int c = 0, m = 0;
     for (int i = 0; i < width; ++i) {
       P pack;
@@ -148,7 +152,7 @@ struct ThreadChannels {
         pack[j] = from[m][c];
         if (++m == width) m = 0, ++c;
       }
-      reinterpret_cast<P*>(row)[i] = pack;
+      reinterpret_cast<Pack<S, V>*>(row)[i] = rounded<S>(pack);
     }
   }
   __device__ static Column<T, V> from(const Column<T, V>& column, int item) {
@@ -393,8 +397,9 @@ struct ThreadChannels {
 };
 
 // Positions are nodes in their places, or sorted by species.
-template <class T, int V, bool Shared, ContractionStep Step>
-__global__ void __launch_bounds__(kWarp, 1) contract_channels(DeviceContraction<T> a) {
+template <class S, int V, bool Shared, ContractionStep Step>
+__global__ void __launch_bounds__(kWarp, 1) contract_channels(DeviceContraction<S> a) {
+  using T = Arithmetic<S>;
   const Need need = need_of(a, Step);
   Pack<T, V>* columns = dynamic_shared<Pack<T, V>>();
   if constexpr (!Shared)
@@ -404,7 +409,7 @@ __global__ void __launch_bounds__(kWarp, 1) contract_channels(DeviceContraction<
   for (std::int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
     const std::int64_t chunk = task / tiles, first = (task % tiles * kWarp + threadIdx.x) * V;
     if (first >= a.channels) continue;
-    const ThreadChannels<T, V> channels(a, need, first, columns + threadIdx.x);
+    const ThreadChannels<S, V> channels(a, need, first, columns + threadIdx.x);
     const std::int64_t begin = chunk * a.chunk;
     const std::int64_t end = begin + a.chunk < a.nodes ? begin + a.chunk : a.nodes;
     std::int64_t before = -1;
@@ -422,20 +427,22 @@ __global__ void __launch_bounds__(kWarp, 1) contract_channels(DeviceContraction<
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) reduce_weights(ContractionWeights<T> a) {
+template <class S>
+__global__ void __launch_bounds__(kThreads) reduce_weights(ContractionWeights<S, Arithmetic<S>> a) {
+  using T = Arithmetic<S>;
   const ContractionTables<T>& p = a.plan;
   each(a.species * p.rows * a.channels, [&](std::int64_t i) {
     const std::int64_t c = i % a.channels, r = i / a.channels % p.rows, z = i / a.channels / p.rows;
     T sum{};
     for (int n = r ? p.row_end[r - 1] : 0; n < p.row_end[r]; ++n)
-      sum += p.of_row[n].value * a.from[(z * p.weights + p.of_row[n].index) * a.channels + c];
+      sum += p.of_row[n].value * widened(a.from[(z * p.weights + p.of_row[n].index) * a.channels + c]);
     a.to[i] = sum;
   });
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) spread_weights(ContractionWeights<T> a) {
+template <class S>
+__global__ void __launch_bounds__(kThreads) spread_weights(ContractionWeights<Arithmetic<S>, S> a) {
+  using T = Arithmetic<S>;
   const ContractionTables<T>& p = a.plan;
   each(a.species * p.weights * a.channels, [&](std::int64_t i) {
     const std::int64_t c = i % a.channels, k = i / a.channels % p.weights, z = i / a.channels / p.weights;
@@ -451,7 +458,7 @@ __global__ void __launch_bounds__(kThreads) spread_weights(ContractionWeights<T>
     T sum{};
     for (; low < p.reductions && p.by_weight[low].weight == k; ++low)
       sum += p.by_weight[low].value * a.from[(z * p.rows + p.by_weight[low].row) * a.channels + c];
-    a.to[i] = sum;
+    a.to[i] = rounded<S>(sum);
   });
 }
 
@@ -467,32 +474,41 @@ __global__ void __launch_bounds__(kThreads) species_sums(SpeciesSums<T> a) {
   });
 }
 
-template <class T>
-using Kernel = void (*)(DeviceContraction<T>);
+template <class S>
+using Kernel = void (*)(DeviceContraction<S>);
 
-template <class T, int V, bool Shared>
-Kernel<T> kernel_for(ContractionStep step) {
-  if (step == ContractionStep::forward) return &contract_channels<T, V, Shared, ContractionStep::forward>;
-  if (step == ContractionStep::backward) return &contract_channels<T, V, Shared, ContractionStep::backward>;
-  return &contract_channels<T, V, Shared, ContractionStep::double_backward>;
+template <class S, int V, bool Shared>
+Kernel<S> kernel_for(ContractionStep step) {
+  if (step == ContractionStep::forward) return &contract_channels<S, V, Shared, ContractionStep::forward>;
+  if (step == ContractionStep::backward) return &contract_channels<S, V, Shared, ContractionStep::backward>;
+  return &contract_channels<S, V, Shared, ContractionStep::double_backward>;
 }
 
 template <class T>
-bool aligned(const DeviceContraction<T>& a, int width) {
-  const T* const arrays[] = {a.x, a.ax, a.grad, a.weight, a.a_weight, a.out, a.grad_x, a.parts};
+bool aligned(std::initializer_list<const T*> arrays, int width) {
   for (const T* array : arrays) {
     if (reinterpret_cast<std::uintptr_t>(array) % (width * sizeof(T)) != 0) return false;
   }
-  return a.channels % width == 0;
+  return true;
+}
+template <class S>
+bool aligned(const DeviceContraction<S>& a, int width) {
+  return a.channels % width == 0 && aligned<S>({a.x, a.ax, a.grad, a.out, a.grad_x}, width) &&
+         aligned<Arithmetic<S>>({a.weight, a.a_weight, a.parts}, width);
 }
 
-}  // namespace
+// Numbers of 16 bits have no kernels of two channels: a third less to compile.
+template <class S>
+constexpr int kNarrower = kShort<S> ? 4 : 2;
 
-template <class T>
-ContractionShape contraction_shape(const DeviceContraction<T>& a, ContractionStep step) {
+}  // namespace symmetric_contraction_kernels
+
+template <class S>
+ContractionShape contraction_shape(const DeviceContraction<S>& a, ContractionStep step) {
+  using T = Arithmetic<S>;
   const Limits most = limits();
   const std::int64_t items = need_of(a, step).items(), chunks = (a.nodes + a.chunk - 1) / a.chunk;
-  for (int width = kPacked<T>; width > 0; width /= 2) {
+  for (int width = kPacked<T>; width > 0; width /= kNarrower<S>) {
     const std::int64_t tile = width * static_cast<std::int64_t>(kWarp),
                        blocks = chunks * ((a.channels + tile - 1) / tile);
     const std::size_t bytes = static_cast<std::size_t>(items * tile) * sizeof(T);
@@ -505,32 +521,33 @@ ContractionShape contraction_shape(const DeviceContraction<T>& a, ContractionSte
   return {};
 }
 
-template <class T>
-void launch_contraction(const DeviceContraction<T>& a, ContractionStep step, const ContractionShape& shape,
+template <class S>
+void launch_contraction(const DeviceContraction<S>& a, ContractionStep step, const ContractionShape& shape,
                         void* stream) {
-  Kernel<T> kernel = nullptr;
+  using T = Arithmetic<S>;
+  Kernel<S> kernel = nullptr;
   if (!shape.shared) {
-    kernel = kernel_for<T, 1, false>(step);
+    kernel = kernel_for<S, 1, false>(step);
   } else if (shape.width == 1) {
-    kernel = kernel_for<T, 1, true>(step);
-  } else if (shape.width == 2) {
-    kernel = kernel_for<T, 2, true>(step);
-  } else if constexpr (sizeof(T) == 4) {
-    kernel = kernel_for<T, 4, true>(step);
+    kernel = kernel_for<S, 1, true>(step);
+  } else if (shape.width == kPacked<T>) {
+    kernel = kernel_for<S, kPacked<T>, true>(step);
+  } else if constexpr (kPacked<T> / kNarrower<S> > 1) {
+    kernel = kernel_for<S, kPacked<T> / kNarrower<S>, true>(step);
   }
   const std::int64_t most = 1 << 20;
   launch(kernel, dim3(static_cast<unsigned>(shape.blocks < most ? shape.blocks : most)), dim3(kWarp),
          shape.shared ? static_cast<std::size_t>(shape.numbers) * sizeof(T) : 0, stream, a);
 }
 
-template <class T>
-void launch_reduce_weights(const ContractionWeights<T>& a, void* stream) {
-  launch(&reduce_weights<T>, blocks_for(a.species * a.plan.rows * a.channels, kThreads), dim3(kThreads), 0,
+template <class S>
+void launch_reduce_weights(const ContractionWeights<S, Arithmetic<S>>& a, void* stream) {
+  launch(&reduce_weights<S>, blocks_for(a.species * a.plan.rows * a.channels, kThreads), dim3(kThreads), 0,
          stream, a);
 }
-template <class T>
-void launch_spread_weights(const ContractionWeights<T>& a, void* stream) {
-  launch(&spread_weights<T>, blocks_for(a.species * a.plan.weights * a.channels, kThreads), dim3(kThreads), 0,
+template <class S>
+void launch_spread_weights(const ContractionWeights<Arithmetic<S>, S>& a, void* stream) {
+  launch(&spread_weights<S>, blocks_for(a.species * a.plan.weights * a.channels, kThreads), dim3(kThreads), 0,
          stream, a);
 }
 template <class T>
@@ -540,14 +557,26 @@ void launch_species_sums(const SpeciesSums<T>& a, void* stream) {
 
 template ContractionShape contraction_shape(const DeviceContraction<float>&, ContractionStep);
 template ContractionShape contraction_shape(const DeviceContraction<double>&, ContractionStep);
+template ContractionShape contraction_shape(const DeviceContraction<Half>&, ContractionStep);
+template ContractionShape contraction_shape(const DeviceContraction<BFloat16>&, ContractionStep);
 template void launch_contraction(const DeviceContraction<float>&, ContractionStep, const ContractionShape&,
                                  void*);
 template void launch_contraction(const DeviceContraction<double>&, ContractionStep, const ContractionShape&,
                                  void*);
-template void launch_reduce_weights(const ContractionWeights<float>&, void*);
-template void launch_reduce_weights(const ContractionWeights<double>&, void*);
-template void launch_spread_weights(const ContractionWeights<float>&, void*);
-template void launch_spread_weights(const ContractionWeights<double>&, void*);
+template void launch_contraction(const DeviceContraction<Half>&, ContractionStep, const ContractionShape&,
+                                 void*);
+template void launch_contraction(const DeviceContraction<BFloat16>&, ContractionStep, const ContractionShape&,
+                                 void*);
+template void launch_reduce_weights<float>(const ContractionWeights<float, Arithmetic<float>>&, void*);
+template void launch_reduce_weights<double>(const ContractionWeights<double, Arithmetic<double>>&, void*);
+template void launch_reduce_weights<Half>(const ContractionWeights<Half, Arithmetic<Half>>&, void*);
+template void launch_reduce_weights<BFloat16>(const ContractionWeights<BFloat16, Arithmetic<BFloat16>>&,
+                                              void*);
+template void launch_spread_weights<float>(const ContractionWeights<Arithmetic<float>, float>&, void*);
+template void launch_spread_weights<double>(const ContractionWeights<Arithmetic<double>, double>&, void*);
+template void launch_spread_weights<Half>(const ContractionWeights<Arithmetic<Half>, Half>&, void*);
+template void launch_spread_weights<BFloat16>(const ContractionWeights<Arithmetic<BFloat16>, BFloat16>&,
+                                              void*);
 template void launch_species_sums(const SpeciesSums<float>&, void*);
 template void launch_species_sums(const SpeciesSums<double>&, void*);
 

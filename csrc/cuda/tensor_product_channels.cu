@@ -4,7 +4,9 @@
 //   forward   out_k += (w x_i) M_ik
 //   backward  t_i = M_ik g_k,  gx_i += w t_i,  gw += x_i t_i,  gM_ik += (w x_i) g_k over channels,  gy = C gM
 //
-// A thread holds C channels: those that 16 bytes of weights belong to, or one. A warp holds a tile of 32 C.
+// A thread holds C channels: those that 16 bytes of T belong to (of numbers of 16 bits: 8 bytes of weights),
+// or one. A warp holds a tile of 32 C. S is the type that is stored, T = Arithmetic<S> that of all arithmetic
+// and shared memory.
 //
 // Forward: a block of threads for a receiver and a tile. Its sums lie in shared memory and are written once.
 // Each of the 4 warps gathers x of one edge and makes M of it; then the paths are shared by the warps, so
@@ -25,14 +27,17 @@
 #include "cuda/edges.h"
 
 namespace clebsch::cuda {
-namespace {
+inline namespace tensor_product_channels_kernels {
 
 constexpr int kLanes = 32, kWarps = kForwardWarps, kThreads = kLanes * kWarps;
 #ifndef CLEBSCH_UNROLLED_DEVICE
 #define CLEBSCH_UNROLLED_DEVICE 3
 #endif
-// Degrees of x and the output that are known when compiling; at most 3.
-constexpr int kUnrolledProducts = CLEBSCH_UNROLLED_DEVICE;
+// Degrees of x and the output that are known when compiling, at most 3. One channel a thread of 16 bits to 1,
+// which halves what these types add to the time to compile: their use is many channels.
+template <class S, int C>
+constexpr int kUnrolledProducts =
+    kShort<S> && C == 1 && CLEBSCH_UNROLLED_DEVICE > 1 ? 1 : CLEBSCH_UNROLLED_DEVICE;
 
 // Blocks of threads for whose registers a multiprocessor must have room: about those that its shared memory
 // has room for. Left to itself the compiler aims at more of them, and spills.
@@ -54,47 +59,57 @@ __device__ inline Tile tile_of(std::int64_t number) {
   const int lane = static_cast<int>(threadIdx.x) % kLanes, warp = static_cast<int>(threadIdx.x) / kLanes;
   return {lane, warp, (number * kLanes + lane) * C};
 }
-template <class T, int C>
-__device__ inline bool aligned(const T* at) {
-  return reinterpret_cast<std::uintptr_t>(at) % (C * sizeof(T)) == 0;
+template <class S, int C>
+__device__ inline bool aligned(const S* at) {
+  return reinterpret_cast<std::uintptr_t>(at) % (C * sizeof(S)) == 0;
 }
 
 // C numbers of a row that belong to the channels from `first` on, zero beyond `mul`.
-template <class T, int C>
-__device__ inline Channels<T, C> load(const T* row, std::int64_t first, int mul) {
-  if (first + C <= mul && aligned<T, C>(row + first))
-    return *reinterpret_cast<const Channels<T, C>*>(row + first);
+template <class S, int C, class T = Arithmetic<S>>
+__device__ inline Channels<T, C> load(const S* row, std::int64_t first, int mul) {
+  if (first + C <= mul && aligned<S, C>(row + first))
+    return widened(*reinterpret_cast<const Channels<S, C>*>(row + first));
   Channels<T, C> channels;
   CLEBSCH_DEVICE_UNROLL
-  for (int c = 0; c < C; ++c) channels[c] = first + c < mul ? row[first + c] : T{};
+  for (int c = 0; c < C; ++c) channels[c] = first + c < mul ? widened(row[first + c]) : T{};
   return channels;
 }
-template <class T, int C>
-__device__ inline void store(const Channels<T, C>& channels, T* row, std::int64_t first, int mul) {
-  if (first + C <= mul && aligned<T, C>(row + first)) {
-    *reinterpret_cast<Channels<T, C>*>(row + first) = channels;
+template <class S, int C>
+__device__ inline void store(const Channels<Arithmetic<S>, C>& channels, S* row, std::int64_t first,
+                             int mul) {
+  if (first + C <= mul && aligned<S, C>(row + first)) {
+    *reinterpret_cast<Channels<S, C>*>(row + first) = rounded<S>(channels);
     return;
   }
   CLEBSCH_DEVICE_UNROLL
   for (int c = 0; c < C; ++c) {
-    if (first + c < mul) row[first + c] = channels[c];
+    if (first + c < mul) row[first + c] = rounded<S>(channels[c]);
   }
+}
+// To a row of a result from `offset` on.
+template <class S, int C, class T = Arithmetic<S>>
+__device__ inline void store(const Channels<T, C>& channels, const Result<S>& row, std::int64_t offset,
+                             std::int64_t first, int mul) {
+  if constexpr (kShort<S>) {
+    if (row.stored) return store<S, C>(channels, row.stored + offset, first, mul);
+  }
+  store<T, C>(channels, row.sums + offset, first, mul);
 }
 
 // Component m of the channels of this thread is at[m * kLanes].
-template <class T, int C>
-__device__ inline void load_block(const T* row, const BlockTable& b, bool mul_ir, std::int64_t first,
+template <class S, int C, class T = Arithmetic<S>>
+__device__ inline void load_block(const S* row, const BlockTable& b, bool mul_ir, std::int64_t first,
                                   Channels<T, C>* at) {
   const int n = 2 * b.l + 1;
   if (!mul_ir) {
-    for (int m = 0; m < n; ++m) at[m * kLanes] = load<T, C>(row + b.offset + m * b.mul, first, b.mul);
+    for (int m = 0; m < n; ++m) at[m * kLanes] = load<S, C>(row + b.offset + m * b.mul, first, b.mul);
     return;
   }
   // The components of C channels side by side are n packs.
-  const T* from = row + b.offset;
+  const S* from = row + b.offset;
   int c = 0, m = 0;
   for (int p = 0; p < n; ++p) {
-    const Channels<T, C> pack = load<T, C>(from, first * n + p * C, b.mul * n);
+    const Channels<T, C> pack = load<S, C>(from, first * n + p * C, b.mul * n);
     CLEBSCH_DEVICE_UNROLL
     for (int i = 0; i < C; ++i) {
       at[m * kLanes][c] = pack[i];
@@ -102,9 +117,9 @@ __device__ inline void load_block(const T* row, const BlockTable& b, bool mul_ir
     }
   }
 }
-template <class T, int C>
+template <class S, int C, class T = Arithmetic<S>>
 __device__ inline void store_block(const Channels<T, C>* at, const BlockTable& b, bool mul_ir,
-                                   std::int64_t first, T* row) {
+                                   std::int64_t first, const Result<S>& row) {
   const int n = 2 * b.l + 1;
   const bool used = b.component >= 0;
   int c = 0, m = 0;
@@ -116,24 +131,24 @@ __device__ inline void store_block(const Channels<T, C>* at, const BlockTable& b
         pack[i] = used ? at[m * kLanes][c] : T{};
         if (++m == n) m = 0, ++c;
       }
-      store<T, C>(pack, row + b.offset, first * n + p * C, b.mul * n);
+      store<S, C>(pack, row, b.offset, first * n + p * C, b.mul * n);
     } else {
       CLEBSCH_DEVICE_UNROLL
       for (int i = 0; i < C; ++i) pack[i] = used ? at[p * kLanes][i] : T{};
-      store<T, C>(pack, row + b.offset + p * b.mul, first, b.mul);
+      store<S, C>(pack, row, b.offset + p * b.mul, first, b.mul);
     }
   }
 }
 
 // All blocks that paths use; no row: zero.
-template <class T, int C>
-__device__ inline void load_tile(const T* row, const BlockTable* blocks, int count, bool mul_ir,
+template <class S, int C, class T = Arithmetic<S>>
+__device__ inline void load_tile(const S* row, const BlockTable* blocks, int count, bool mul_ir,
                                  std::int64_t first, int lane, Channels<T, C>* tile) {
   for (int n = 0; n < count; ++n) {
     if (blocks[n].component < 0) continue;
     Channels<T, C>* at = tile + blocks[n].component * kLanes + lane;
     if (row) {
-      load_block<T, C>(row, blocks[n], mul_ir, first, at);
+      load_block<S, C>(row, blocks[n], mul_ir, first, at);
     } else {
       for (int m = 0; m < 2 * blocks[n].l + 1; ++m) at[m * kLanes] = Channels<T, C>{};
     }
@@ -141,8 +156,8 @@ __device__ inline void load_tile(const T* row, const BlockTable* blocks, int cou
 }
 
 // M of one edge by a warp; no row: zero.
-template <class T>
-__device__ inline void contract(const PlanTables<T>& plan, const T* y, int lane, T* matrix) {
+template <class S, class T = Arithmetic<S>>
+__device__ inline void contract(const PlanTables<T>& plan, const S* y, int lane, T* matrix) {
   for (int n = 0; n < plan.path_count; ++n) {
     const PathTable& p = plan.paths[n];
     const int cells = (2 * p.in1.l + 1) * (2 * p.out.l + 1), row = p.by_cell;
@@ -150,42 +165,43 @@ __device__ inline void contract(const PlanTables<T>& plan, const T* y, int lane,
       T sum{};
       if (y) {
         for (int t = plan.first[row + cell]; t < plan.first[row + cell + 1]; ++t)
-          sum += plan.terms[t].value * y[p.in2.offset + plan.terms[t].a];
+          sum += plan.terms[t].value * widened(y[p.in2.offset + plan.terms[t].a]);
       }
       matrix[p.dense + cell] = sum;
     }
   }
 }
 
-template <class T, int C>
-__device__ inline Channels<T, C> weights(const T* row, const PathTable& p, std::int64_t first, T otherwise) {
-  if (p.weighted && row) return load<T, C>(row + p.weight, first, p.in1.mul);
+template <class S, int C, class T = Arithmetic<S>>
+__device__ inline Channels<T, C> weights(const S* row, const PathTable& p, std::int64_t first, T otherwise) {
+  if (p.weighted && row) return load<S, C>(row + p.weight, first, p.in1.mul);
   Channels<T, C> channels;
   CLEBSCH_DEVICE_UNROLL
   for (int c = 0; c < C; ++c) channels[c] = p.weighted ? T{} : otherwise;
   return channels;
 }
 
-// f<l1, l3>() with the degrees of a path, where they are known when compiling; else f<-1, -1>().
-template <int Number = 0, class F>
+// f<l1, l3>() with the degrees of a path, where both are up to Highest; else f<-1, -1>().
+template <int Highest, int Number = 0, class F>
 __device__ __forceinline__ void for_path_degrees(const PathTable& p, const F& f) {
-  constexpr int n = kUnrolledProducts + 1;
+  constexpr int n = Highest + 1;
   if constexpr (Number == n * n) {
     f.template operator()<-1, -1>();
   } else if (p.in1.l == Number / n && p.out.l == Number % n) {
     f.template operator()<Number / n, Number % n>();
   } else {
-    for_path_degrees<Number + 1>(p, f);
+    for_path_degrees<Highest, Number + 1>(p, f);
   }
 }
 
 // What the warps of a forward block gather of their edges.
-template <class T, int C, bool Tangent>
+template <class S, int C, bool Tangent>
 struct Gathered {
+  using T = Arithmetic<S>;
   const Channels<T, C>*x, *ax;  // tiles of kWarps edges
   const T *matrix, *tangent;
   const std::int64_t* index;  // of the edges
-  Rows<const T> w, aw;
+  Rows<const S> w, aw;
   int count;
 };
 
@@ -207,9 +223,9 @@ __device__ inline Scaled<T, C, Tangent> scale(const Channels<T, C>& w, const Cha
 }
 
 // One path and the gathered edges; sums: of this thread.
-template <class T, int C, bool Tangent, int L1, int L3>
+template <class S, int C, bool Tangent, int L1, int L3, class T = Arithmetic<S>>
 __device__ __forceinline__ void add_path(const PlanTables<T>& plan, const PathTable& p,
-                                         const Gathered<T, C, Tangent>& edges, const Tile& tile,
+                                         const Gathered<S, C, Tangent>& edges, const Tile& tile,
                                          Channels<T, C>* sums) {
   constexpr bool known = L1 >= 0;
   constexpr int most = known ? 2 * L3 + 1 : 1;
@@ -225,9 +241,9 @@ __device__ __forceinline__ void add_path(const PlanTables<T>& plan, const PathTa
       const Channels<T, C>* ax = Tangent ? edges.ax + at * kLanes + tile.lane : x;
       const T* m = edges.matrix + static_cast<std::int64_t>(e) * plan.dense + p.dense + k0;
       const T* n = Tangent ? edges.tangent + static_cast<std::int64_t>(e) * plan.dense + p.dense + k0 : m;
-      const Channels<T, C> w = weights<T, C>(row(edges.w, edges.index[e]), p, tile.first, T{1});
+      const Channels<T, C> w = weights<S, C>(row(edges.w, edges.index[e]), p, tile.first, T{1});
       const Channels<T, C> aw =
-          Tangent ? weights<T, C>(row_if(edges.aw, edges.index[e]), p, tile.first, T{}) : w;
+          Tangent ? weights<S, C>(row_if(edges.aw, edges.index[e]), p, tile.first, T{}) : w;
       CLEBSCH_DEVICE_UNROLL
       for (int i = 0; i < inputs; ++i) {
         const Scaled<T, C, Tangent> s = scale<T, C, Tangent>(w, aw, x[i * kLanes], ax[i * kLanes]);
@@ -248,8 +264,10 @@ __device__ __forceinline__ void add_path(const PlanTables<T>& plan, const PathTa
   }
 }
 
-template <class T, int C, bool Tangent>
-__global__ void __launch_bounds__(kThreads, kForwardBlocks<T, Tangent>) channels_forward(DeviceProduct<T> a) {
+template <class S, int C, bool Tangent>
+__global__ void __launch_bounds__(kThreads, kForwardBlocks<Arithmetic<S>, Tangent>)
+    channels_forward(DeviceProduct<S> a) {
+  using T = Arithmetic<S>;
   const PlanTables<T>& plan = a.plan;
   std::int64_t* index = dynamic_shared<std::int64_t>();
   Channels<T, C>* sums = reinterpret_cast<Channels<T, C>*>(index + kWarps);
@@ -265,7 +283,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, Tangent>) channels
     if (adds(a)) {
       for (int n = tile.warp; n < plan.out_count; n += kWarps) {
         if (plan.out[n].component < 0) continue;
-        load_block<T, C>(row(a.out, task), plan.out[n], plan.mul_ir, tile.first,
+        load_block<T, C>(row(a.out.sums, task), plan.out[n], plan.mul_ir, tile.first,
                          sums + plan.out[n].component * kLanes + tile.lane);
       }
     } else {
@@ -274,21 +292,20 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, Tangent>) channels
     }
     for (std::int64_t at = positions.begin; at < positions.end; at += kWarps) {
       const std::int64_t left = positions.end - at;
-      const Gathered<T, C, Tangent> edges{
+      const Gathered<S, C, Tangent> edges{
           x, ax, matrix, tangent, index, a.w, a.aw, left < kWarps ? static_cast<int>(left) : kWarps};
       __syncthreads();  // the edges before have been added, the sums cleared
       if (tile.warp < edges.count) {
         const Edge e = edge_at(a, at + tile.warp);
         if (tile.lane == 0) index[tile.warp] = weight_row(a, at + tile.warp, e.index);
         const int to = tile.warp * plan.components1 * kLanes;
-        load_tile<T, C>(row(a.x, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first, tile.lane,
+        load_tile<S, C>(row(a.x, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first, tile.lane,
                         x + to);
         contract(plan, row(a.y, e.index), tile.lane, matrix + tile.warp * plan.dense);
         if constexpr (Tangent) {
-          load_tile<T, C>(row_if(a.ax, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first,
+          load_tile<S, C>(row_if(a.ax, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first,
                           tile.lane, ax + to);
-          contract(plan, static_cast<const T*>(row_if(a.ay, e.index)), tile.lane,
-                   tangent + tile.warp * plan.dense);
+          contract(plan, row_if(a.ay, e.index), tile.lane, tangent + tile.warp * plan.dense);
         }
       }
       __syncthreads();
@@ -296,14 +313,14 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, Tangent>) channels
         const PathTable& p = plan.paths[n];
         if (p.warp != tile.warp) continue;
         Channels<T, C>* own = sums + p.out.component * kLanes + tile.lane;
-        for_path_degrees(
-            p, [&]<int L1, int L3>() { add_path<T, C, Tangent, L1, L3>(plan, p, edges, tile, own); });
+        for_path_degrees<kUnrolledProducts<S, C>>(
+            p, [&]<int L1, int L3>() { add_path<S, C, Tangent, L1, L3>(plan, p, edges, tile, own); });
       }
     }
     __syncthreads();
     for (int n = tile.warp; n < plan.out_count; n += kWarps)
-      store_block<T, C>(sums + plan.out[n].component * kLanes + tile.lane, plan.out[n], plan.mul_ir,
-                        tile.first, row(a.out, task));
+      store_block<S, C>(sums + plan.out[n].component * kLanes + tile.lane, plan.out[n], plan.mul_ir,
+                        tile.first, row_if(a.out, task));
     __syncthreads();
   }
 }
@@ -337,12 +354,15 @@ template <int Least>
 constexpr int power_of_2<Least, kLanes> = kLanes;
 
 // What belongs to the edge of a warp.
-template <class T, int C, bool Tangent>
+template <class S, int C, bool Tangent>
 struct OwnEdge {
+  using T = Arithmetic<S>;
   const Channels<T, C>*x, *ax, *g;  // of this thread
   Channels<T, C>* gx;
-  const T *matrix, *tangent, *w, *aw;
-  T *gm, *gw;  // null gw: not wanted
+  const T *matrix, *tangent;
+  const S *w, *aw;
+  T* gm;
+  Result<S> gw;
   bool wants_x, wants_y;
 };
 
@@ -355,17 +375,18 @@ __device__ inline T dot(const Channels<T, C>& a, const Channels<T, C>& b) {
 }
 
 // One path of the edge of a warp. All lanes must call it.
-template <class T, int C, bool Tangent, int L1, int L3>
-__device__ __forceinline__ void differentiate_path(const PathTable& p, const OwnEdge<T, C, Tangent>& edge,
+template <class S, int C, bool Tangent, int L1, int L3>
+__device__ __forceinline__ void differentiate_path(const PathTable& p, const OwnEdge<S, C, Tangent>& edge,
                                                    const Tile& tile) {
+  using T = Arithmetic<S>;
   constexpr bool known = L1 >= 0;
   const int inputs = known ? 2 * L1 + 1 : 2 * p.in1.l + 1, outputs = known ? 2 * L3 + 1 : 2 * p.out.l + 1;
   const Channels<T, C>* x = edge.x + p.in1.component * kLanes;
   const Channels<T, C>* ax = Tangent ? edge.ax + p.in1.component * kLanes : x;
   const Channels<T, C>* g = edge.g + p.out.component * kLanes;
   const T *m = edge.matrix + p.dense, *n = Tangent ? edge.tangent + p.dense : m;
-  const Channels<T, C> w = weights<T, C>(edge.w, p, tile.first, T{1});
-  const Channels<T, C> aw = Tangent ? weights<T, C>(edge.aw, p, tile.first, T{}) : w;
+  const Channels<T, C> w = weights<S, C>(edge.w, p, tile.first, T{1});
+  const Channels<T, C> aw = Tangent ? weights<S, C>(edge.aw, p, tile.first, T{}) : w;
 
   Channels<T, C> gw{};
   CLEBSCH_DEVICE_UNROLL
@@ -395,7 +416,7 @@ __device__ __forceinline__ void differentiate_path(const PathTable& p, const Own
       }
     }
   }
-  if (edge.gw && p.weighted) store<T, C>(gw, edge.gw + p.weight, tile.first, p.in1.mul);
+  if (edge.gw && p.weighted) store<S, C>(gw, edge.gw, p.weight, tile.first, p.in1.mul);
   if (!edge.wants_y) return;
 
   // gM: the channels of this thread, then of the lanes.
@@ -424,8 +445,10 @@ __device__ __forceinline__ void differentiate_path(const PathTable& p, const Own
   }
 }
 
-template <class T, int C, bool Tangent>
-__global__ void __launch_bounds__(kThreads, kBackwardBlocks<T>) channels_backward(DeviceProduct<T> a) {
+template <class S, int C, bool Tangent>
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks<Arithmetic<S>>)
+    channels_backward(DeviceProduct<S> a) {
+  using T = Arithmetic<S>;
   const PlanTables<T>& plan = a.plan;
   const int tile_size = plan.components1 * kLanes, lane = static_cast<int>(threadIdx.x) % kLanes,
             warp = static_cast<int>(threadIdx.x) / kLanes;
@@ -446,21 +469,21 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T>) channels_backwar
       const Tile tile = tile_of<C>(number);
       __syncthreads();  // the tile before has been read
       if (warp == 0)
-        load_tile<T, C>(row(a.g, task), plan.out, plan.out_count, plan.mul_ir, tile.first, lane, g);
+        load_tile<S, C>(row(a.g, task), plan.out, plan.out_count, plan.mul_ir, tile.first, lane, g);
       __syncthreads();
       for (std::int64_t at = positions.begin + warp; at < positions.end; at += kWarps) {
         const Edge e = edge_at(a, at);
-        load_tile<T, C>(row(a.x, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first, lane, x);
+        load_tile<S, C>(row(a.x, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first, lane, x);
         contract(plan, row(a.y, e.index), lane, matrix);
         if constexpr (Tangent) {
-          load_tile<T, C>(row_if(a.ax, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first, lane,
+          load_tile<S, C>(row_if(a.ax, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first, lane,
                           ax);
-          contract(plan, static_cast<const T*>(row_if(a.ay, e.index)), lane, tangent);
+          contract(plan, row_if(a.ay, e.index), lane, tangent);
         }
         for (int m = 0; m < plan.components1; ++m) gx[m * kLanes + lane] = Channels<T, C>{};
         __syncwarp();
 
-        OwnEdge<T, C, Tangent> own;
+        OwnEdge<S, C, Tangent> own;
         own.x = x + lane;
         own.ax = ax + lane;
         own.g = g + lane;
@@ -472,22 +495,22 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T>) channels_backwar
         own.w = row(a.w, weights);
         own.aw = row_if(a.aw, weights);
         own.gw = row_if(a.gw, a.shared_weights ? at - a.first_position : weights);
-        own.wants_x = a.gx.data;
-        own.wants_y = a.gy.data;
+        own.wants_x = a.gx.sums.data || (kShort<S> && a.gx.stored.data);
+        own.wants_y = a.gy.sums.data;
         for (int n = 0; n < plan.path_count; ++n) {
           const PathTable& p = plan.paths[n];
-          for_path_degrees(
-              p, [&]<int L1, int L3>() { differentiate_path<T, C, Tangent, L1, L3>(p, own, tile); });
+          for_path_degrees<kUnrolledProducts<S, C>>(
+              p, [&]<int L1, int L3>() { differentiate_path<S, C, Tangent, L1, L3>(p, own, tile); });
         }
 
         if (own.wants_x) {
-          T* to = row(a.gx, a.graph.edge ? at - a.first_position : at);
+          const Result<S> to = row_if(a.gx, a.graph.edge ? at - a.first_position : at);
           for (int n = 0; n < plan.in1_count; ++n)
-            store_block<T, C>(gx + plan.in1[n].component * kLanes + lane, plan.in1[n], plan.mul_ir,
+            store_block<S, C>(gx + plan.in1[n].component * kLanes + lane, plan.in1[n], plan.mul_ir,
                               tile.first, to);
         }
         if (own.wants_y) {
-          T* gy = row(a.gy, e.index);
+          T* gy = row(a.gy.sums, e.index);
           if (number == 0) {
             for (std::int64_t d = lane; d < plan.dim2; d += kLanes) gy[d] = T{};
           }
@@ -534,48 +557,63 @@ bool wide(const PlanTables<T>& plan, std::size_t bytes) {
   return plan.widest >= kLanes * kPacked<T> / 2 && bytes <= kSharedBytes;
 }
 
-template <class T, int C>
-void start_forward(const DeviceProduct<T>& product, bool tangent, std::size_t bytes, void* stream) {
+template <class S, int C>
+void start_forward(const DeviceProduct<S>& product, bool tangent, std::size_t bytes, void* stream) {
   const unsigned tiles = static_cast<unsigned>((product.plan.widest + kLanes * C - 1) / (kLanes * C));
-  launch(tangent ? &channels_forward<T, C, true> : &channels_forward<T, C, false>,
+  launch(tangent ? &channels_forward<S, C, true> : &channels_forward<S, C, false>,
          dim3(blocks(product.receivers()), tiles), dim3(kThreads), bytes, stream, product);
 }
-template <class T, int C>
-void start_backward(const DeviceProduct<T>& product, bool tangent, std::size_t bytes, void* stream) {
-  launch(tangent ? &channels_backward<T, C, true> : &channels_backward<T, C, false>,
+template <class S, int C>
+void start_backward(const DeviceProduct<S>& product, bool tangent, std::size_t bytes, void* stream) {
+  launch(tangent ? &channels_backward<S, C, true> : &channels_backward<S, C, false>,
          dim3(blocks(product.receivers())), dim3(kThreads), bytes, stream, product);
 }
 
-}  // namespace
+}  // namespace tensor_product_channels_kernels
 
 template <class T>
-bool launch_channels_forward(const DeviceProduct<T>& product, bool tangent, void* stream) {
-  const std::size_t packed = forward_bytes<T, kPacked<T>>(product.plan, tangent),
-                    single = forward_bytes<T, 1>(product.plan, tangent);
-  if (!product.plan.channelwise || single > kSharedBytes) return false;
-  if (wide(product.plan, packed)) {
-    start_forward<T, kPacked<T>>(product, tangent, packed, stream);
-  } else {
-    start_forward<T, 1>(product, tangent, single, stream);
-  }
-  return true;
+bool channels_serve_forward(const PlanTables<T>& plan, bool tangent) {
+  return plan.channelwise && forward_bytes<T, 1>(plan, tangent) <= kSharedBytes;
 }
 template <class T>
-bool launch_channels_backward(const DeviceProduct<T>& product, bool tangent, void* stream) {
-  const std::size_t packed = backward_bytes<T, kPacked<T>>(product.plan, tangent),
-                    single = backward_bytes<T, 1>(product.plan, tangent);
-  if (!product.plan.channelwise || single > kSharedBytes) return false;
-  if (wide(product.plan, packed)) {
-    start_backward<T, kPacked<T>>(product, tangent, packed, stream);
-  } else {
-    start_backward<T, 1>(product, tangent, single, stream);
-  }
-  return true;
+bool channels_serve_backward(const PlanTables<T>& plan, bool tangent) {
+  return plan.channelwise && backward_bytes<T, 1>(plan, tangent) <= kSharedBytes;
 }
 
-template bool launch_channels_forward(const DeviceProduct<float>&, bool, void*);
-template bool launch_channels_forward(const DeviceProduct<double>&, bool, void*);
-template bool launch_channels_backward(const DeviceProduct<float>&, bool, void*);
-template bool launch_channels_backward(const DeviceProduct<double>&, bool, void*);
+template <class S>
+void launch_channels_forward(const DeviceProduct<S>& product, bool tangent, void* stream) {
+  constexpr int C = kPacked<Arithmetic<S>>;
+  const std::size_t packed = forward_bytes<Arithmetic<S>, C>(product.plan, tangent),
+                    single = forward_bytes<Arithmetic<S>, 1>(product.plan, tangent);
+  if (wide(product.plan, packed)) {
+    start_forward<S, C>(product, tangent, packed, stream);
+  } else {
+    start_forward<S, 1>(product, tangent, single, stream);
+  }
+}
+template <class S>
+void launch_channels_backward(const DeviceProduct<S>& product, bool tangent, void* stream) {
+  constexpr int C = kPacked<Arithmetic<S>>;
+  const std::size_t packed = backward_bytes<Arithmetic<S>, C>(product.plan, tangent),
+                    single = backward_bytes<Arithmetic<S>, 1>(product.plan, tangent);
+  if (wide(product.plan, packed)) {
+    start_backward<S, C>(product, tangent, packed, stream);
+  } else {
+    start_backward<S, 1>(product, tangent, single, stream);
+  }
+}
+
+template bool channels_serve_forward(const PlanTables<float>&, bool);
+template bool channels_serve_forward(const PlanTables<double>&, bool);
+template bool channels_serve_backward(const PlanTables<float>&, bool);
+template bool channels_serve_backward(const PlanTables<double>&, bool);
+template void launch_channels_forward(const DeviceProduct<float>&, bool, void*);
+template void launch_channels_forward(const DeviceProduct<double>&, bool, void*);
+template void launch_channels_forward(const DeviceProduct<Half>&, bool, void*);
+template void launch_channels_forward(const DeviceProduct<BFloat16>&, bool, void*);
+template void launch_channels_backward(const DeviceProduct<float>&, bool, void*);
+template void launch_channels_backward(const DeviceProduct<double>&, bool, void*);
+template void launch_channels_backward(const DeviceProduct<Half>&, bool, void*);
+template void launch_channels_backward(const DeviceProduct<BFloat16>&, bool, void*);
 
 }  // namespace clebsch::cuda

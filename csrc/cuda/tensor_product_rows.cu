@@ -17,7 +17,7 @@
 #include "cuda/edges.h"
 
 namespace clebsch::cuda {
-namespace {
+inline namespace tensor_product_rows_kernels {
 
 constexpr int kThreads = 128;
 // Blocks of threads for whose registers a multiprocessor must have room: the compiler, left to itself, aims
@@ -94,12 +94,12 @@ __device__ inline Series pairs_of_output(const Pairs& pairs, std::int64_t o, std
   return {o, 1, o + 1};
 }
 
-template <class T>
+template <class S>
 struct Operands {
-  const T *x, *y, *w, *g, *ax, *ay, *aw;  // rows; null: zero
+  const S *x, *y, *w, *g, *ax, *ay, *aw;  // rows; null: zero
 };
-template <class T>
-__device__ inline Operands<T> operands_of(const DeviceProduct<T>& a, std::int64_t position,
+template <class S>
+__device__ inline Operands<S> operands_of(const DeviceProduct<S>& a, std::int64_t position,
                                           std::int64_t receiver) {
   const Edge e = edge_at(a, position);
   const std::int64_t weights = weight_row(a, position, e.index);
@@ -108,17 +108,18 @@ __device__ inline Operands<T> operands_of(const DeviceProduct<T>& a, std::int64_
 }
 
 // One path and a chunk of its pairs.
-template <class T, bool Tangent>
+template <class S, bool Tangent>
 struct Chunk {
+  using T = Arithmetic<S>;
   const PlanTables<T>& plan;
   const PathTable& p;
-  const Operands<T>& a;
+  const Operands<S>& a;
   Pairs pairs;
   ComponentIndex at1, at2, at_out;
   int inputs, others, outputs;  // components of x, y and the output
   std::int64_t n0, n1, fan;
 
-  __device__ Chunk(const PlanTables<T>& plan_, const PathTable& path, const Operands<T>& operands,
+  __device__ Chunk(const PlanTables<T>& plan_, const PathTable& path, const Operands<S>& operands,
                    std::int64_t begin)
       : plan(plan_),
         p(path),
@@ -136,16 +137,19 @@ struct Chunk {
   }
   static __device__ std::int64_t size(const PathTable& path) { return kPairValues / (2 * path.out.l + 1); }
 
-  __device__ T weight(std::int64_t i) const { return p.weighted ? a.w[p.weight + i] : T{1}; }
-  __device__ T weight_tangent(std::int64_t i) const { return p.weighted && a.aw ? a.aw[p.weight + i] : T{}; }
+  __device__ T weight(std::int64_t i) const { return p.weighted ? widened(a.w[p.weight + i]) : T{1}; }
+  __device__ T weight_tangent(std::int64_t i) const {
+    return p.weighted && a.aw ? widened(a.aw[p.weight + i]) : T{};
+  }
 
   // sum of C first[a] second[b] over the terms of a component.
-  __device__ T contract(int row, const T* first, std::int64_t first_step, const T* second,
+  template <class Second>
+  __device__ T contract(int row, const S* first, std::int64_t first_step, const Second* second,
                         std::int64_t second_step) const {
     T sum{};
     for (int t = plan.first[row]; t < plan.first[row + 1]; ++t) {
       const TermTable<T>& term = plan.terms[t];
-      sum += term.value * first[term.a * first_step] * second[term.b * second_step];
+      sum += term.value * widened(first[term.a * first_step]) * widened(second[term.b * second_step]);
     }
     return sum;
   }
@@ -174,12 +178,12 @@ struct Chunk {
       T sum{}, sum_tangent{};
       if (fan) {
         for (std::int64_t w = 0; w < fan; ++w) {
-          const T g = a.g[at_out(w, k)];
+          const T g = widened(a.g[at_out(w, k)]);
           sum += weight(n * fan + w) * g;
           if constexpr (Tangent) sum_tangent += weight_tangent(n * fan + w) * g;
         }
       } else {
-        const T g = a.g[at_out(pairs.output(n), k)];
+        const T g = widened(a.g[at_out(pairs.output(n), k)]);
         sum = weight(n) * g;
         if constexpr (Tangent) sum_tangent = weight_tangent(n) * g;
       }
@@ -210,14 +214,14 @@ struct Chunk {
   }
 
   // gW = g P, with tangents g P'. Each weight has one pair: written, not added to.
-  __device__ void put_weights(const T* value, const T* tangent, T* gw) const {
+  __device__ void put_weights(const T* value, const T* tangent, const Result<S>& gw) const {
     const std::int64_t each = fan ? fan : 1;
     for (std::int64_t i = threadIdx.x; i < (n1 - n0) * each; i += kThreads) {
       const std::int64_t n = n0 + i / each, o = fan ? i % each : pairs.output(n);
       const T* from = (Tangent ? tangent : value) + (n - n0) * outputs;
       T sum{};
-      for (int k = 0; k < outputs; ++k) sum += a.g[at_out(o, k)] * from[k];
-      gw[p.weight + n * each + (fan ? o : 0)] = sum;
+      for (int k = 0; k < outputs; ++k) sum += widened(a.g[at_out(o, k)]) * from[k];
+      gw.put(p.weight + n * each + (fan ? o : 0), sum);
     }
   }
 
@@ -268,20 +272,21 @@ __device__ inline void clear(T* row, std::int64_t length) {
   for (std::int64_t d = threadIdx.x; d < length; d += kThreads) row[d] = T{};
 }
 
-template <class T, bool Tangent>
-__global__ void __launch_bounds__(kThreads, kForwardBlocks<Tangent>) rows_forward(DeviceProduct<T> a) {
+template <class S, bool Tangent>
+__global__ void __launch_bounds__(kThreads, kForwardBlocks<Tangent>) rows_forward(DeviceProduct<S> a) {
+  using T = Arithmetic<S>;
   T *value = dynamic_shared<T>(), *tangent = value + kPairValues;
   const std::int64_t tasks = a.graph.edge ? a.graph.nodes : a.rows;
   for (std::int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
-    T* out = row(a.out, task);
+    T* out = row(a.out.sums, task);
     if (!adds(a)) clear(out, a.plan.dim_out);
     const Positions positions = positions_of(a, task);
     for (std::int64_t at = positions.begin; at < positions.end; ++at) {
-      const Operands<T> operands = operands_of(a, at, task);
+      const Operands<S> operands = operands_of(a, at, task);
       for (int n = 0; n < a.plan.path_count; ++n) {
         const PathTable& p = a.plan.paths[n];
-        for (std::int64_t begin = 0; begin < p.pairs; begin += Chunk<T, Tangent>::size(p)) {
-          const Chunk<T, Tangent> chunk(a.plan, p, operands, begin);
+        for (std::int64_t begin = 0; begin < p.pairs; begin += Chunk<S, Tangent>::size(p)) {
+          const Chunk<S, Tangent> chunk(a.plan, p, operands, begin);
           __syncthreads();  // the chunk before has been read
           chunk.couple(value, tangent);
           __syncthreads();
@@ -292,22 +297,23 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<Tangent>) rows_forwar
   }
 }
 
-template <class T, bool Tangent>
-__global__ void __launch_bounds__(kThreads, kBackwardBlocks) rows_backward(DeviceProduct<T> a) {
+template <class S, bool Tangent>
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks) rows_backward(DeviceProduct<S> a) {
+  using T = Arithmetic<S>;
   T *value = dynamic_shared<T>(), *q = value + kPairValues, *tangent = q + kPairValues,
     *q_tangent = tangent + kPairValues;
   for (std::int64_t at = a.first_position + blockIdx.x; at < a.last_position; at += gridDim.x) {
-    const Operands<T> operands = operands_of(a, at, receiver_at(a, at));
+    const Operands<S> operands = operands_of(a, at, receiver_at(a, at));
     const std::int64_t edge = edge_at(a, at).index;
-    T* gx = row_if(a.gx, a.graph.edge ? at - a.first_position : at);
-    T* gy = row_if(a.gy, edge);
-    T* gw = row_if(a.gw, a.shared_weights ? at - a.first_position : weight_row(a, at, edge));
+    T* gx = row_if(a.gx.sums, a.graph.edge ? at - a.first_position : at);
+    T* gy = row_if(a.gy.sums, edge);
+    const Result<S> gw = row_if(a.gw, a.shared_weights ? at - a.first_position : weight_row(a, at, edge));
     if (gx) clear(gx, a.plan.dim1);
     if (gy) clear(gy, a.plan.dim2);
     for (int n = 0; n < a.plan.path_count; ++n) {
       const PathTable& p = a.plan.paths[n];
-      for (std::int64_t begin = 0; begin < p.pairs; begin += Chunk<T, Tangent>::size(p)) {
-        const Chunk<T, Tangent> chunk(a.plan, p, operands, begin);
+      for (std::int64_t begin = 0; begin < p.pairs; begin += Chunk<S, Tangent>::size(p)) {
+        const Chunk<S, Tangent> chunk(a.plan, p, operands, begin);
         __syncthreads();
         if (gw && p.weighted) chunk.couple(value, tangent);
         if (gx || gy) chunk.collect(q, q_tangent);
@@ -322,23 +328,27 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks) rows_backward(Devic
 
 unsigned blocks(std::int64_t tasks) { return static_cast<unsigned>(tasks < (1 << 20) ? tasks : 1 << 20); }
 
-}  // namespace
+}  // namespace tensor_product_rows_kernels
 
-template <class T>
-void launch_rows_forward(const DeviceProduct<T>& product, bool tangent, void* stream) {
-  launch(tangent ? &rows_forward<T, true> : &rows_forward<T, false>, dim3(blocks(product.receivers())),
-         dim3(kThreads), (tangent ? 2 : 1) * kPairValues * sizeof(T), stream, product);
+template <class S>
+void launch_rows_forward(const DeviceProduct<S>& product, bool tangent, void* stream) {
+  launch(tangent ? &rows_forward<S, true> : &rows_forward<S, false>, dim3(blocks(product.receivers())),
+         dim3(kThreads), (tangent ? 2 : 1) * kPairValues * sizeof(Arithmetic<S>), stream, product);
 }
-template <class T>
-void launch_rows_backward(const DeviceProduct<T>& product, bool tangent, void* stream) {
-  launch(tangent ? &rows_backward<T, true> : &rows_backward<T, false>,
+template <class S>
+void launch_rows_backward(const DeviceProduct<S>& product, bool tangent, void* stream) {
+  launch(tangent ? &rows_backward<S, true> : &rows_backward<S, false>,
          dim3(blocks(product.last_position - product.first_position)), dim3(kThreads),
-         (tangent ? 4 : 2) * kPairValues * sizeof(T), stream, product);
+         (tangent ? 4 : 2) * kPairValues * sizeof(Arithmetic<S>), stream, product);
 }
 
 template void launch_rows_forward(const DeviceProduct<float>&, bool, void*);
 template void launch_rows_forward(const DeviceProduct<double>&, bool, void*);
+template void launch_rows_forward(const DeviceProduct<Half>&, bool, void*);
+template void launch_rows_forward(const DeviceProduct<BFloat16>&, bool, void*);
 template void launch_rows_backward(const DeviceProduct<float>&, bool, void*);
 template void launch_rows_backward(const DeviceProduct<double>&, bool, void*);
+template void launch_rows_backward(const DeviceProduct<Half>&, bool, void*);
+template void launch_rows_backward(const DeviceProduct<BFloat16>&, bool, void*);
 
 }  // namespace clebsch::cuda

@@ -4,7 +4,7 @@
 #include "cuda/device_product.h"
 
 namespace clebsch::cuda {
-namespace {
+inline namespace tensor_product_sums_kernels {
 
 constexpr int kThreads = 128;
 
@@ -40,11 +40,16 @@ __global__ void __launch_bounds__(kThreads) add_rows(RowSums<T> a) {
   }
 }
 
+template <class S>
+__global__ void __launch_bounds__(kThreads) round_sums(RoundedSums<S> a) {
+  each(a.count, [&](std::int64_t i) { a.to[i] = rounded<S>(a.sums[i]); });
+}
+
 unsigned at_most(std::int64_t count, std::int64_t most) {
   return static_cast<unsigned>(count < most ? count : most);
 }
 
-}  // namespace
+}  // namespace tensor_product_sums_kernels
 
 template <class T>
 void launch_sender_sums(const SenderSums<T>& sums, void* stream) {
@@ -55,10 +60,16 @@ void launch_row_sums(const RowSums<T>& sums, void* stream) {
   const dim3 grid(at_most((sums.length + kThreads - 1) / kThreads, 1 << 20), at_most(sums.groups, 65535));
   launch(&add_rows<T>, grid, dim3(kThreads), 0, stream, sums);
 }
+template <class S>
+void launch_round(const RoundedSums<S>& sums, void* stream) {
+  launch(&round_sums<S>, blocks_for(sums.count, kThreads), dim3(kThreads), 0, stream, sums);
+}
 
 template void launch_sender_sums(const SenderSums<float>&, void*);
 template void launch_sender_sums(const SenderSums<double>&, void*);
 template void launch_row_sums(const RowSums<float>&, void*);
 template void launch_row_sums(const RowSums<double>&, void*);
+template void launch_round(const RoundedSums<Half>&, void*);
+template void launch_round(const RoundedSums<BFloat16>&, void*);
 
 }  // namespace clebsch::cuda

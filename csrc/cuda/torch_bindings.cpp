@@ -67,9 +67,10 @@ const int64_t* table(const std::string& name, const Tensor& like, const Make& ma
   return words_of(tables.try_emplace(key, torch::stable::to(made, like.device())).first->second);
 }
 
+// Tables are those of the arithmetic.
 template <class T>
 std::string type_name() {
-  return sizeof(T) == 4 ? "float " : "double ";
+  return sizeof(clebsch::Arithmetic<T>) == 4 ? "float " : "double ";
 }
 
 class TorchMemory {
@@ -99,6 +100,7 @@ std::pair<Tensor, Tensor> sort(const Tensor& keys) {
 }
 
 struct Cuda {
+  using Stored = clebsch::operators::FloatsOr16Bits;
   struct Order {
     Tensor tensor;
     clebsch::cuda::GraphView graph;
@@ -114,16 +116,17 @@ struct Cuda {
                   const clebsch::ProductCall<T>& call, clebsch::Derivative derivative) {
     run_product(product, call, derivative, nullptr);
   }
-  template <class T>
-  static void run_product(const clebsch::operators::Product<Cuda>& product,
-                          const clebsch::ProductCall<T>& call, clebsch::Derivative derivative,
+  template <class Types, class S>
+  static void run_product(const clebsch::operators::Product<Cuda, Types>& product,
+                          const clebsch::ProductCall<S>& call, clebsch::Derivative derivative,
                           const clebsch::cuda::Window* window) {
+    using T = clebsch::Arithmetic<S>;
     const Tensor& like = product.x.tensor;
     if (product.order)
       require(product.order->tensor.get_device_index() == like.get_device_index(), product.noun,
               "order must be on the device of x");
     const StreamOf current(like.get_device_index());
-    const int64_t* words = table("plan " + type_name<T>() + product.text, like,
+    const int64_t* words = table("plan " + type_name<S>() + product.text, like,
                                  [&] { return clebsch::cuda::plan_words<T>(product.plan); });
     TorchMemory memory(like);
     clebsch::cuda::run_product(call, clebsch::cuda::view_plan<T>(product.plan, words),
@@ -158,7 +161,8 @@ struct Cuda {
     const clebsch::TableWords in = contraction.words();
     std::string name = "contraction " + type_name<T>();
     name.append(reinterpret_cast<const char*>(in.data), static_cast<size_t>(in.size) * sizeof(int64_t));
-    const int64_t* words = table(name, like, [&] { return clebsch::cuda::contraction_words<T>(in); });
+    const int64_t* words =
+        table(name, like, [&] { return clebsch::cuda::contraction_words<clebsch::Arithmetic<T>>(in); });
     std::optional<std::pair<Tensor, Tensor>> sorted;
     clebsch::cuda::SortedSpecies by_species{};
     if (call.grad_weight) {
@@ -166,9 +170,9 @@ struct Cuda {
       by_species = {words_of(sorted->first), words_of(sorted->second)};
     }
     TorchMemory memory(like);
-    clebsch::cuda::run_symmetric_contraction(call,
-                                             clebsch::cuda::view_contraction<T>(contraction.sizes, words),
-                                             step, by_species, memory.workspace(), current.stream);
+    clebsch::cuda::run_symmetric_contraction(
+        call, clebsch::cuda::view_contraction<clebsch::Arithmetic<T>>(contraction.sizes, words), step,
+        by_species, memory.workspace(), current.stream);
   }
 
   template <class T>

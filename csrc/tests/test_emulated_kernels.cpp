@@ -11,6 +11,7 @@
 #include "buffer.h"
 #include "check.h"
 #include "cpu/dispatch.h"
+#include "cuda/device.h"
 #include "cuda/device_harmonics.h"
 #include "cuda/emulator.h"
 #include "cuda/run_product.h"
@@ -145,6 +146,98 @@ TEST(emulated_kernels_refuse_a_bad_order) {
     });
   });
   CHECK(said == "convolution: order must come from graph_order of the same graph");
+}
+
+// A call on numbers of 16 bits that float numbers hold, in arrays that end where no memory is.
+template <class S>
+class ShortCall {
+ public:
+  ShortCall(const Problem& problem, const clebsch::ProductCall<float>& long_call) : problem_(problem) {
+    call.rows = long_call.rows;
+    call.shared_weights = long_call.shared_weights;
+    call.x = operand(X, long_call.x);
+    call.y = operand(Y, long_call.y);
+    call.w = operand(W, long_call.w);
+    call.g = operand(G, long_call.g);
+    call.ax = operand(AX, long_call.ax);
+    call.ay = operand(AY, long_call.ay);
+    call.aw = operand(AW, long_call.aw);
+    call.out = result(G, long_call.out);
+    call.gx = result(X, long_call.gx);
+    call.gy = result(Y, long_call.gy);
+    call.gw = result(W, long_call.gw);
+  }
+  // One unit in the last place apart at most, where a compiler fuses other products and sums.
+  void check(const std::string& label) const {
+    for (std::size_t n = 0; n < results_.size(); ++n) {
+      const Buffer<S>& found = *results_[n];
+      for (int64_t i = 0; i < found.size(); ++i) {
+        const S expected = cuda::rounded<S>(expected_[n][i]);
+        CHECK(std::abs(int{found[i].bits} - int{expected.bits}) <= 1, label, n, i, cuda::widened(found[i]),
+              expected_[n][i]);
+      }
+    }
+  }
+  clebsch::ProductCall<S> call{};
+
+ private:
+  clebsch::Rows<const S> operand(int i, const clebsch::Rows<const float>& from) {
+    if (!from.data) return {nullptr, 0};
+    const int64_t count = problem_.count(i), width = problem_.width(i);
+    operands_.push_back(std::make_unique<Buffer<S>>(count * width, Place::page_end));
+    S* to = operands_.back()->data();
+    for (int64_t n = 0; n < count * width; ++n)
+      to[n] = cuda::rounded<S>(from.data[n / width * from.stride + n % width]);
+    return {to, from.stride ? width : 0};
+  }
+  clebsch::Rows<S> result(int i, const clebsch::Rows<float>& expected) {
+    if (!expected.data) return {nullptr, 0};
+    results_.push_back(std::make_unique<Buffer<S>>(problem_.count(i) * problem_.width(i), Place::page_end));
+    for (int64_t n = 0; n < results_.back()->size(); ++n) (*results_.back())[n] = {0x7fff};  // not a number
+    expected_.push_back(expected.data);
+    return {results_.back()->data(), expected.stride};
+  }
+  const Problem& problem_;
+  std::vector<std::unique_ptr<Buffer<S>>> operands_, results_;
+  std::vector<const float*> expected_;
+};
+
+template <class S>
+void check_short(Problem problem, const std::string& label) {
+  for (std::vector<double>& numbers : problem.operand) {
+    for (double& number : numbers) number = cuda::widened(cuda::rounded<S>(static_cast<float>(number)));
+  }
+  const Arrays<float> arrays(problem, Place::page_end);
+  const clebsch::Plan& plan = clebsch::parse_plan(problem.description.text());
+  const std::vector<int64_t> words = cuda::plan_words<float>(plan);
+  const cuda::PlanTables<float> tables = cuda::view_plan<float>(plan, words.data());
+  std::unique_ptr<DeviceOrder> order;
+  if (problem.edges) order = std::make_unique<DeviceOrder>(*problem.edges, problem.edges->nodes);
+  const cuda::GraphView* graph = order ? &order->view : nullptr;
+  arrays.run([&](const clebsch::ProductCall<float>& call, Derivative derivative) {
+    DeviceMemory memory;
+    cuda::run_product(call, tables, graph, derivative, memory.workspace(), nullptr);
+    ShortCall<S> other(problem, call);
+    cuda::run_product(other.call, tables, graph, derivative, memory.workspace(), nullptr);
+    other.check(label);
+  });
+}
+
+TEST(emulated_products_of_16_bits) {
+  const Edges edges = random_edges(5, 13);
+  const char* const orders[] = {"forward", "reverse", "random:3"};
+  int turn = 0;
+  for (const Description& d : descriptions()) {
+    for (const bool shared : {false, true}) {
+      const std::string order = orders[++turn % 3];
+      cuda::emulator::set_order(order);
+      for (const Edges* graph : {static_cast<const Edges*>(nullptr), &edges}) {
+        check_short<clebsch::Half>(Problem(d, 5, shared, graph), order + " half");
+        check_short<clebsch::BFloat16>(Problem(d, 5, shared, graph), order + " bfloat16");
+      }
+    }
+  }
+  cuda::emulator::set_order("forward");
 }
 
 template <class T>

@@ -46,7 +46,7 @@ MAX_DEGREE, MAX_MULTIPLICITY = 100, 1 << 20
 # What all kernels compute in, and what some store, computing in float32.
 WIDE, NARROW = ("float32", "float64"), ("float16", "bfloat16")
 # The nouns whose compiled kernels for GPUs store 16 bits.
-NARROW_ON_CUDA: frozenset[str] = frozenset()
+NARROW_ON_CUDA = frozenset({"spherical_harmonics", "tensor_product", "convolution", "symmetric_contraction"})
 # On a GPU rows of receivers are gathered, and multiplied as others are.
 _ON_GPU = {"edge_product": "tensor_product"}
 

@@ -76,6 +76,18 @@ def test_harmonics(ls, dtype):
             assert (a - b).norm() <= 100 * PROMISED[dtype] * a.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("edges", [None, 700])
+@pytest.mark.parametrize("name", ["wide 17 ir_mul", "wide 128 mul_ir", "uvw mul_ir"])
+def test_products_of_16_bits(name, edges, dtype):
+    """What float32 gives for the same numbers, rounded once."""
+    rows = 40 if edges is None else graph(edges)
+    problem = Problem.random(PLANS[name], rows, dtype=torch.float32).to(dtype)
+    for short, long in zip(on_gpu(problem), on_gpu(problem.to(torch.float32)), strict=True):
+        assert short.dtype == dtype
+        assert ((short.float() - long).abs() <= torch.finfo(dtype).eps * (long.abs() + 1e-3)).all()
+
+
 def test_current_stream_and_capture():
     """A captured step replays with new numbers; it ran on the stream that torch had chosen."""
     plan = wide_plan(32)

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from clebsch import backend
-from clebsch.ops.dispatch import in_transform, is_autocast, takes
+from clebsch.ops.dispatch import in_transform, is_autocast, listed, takes
 
 __all__ = ["is_recorded", "note", "refused"]
 
@@ -55,11 +55,7 @@ def refused(noun: str, operands: dict[str, Any]) -> str | None:
     if is_autocast(device.type):
         return "autocast is on"
     kinds = ", ".join(str(value.dtype).removeprefix("torch.") for value in operands.values())
-    return f"dtypes are {kinds}: kernels take {_listed(known)}, the same for all"
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"
+    return f"dtypes are {kinds}: kernels take {listed(known)}, the same for all"
 
 
 def note(module: torch.nn.Module, reason: str | None) -> None:

@@ -24,7 +24,7 @@ def convolution(x: Tensor, y: Tensor, weight: Tensor, graph: Graph, plan: Produc
     Nothing of the size of the gathered rows or of the messages is ever stored. Differentiable to any order.
 
     Args:
-        x: (num_nodes, irreps_in1.dim), float32 or float64.
+        x: (num_nodes, irreps_in1.dim), float32 or float64; on a GPU also float16 or bfloat16.
         y: (num_edges, irreps_in2.dim), of the dtype and device of x.
         weight: (num_edges, weight_numel), or (weight_numel,) shared by all edges; (0,) if no path is
             weighted.

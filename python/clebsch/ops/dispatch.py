@@ -16,6 +16,7 @@ __all__ = [
     "call",
     "in_transform",
     "is_autocast",
+    "listed",
     "may_look",
     "on_host",
     "require_alike",
@@ -80,6 +81,11 @@ def _dtype_name(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
+def listed(names: Sequence[str]) -> str:
+    """float32, float16 or float64."""
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
 def require_alike(noun: str, **operands: Any) -> None:
     """TypeError or ValueError unless all are tensors of a dtype that the operators of `noun` take, and of
     the dtype and device of the first.
@@ -89,7 +95,8 @@ def require_alike(noun: str, **operands: Any) -> None:
             raise TypeError(f"{noun}: {name} must be a tensor, got {type(value).__name__}")
     label, first = next(iter(operands.items()))
     if not takes_dtype(noun, first):
-        raise TypeError(f"{noun}: {label} must be float32 or float64, got {_dtype_name(first)}")
+        known = listed(backend.dtypes_of(noun, first.device.type) or backend.WIDE)
+        raise TypeError(f"{noun}: {label} must be {known}, got {_dtype_name(first)}")
     for name, value in operands.items():
         if value.dtype != first.dtype:
             wanted, got = _dtype_name(first), _dtype_name(value)

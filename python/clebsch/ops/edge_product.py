@@ -31,7 +31,7 @@ def edge_product(x: Tensor, y: Tensor, weight: Tensor, graph: Graph, plan: Produ
     where the edges of a receiver follow each other.
 
     Args:
-        x: (num_edges, irreps_in1.dim), float32 or float64.
+        x: (num_edges, irreps_in1.dim), float32 or float64; on a GPU also float16 or bfloat16.
         y: (num_nodes, irreps_in2.dim), of the dtype and device of x.
         weight: (num_edges, weight_numel), or (weight_numel,) shared by all edges; (0,) if no path is
             weighted.

@@ -37,7 +37,7 @@ def spherical_harmonics(points: Tensor, ls: Sequence[int], normalize: bool, norm
     """Real spherical harmonics of degrees `ls`, in e3nn's conventions; differentiable to any order.
 
     Args:
-        points: (..., 3), float32 or float64.
+        points: (..., 3), float32 or float64; on a GPU also float16 or bfloat16.
         ls: degrees, 0 to 1000, in any order, repeated if wanted.
         normalize: evaluate at points / max(|points|, 1e-12).
         normalization: on the unit sphere, "component" (|Y^l|^2 = 2l + 1), "norm" (|Y^l| = 1) or "integral"

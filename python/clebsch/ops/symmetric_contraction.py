@@ -33,7 +33,7 @@ def symmetric_contraction(
     """Polynomials of every channel's components, mixed by the weights of the node's species.
 
     Args:
-        x: (nodes, channels, components), float32 or float64.
+        x: (nodes, channels, components), float32 or float64; on a GPU also float16 or bfloat16.
         weight: (species, paths, channels), of the dtype and device of x.
         index: (nodes,), int64: the species of each node. Weights of its own for every node are weight with
             species = nodes and index = arange(nodes).

@@ -70,7 +70,7 @@ def tensor_product(x: Tensor, y: Tensor, weight: Tensor, plan: ProductPlan | str
     """Rows of the product that `plan` describes, by the compiled kernel; differentiable to any order.
 
     Args:
-        x: (rows, irreps_in1.dim), float32 or float64.
+        x: (rows, irreps_in1.dim), float32 or float64; on a GPU also float16 or bfloat16.
         y: (rows, irreps_in2.dim), of the dtype and device of x.
         weight: (rows, weight_numel), or (weight_numel,) shared by all rows; shape (0,) if no path is
             weighted.
