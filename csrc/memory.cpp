@@ -25,9 +25,10 @@ std::size_t default_limit() {
   return pages > 0 && page > 0 ? static_cast<std::size_t>(pages) * static_cast<std::size_t>(page) / 4 : 0;
 }
 
-constexpr bool is_huge(std::size_t bytes) { return bytes >= kHugePage / 2; }
+// Where a single one would be nearly full: memory is taken by whole pages.
+constexpr bool is_huge(std::size_t bytes) { return bytes >= kHugePage / 8 * 7; }
 
-// A size class: whole huge pages, below 1 MiB 8 KiB, and at most sixteen classes to every power of two, so
+// A size class: whole huge pages, below 1.75 MiB 8 KiB, and at most sixteen classes to every power of two, so
 // that problems of nearly the same size share blocks.
 std::size_t rounded(std::size_t bytes) {
   std::size_t step = is_huge(bytes) ? kHugePage : std::size_t{8} << 10;

@@ -16,7 +16,7 @@ namespace clebsch {
 // seen a few blocks of the size, and again whenever blocks at the end of its heap are free.
 constexpr std::size_t kSmallestPooled = std::size_t{128} << 10;
 
-// At least `bytes` bytes on a cache line (on huge pages from 1 MiB on), not initialised. Throws
+// At least `bytes` bytes on a cache line (on huge pages from 1.75 MiB on), not initialised. Throws
 // std::bad_alloc.
 CLEBSCH_API void* acquire_memory(std::size_t bytes);
 CLEBSCH_API void release_memory(void* block) noexcept;
