@@ -16,6 +16,8 @@ DOCUMENT = budget.REPOSITORY / "docs" / "cuda-roofline.md"
 MODELS = ("mace-medium", "mace-large", "nequip-L")
 STEPS = ("forward", "backward", "double backward")
 TYPES = {4: "float", 8: "double"}
+FLOORS = {"forward": 1.3, "backward": 1.6}  # moved over the least that is asked for
+CACHES = {"A100": 40, "H100": 50}  # MB of the second cache, as published by the maker
 INDICES = 24  # bytes an edge: its number, its sender, and a pass over the order
 
 # As in csrc/cuda/tensor_product_channels.cu.
@@ -25,11 +27,14 @@ PAIR_VALUES = 1024  # of tensor_product_rows.cu
 
 @dataclass(frozen=True)
 class Work:
-    """Of an edge or a point: flops, least bytes (operands and results once) and the bytes that are moved."""
+    """Of an edge or a point: flops, least bytes (operands and results once), the bytes that are moved, and
+    those of them that a cache of all nodes saves.
+    """
 
     flops: float
     least: float
     moved: float
+    saved: float = 0
 
 
 @dataclass(frozen=True)
@@ -57,17 +62,21 @@ class Convolution:
         plan, weights = self.plan, self.plan.weight_numel
         dim1, dim2 = plan.irreps_in1.dim, plan.irreps_in2.dim
         own = plan.irreps_out.dim / DEGREE  # out or g: once for a receiver
-        flops, least, gathered = {
-            "forward": (2 * cells + components, weights + dim2 + own, dim1),
-            "backward": (4 * cells + 5 * components, 2 * weights + 2 * dim2 + own, 3 * dim1),
+        # Rows of nodes that are gathered, and what else is moved: rows of gx, which their senders sum, and
+        # weights that a second pass reads.
+        flops, least, gathered, more = {
+            "forward": (2 * cells + components, weights + dim2 + own, dim1, 0),
+            "backward": (4 * cells + 5 * components, 2 * weights + 2 * dim2 + own, dim1, 2 * dim1),
             "double backward": (
                 10 * cells + 15 * components,
                 3 * weights + 4 * dim2 + 2 * own,
-                2 * weights + 6 * dim1,
+                4 * dim1,
+                2 * weights + 2 * dim1,
             ),
         }[step]
         bytes_least = self.size * least + INDICES
-        return Work(flops, bytes_least, bytes_least + self.size * gathered)
+        moved = bytes_least + self.size * (gathered + more)
+        return Work(flops, bytes_least, moved, self.size * gathered * (1 - 1 / DEGREE))
 
     def kernels(self, step: str) -> Iterator[tuple[str, int]]:
         """Name in the budget and shared memory of a block; what sums rows afterwards is left out."""
@@ -176,6 +185,23 @@ def _bounds(size: int) -> str:
     return _table(head, rows)
 
 
+def _ratios() -> str:
+    rows = []
+    for name in MODELS:
+        problem = Convolution(name, 4)
+        row = problem.plan.irreps_in1.dim * problem.size
+        nodes = [f"{megabytes * 10**6 // row:,}" for megabytes in CACHES.values()]
+        for step, floor in FLOORS.items():
+            work = problem.work(step)
+            worst, best = work.moved / work.least, (work.moved - work.saved) / work.least
+            share = max(0.0, (work.moved - floor * work.least) / work.saved)
+            ratios = [f"{value:.2f}" for value in (worst, best, floor)]
+            rows.append([f"{name}, {step}", *ratios, f"{share:.0%}", *nodes])
+    caches = [f"nodes that fit, {name}, {megabytes} MB" for name, megabytes in CACHES.items()]
+    head = ["", "no gather hits", "all do", "asked for", "gathers that have to hit", *caches]
+    return _table(head, rows)
+
+
 def _room(kernels: budget.Kernels) -> str:
     rows = []
     for _, problem in _rows():
@@ -243,6 +269,15 @@ the least bytes.
 ### float64
 
 {_bounds(8)}
+
+## Bytes moved over the least
+
+In float32, per edge. What a gather finds in the second cache is not moved; where the rows of all nodes fit
+there, each is read once, and all but one gather in {DEGREE} hit. Rows of gx are written and read by the sum
+of their sender in any case. Weights, which pass by once, take room there too, so fewer nodes than those of
+the last columns fit. With fewer hits than are asked for here, the kernels move more than they should.
+
+{_ratios()}
 
 ## Warps that a multiprocessor has room for
 
