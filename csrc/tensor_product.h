@@ -35,7 +35,7 @@ template <class T>
 struct ProductArgs {
   const Program* program;
   const Graph* graph;  // null: rows
-  std::int64_t rows;   // without one, of all chunks: what is read next may be asked for
+  std::int64_t rows;   // without one, of all that lie here: what is read next may be asked for
   Rows<const T> x, y, w, g, ax, ay, aw;
   Rows<T> out, gx, gy, gw;
   bool shared_weights;  // one row of w (and aw) for all; gw is one row, added to

@@ -18,6 +18,8 @@ import clebsch
 from another_device import WAITS, pretend_built, take_cpu_for_gpu, what_runs
 from clebsch import Graph, backend, explain, nn, o3
 from clebsch.algebra.plan import ProductPlan
+from clebsch.convert.e3nn import convolve_edges
+from clebsch.convert.radial import RadialWeights
 from clebsch.e3nn.operands import refused
 from clebsch.ops import dispatch
 from clebsch.ops.edge_product import edge_product
@@ -167,20 +169,30 @@ def test_suits_kernels_of_triton(triton):
         assert dispatch.suits_kernels("tensor_product", x.bfloat16())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_convolutions_of_models_that_are_stored_in_16_bits(compiled, dtype):
+    """Their radial nets' last matrix is multiplied first: `radial_convolution` does not take 16 bits."""
+    arguments = "8x0e", "1x0e", "8x0e", [(0, 0, 0, "uvu", True)]
+    product = e3nn.o3.TensorProduct(*arguments, shared_weights=False, internal_weights=False)
+    with FakeTensorMode():
+        x, y, hidden, matrix = (one.to(dtype) for one in fake((4, 8), (6, 1), (6, 3), (3, 8)))
+        nodes = torch.zeros(6, dtype=torch.int64, device=x.device)
+        out = convolve_edges(product, x, y, RadialWeights(hidden, matrix), nodes, nodes, 4)
+    assert out is not None and out.shape == (4, 8) and out.dtype == dtype
+
+
 def test_refused(compiled):
     with FakeTensorMode():
         x, y = fake((3, 4), (3, 2))
         assert refused("tensor_product", {"x": x, "y": y}) is None
+        known = "kernels take float32, float64, float16 or bfloat16, the same for all"
         reasons = {
             "x is on cuda:0 and y on cpu": (x, there(y, "cpu")),
             "x is on cuda:0 and y on cuda:1": (x, there(y, "cuda:1")),
             "x is on xpu:0: no kernel for it: Triton is not in use": fake((3, 4), (3, 2), device="xpu"),
             "x is on mps:0: kernels run on the CPU and on GPUs": fake((3, 4), (3, 2), device="mps"),
-            "dtypes are float32, float64: kernels take float32 or float64, the same for all": (x, y.double()),
-            "dtypes are int64, int64: kernels take float32 or float64, the same for all": (
-                x.long(),
-                y.long(),
-            ),
+            f"dtypes are float32, float64: {known}": (x, y.double()),
+            f"dtypes are int64, int64: {known}": (x.long(), y.long()),
         }
         for reason, (a, b) in reasons.items():
             assert refused("tensor_product", {"x": a, "y": b}) == reason

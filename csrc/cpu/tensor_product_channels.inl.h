@@ -27,7 +27,7 @@
 namespace clebsch {
 namespace {
 
-constexpr int kRowsAhead = 2;  // of an elementwise row, those asked for
+constexpr int kRowsAhead = 2;  // where an elementwise row begins, the one this far on is asked for
 constexpr int kGroup = 8;  // edges whose matrices are made together; in the forward pass they share the sums
 
 template <class T>

@@ -115,6 +115,60 @@ def test_gradients_of_attributes_themselves_are_refused(kind):
     assert (grad != 0).any(dim=1).all()
 
 
+def listen(model, hear):
+    """hear(attributes), which a model's type embedding gives out."""
+    embedding = model.get_submodule("model.func.type_embed")
+    return embedding.register_forward_hook(lambda *call: hear(call[2]["node_attrs"]))
+
+
+def test_gradients_of_attributes_within_a_model_are_refused():
+    """An error, alone and beside the table's; first features, the same numbers, are another tensor."""
+    fast, found = checks.accelerate_all(build(num_layers=2)), []
+    table = fast.get_submodule("model.func.type_embed").embed_module.weight
+    listen(fast, found.append)
+    energy = fast(dict(samples.batch("crystal")))["total_energy"].sum()
+    with pytest.raises(NotImplementedError, match="gradients with respect to node_attrs"):
+        torch.autograd.grad(energy, found, retain_graph=True)
+    with pytest.raises(RuntimeError, match="appears to not have been used"):
+        torch.autograd.grad(energy, [*found, table])
+
+
+def test_gradients_of_attributes_that_somebody_listens_to():
+    """Then each atom has its own; those of the unmodified model are those of first features as well."""
+    stock, found = build(num_layers=2), {}
+    for name, model in {"stock": stock, "fast": checks.accelerate_all(stock)}.items():
+
+        def hear(attributes, name=name):
+            attributes.retain_grad()
+            found[name] = attributes
+
+        listen(model, hear)
+        model(dict(samples.batch("crystal")))["total_energy"].sum().backward()
+    assert found["fast"].grad.shape == found["stock"].grad.shape
+    assert (found["fast"].grad != 0).any(dim=1).all()
+
+
+@pytest.mark.parametrize("part", [slice(0, 7), slice(1, 8), slice(0, 8, 2)], ids=str)
+def test_rows_of_a_table_of_which_all_are_alike(part):
+    """Which row of the table a row is cannot be seen; NequIP can be told to begin with such tables."""
+    product, types, x, _ = self_connection()
+    table = torch.ones(3, product.irreps_in2.dim, requires_grad=True)
+    out = []
+    for known in (types[part], None):
+        y = torch.nn.functional.embedding(types, table)[part]
+        with in_block_of(known):
+            out.append(torch.autograd.grad(product(x[part], y).square().sum(), table))
+    torch.testing.assert_close(*out, rtol=1e-12, atol=1e-12)
+
+
+def test_attributes_whose_graph_is_gone():
+    product, types, x, table = self_connection()
+    y = torch.nn.functional.embedding(types, table)
+    y.sum().backward()
+    with in_block_of(types), torch.no_grad():
+        product(x, y)
+
+
 @pytest.mark.parametrize(
     "kind", [{"padding_idx": 0}, {"scale_grad_by_freq": True}], ids=["padding", "frequency"]
 )

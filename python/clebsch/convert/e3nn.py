@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clebsch import backend
 from clebsch.convert import gate
 from clebsch.convert.left import Left
 from clebsch.convert.radial import RadialWeights, as_tensor
@@ -16,6 +15,7 @@ from clebsch.e3nn import linear, spherical_harmonics, tensor_product
 from clebsch.e3nn.operands import note, refused
 from clebsch.graph import Graph
 from clebsch.ops.convolution import convolve
+from clebsch.ops.dispatch import takes
 from clebsch.ops.radial_convolution import convolve_radially
 
 __all__ = ["RULES", "Linear", "SphericalHarmonics", "TensorProduct", "convolve_edges", "is_convolved"]
@@ -64,7 +64,7 @@ def convolve_edges(
     if the kernel does not take it; then the reason is on `product`.
     """
     factored = isinstance(weight, RadialWeights) and weight.is_factored
-    factored = factored and backend.backend_of("radial_convolution", x.device.type) != ""
+    factored = factored and takes("radial_convolution", x)
     if isinstance(weight, RadialWeights) and not factored:
         weight = weight.whole()
     factors = {"weight": weight.hidden, "matrix": weight.matrix} if factored else {"weight": weight}

@@ -31,10 +31,19 @@ from clebsch.ops.dispatch import may_look, on_host, will_run
 from clebsch.ops.linear import mix_rows
 from clebsch.ops.tensor_product import PlanSizes, plan_sizes
 
-__all__ = ["RULES", "Convolution", "InteractionBlock", "RadialMLP", "ScalarNet", "SelfConnection"]
+__all__ = [
+    "RULES",
+    "Convolution",
+    "InteractionBlock",
+    "RadialMLP",
+    "ScalarNet",
+    "SelfConnection",
+    "TypeEmbedding",
+]
 
 # NequIP's keys
-ATOM_TYPES, EDGE_INDEX, POSITIONS, CELL = "atom_types", "edge_index", "pos", "cell"
+ATOM_TYPES, NODE_ATTRS, EDGE_INDEX = "atom_types", "node_attrs", "edge_index"
+POSITIONS, CELL = "pos", "cell"
 CELL_SHIFT, VECTORS, BATCH, EDGE_CUTOFF = "edge_cell_shift", "edge_vectors", "batch", "edge_cutoff"
 
 # The types of the atoms of the block that is at work, where its self-connection finds them; threads may run
@@ -68,9 +77,9 @@ class BesselEncoding(Accelerated):
         reason = "torch's compiler fuses NequIP's own code"
         if not is_recorded():
             reason = not_taken_apart(self, (self.cutoff,))
+            if reason is None and not on_host(x):
+                reason = "on a GPU NequIP's own code runs: torch's operations alone were chosen for the CPU"
             reason = reason or refused("tensor_product", {"x": x, "weights": frequencies})
-        if reason is None and not on_host(x):
-            reason = "on a GPU NequIP's own code runs: torch's operations alone were chosen for the CPU"
         if reason is None and x.dtype != torch.float64:
             reason = "lengths are not float64"
         note(self, reason)
@@ -168,6 +177,23 @@ def _affine_map(layer: Any) -> tuple[Tensor, Tensor | None]:
     return layer.weight * layer.alpha, layer.bias
 
 
+class TypeEmbedding(Accelerated):
+    """An embedding of types whose attributes of atoms are not the tensor that is their first features.
+
+    So that gradients, which pass attributes by where types share a matrix (`_FromTable`), are missing from
+    them as a whole, and never in part.
+    """
+
+    does = "gives attributes and first features of atoms as two tensors"
+
+    def forward(self, data: Any) -> Any:
+        """As NequIP's."""
+        data = super().forward(data)
+        if not is_recorded():
+            data[NODE_ATTRS] = data[NODE_ATTRS].view_as(data[NODE_ATTRS])
+        return data
+
+
 class InteractionBlock(Accelerated):
     """A block that lets its self-connection know the types of the atoms."""
 
@@ -175,7 +201,8 @@ class InteractionBlock(Accelerated):
 
     def forward(self, data: Any) -> Any:
         """As NequIP's."""
-        if torch.compiler.is_compiling():
+        attributes = data[NODE_ATTRS]
+        if torch.compiler.is_compiling() or attributes.retains_grad or attributes._backward_hooks:
             return super().forward(data)
         before = TYPES.set(data[ATOM_TYPES])
         try:
@@ -241,23 +268,34 @@ def _table_of(y: Tensor) -> tuple[Tensor, Tensor] | None:
     None if it was not, or not as rows that have the whole of their gradient.
     """
     node = y.grad_fn
-    while node is not None and node.name() == "SliceBackward0":
+    while node is not None and (node.name() == "ViewBackward0" or _takes_first_rows(node)):
         node = node.next_functions[0][0]
     if node is None or node.name() != "EmbeddingBackward0":
+        return None
+    try:
+        rows = node._saved_indices.view(-1)[: y.shape[0]]
+    except RuntimeError:  # a graph that was differentiated before
         return None
     table = getattr(node.next_functions[0][0], "variable", None)  # of the node of a leaf
     if table is None or node._saved_sparse or node._saved_scale_grad_by_freq:
         return None
     if 0 <= node._saved_padding_idx < table.shape[0]:  # a row without gradient; none is -1, read as unsigned
         return None
-    return table, node._saved_indices.view(-1)[: y.shape[0]]
+    return table, rows
+
+
+def _takes_first_rows(node: Any) -> bool:
+    if node.name() != "SliceBackward0":
+        return False
+    return (node._saved_dim, node._saved_start, node._saved_step) == (0, 0, 1)
 
 
 class _FromTable(torch.autograd.Function):
     """Rows of a table, which take the place of the rows of y that were looked up there.
 
     Gradients go to the table, not by way of y: there is none for each row of y. Where those alone are asked
-    for, this is an error; where both are, y appears unused, which is torch.autograd.grad's own error.
+    for, this is an error; where both are, y appears unused here: torch.autograd.grad's own error, if nothing
+    else uses y.
     """
 
     @staticmethod
@@ -332,7 +370,12 @@ def _bessel(module: Any) -> Any:
     return {module: BesselEncoding} if name == "PolynomialCutoff" else {}
 
 
+def _embedding(module: Any) -> Any:
+    return {module: TypeEmbedding}
+
+
 RULES = {
+    "NodeTypeEmbed": _embedding,
     "EdgeLengthNormalizer": _lengths,
     "BesselEdgeLengthEncoding": _bessel,
     "TensorProductScatter": _scatter,
