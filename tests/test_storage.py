@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import emulation
+from another_device import pretend_built
 from clebsch import ops, reference
 from clebsch.algebra.plan import LAYOUTS, MODES, ProductPlan
 from clebsch.testing import RandomGraph, tolerance
@@ -309,7 +310,8 @@ def test_other_types_are_refused():
 
 
 @dtypes
-def test_on_a_gpu_the_same_nouns_take_them(dtype):
+def test_on_a_gpu_the_same_nouns_take_them(dtype, monkeypatch):
+    pretend_built(monkeypatch)
     with FakeTensorMode():
         x, y, w, points = (torch.empty(5, n, device="cuda", dtype=dtype) for n in (12, 9, 15, 3))
         assert ops.tensor_product(x, y, w, wide_plan(3)).dtype == dtype
