@@ -5,6 +5,7 @@ What they compute is tested in Triton's interpreter: ``pytest --interpreted`` (m
 
 import ast
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -13,6 +14,7 @@ import sys
 from contextlib import contextmanager
 from importlib import metadata
 
+import hypothesis
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -22,7 +24,15 @@ import clebsch
 import triton_resources
 from clebsch import Graph, backend, nn, o3, ops
 from clebsch.algebra.plan import MODES, ProductPlan
-from clebsch.triton import autotune, launch, offline, spherical_harmonics, tensor_product
+from clebsch.testing import random_plans
+from clebsch.triton import (
+    autotune,
+    launch,
+    offline,
+    spherical_harmonics,
+    tensor_product,
+    tensor_product_modes,
+)
 from clebsch.triton.schedule import Schedule, rule
 from clebsch.triton.source import Source
 from clebsch.triton.sums import sender_sums
@@ -514,8 +524,11 @@ def test_wide_loads(target):
     }
 
 
+compiles = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="the interpreter does not compile")
+
+
 @has_pinned
-@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="the interpreter does not compile")
+@compiles
 @pytest.mark.parametrize(
     "model, name, target",
     [
@@ -530,3 +543,40 @@ def test_compiled_again(model, name, target):
     jobs = [kernel for kernel in triton_resources.kernels() if (kernel[0], kernel[2].name) == (model, name)]
     key, row = triton_resources.compile_kernel((*jobs[0], target))
     assert triton_resources.same(row) == triton_resources.same(TABLES[pinned][key])
+
+
+def assert_compile(plan, targets=tuple(tensor_product_modes.TARGETS)):
+    """Whatever a plan runs, the front end of the compiler takes: the interpreter takes more."""
+    ways = itertools.product((False, True), ((None, True), (None, False), ((True, True, True), False)))
+    for graph, (tangents, shared) in ways:
+        call = tensor_product.Call(str(plan), "float32", graph, shared, tangents)
+        made = [source for target in targets for source in tensor_product.target_sources(call, target)]
+        made += tensor_product.forward_sources(call)
+        made += tensor_product.together_sources(call, (True, True, not shared))
+        for source in dict.fromkeys(made):
+            assert f"@{source.name}(" in offline.lower(source, "cuda:90"), source.text
+
+
+@has_pinned
+@compiles
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_after_others_compile(mode):
+    """Paths of two modes in one kernel, in both orders."""
+    for other in MODES[MODES.index(mode) + 1 :]:
+        paths = [(0, 0, int(each == "uvuv"), each, True, 1.0) for each in (mode, other, mode)]
+        assert_compile(ProductPlan("3x0e", "3x0e", "3x0e+9x0e", tuple(paths)), ("out", "gx", "gy"))
+
+
+@has_pinned
+@compiles
+@pytest.mark.parametrize("out", [None, "4x0e+3x1e"])
+def test_squares_compile(out):
+    assert_compile(o3.TensorSquare("3x0e+2x1o", irreps_out=out).plan)
+
+
+@has_pinned
+@compiles
+@hypothesis.settings(max_examples=15, derandomize=True, deadline=None)
+@hypothesis.given(random_plans(l_max=2, max_paths=4, multiplicities=(0, 1, 2, 3), max_terms=40))
+def test_random_plans_compile(plan):
+    assert_compile(plan)
