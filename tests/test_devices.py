@@ -6,6 +6,7 @@ What each kernel computes: the tests of its noun. On a GPU: tests/gpu.
 
 import contextlib
 from importlib import metadata
+from pathlib import Path
 
 import e3nn.nn
 import e3nn.o3
@@ -41,6 +42,7 @@ def triton_is_there():
         return False
 
 
+LOAD_CUDA = backend._load_cuda.__wrapped__  # before a fixture takes its place
 has_triton = pytest.mark.skipif(not triton_is_there(), reason="Triton is not installed")
 
 
@@ -224,6 +226,29 @@ def test_dtypes_of_triton(triton):
         assert edge_product(x, y, weight, graph, plan).dtype == torch.bfloat16
         with pytest.raises(TypeError, match=r"^linear: x must be float32 or float64, got bfloat16$"):
             clebsch.ops.linear(x, *fake((3,), (0,), dtype=x.dtype), plan)
+
+
+@pytest.mark.parametrize("hip, cuda, xpu", [("7.0", None, None), (None, None, "2025"), (None, "13.0", None)])
+def test_compiled_kernels_are_for_one_vendor(hip, cuda, xpu, nothing, monkeypatch):
+    """Under a torch for AMD's or Intel's GPUs they stay out of the way of Triton's."""
+    for name, version in {"hip": hip, "cuda": cuda, "xpu": xpu}.items():
+        monkeypatch.setattr(torch.version, name, version, raising=False)
+    loaded = []
+    monkeypatch.setattr(backend, "_library", Path)
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: loaded.append(path.name))
+    monkeypatch.setattr(backend, "_load_cuda", LOAD_CUDA)
+    backend.load.__wrapped__()
+    assert backend.runs_triton() is (cuda is None)
+    if cuda is not None:
+        assert loaded == ["_clebsch_torch.so", "_clebsch_cuda.so"]
+        return
+    assert loaded == ["_clebsch_torch.so"]
+    said = f"built for NVIDIA's, and torch {torch.__version__} is for others"
+    assert backend.cuda_missing()[0] == backend.backends()["cuda"] == said
+    with pytest.raises(ImportError, match="kernels for GPUs are built for NVIDIA's"):
+        backend.select("cuda")
+    backend.select("auto")
+    assert backend.runs_triton() and backend.backend_of("linear", "cuda") == ""
 
 
 def test_nobody_looks_elsewhere():

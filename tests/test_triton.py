@@ -5,13 +5,17 @@ What they compute is tested in Triton's interpreter: ``pytest --interpreted`` (m
 
 import ast
 import hashlib
+import itertools
+import json
 import math
 import os
 import re
 import subprocess
 import sys
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
+from random import Random
 
 import pytest
 import torch
@@ -21,8 +25,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import clebsch
 import triton_resources
 from clebsch import Graph, backend, nn, o3, ops
-from clebsch.algebra.plan import MODES, ProductPlan
-from clebsch.triton import autotune, launch, offline, spherical_harmonics, tensor_product
+from clebsch.algebra.plan import LAYOUTS, MODES, ProductPlan
+from clebsch.triton import (
+    autotune,
+    launch,
+    offline,
+    spherical_harmonics,
+    tensor_product,
+    tensor_product_modes,
+)
 from clebsch.triton.schedule import Schedule, rule
 from clebsch.triton.source import Source
 from clebsch.triton.sums import sender_sums
@@ -281,6 +292,74 @@ def test_what_is_not_tried(monkeypatch, tmp_path):
     assert {one.block for one in autotune.candidates(reduces, 32)} == {rule(reduces).block}
 
 
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """A file of schedules: puts an entry into it, which a process reads that knows nothing."""
+    monkeypatch.setenv("CLEBSCH_CACHE", str(tmp_path))
+
+    def keep(source, entry, **more):
+        digest = hashlib.sha256(source.text.encode()).hexdigest()[:16]
+        monkeypatch.setattr(autotune, "_known", {})
+        autotune.file().write_text(json.dumps({f"device; {source.name}; {digest}": entry} | more))
+
+    return keep
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"block": 16, "num_warps": 1, "all_registers": False},
+        {"block": 64, "num_warps": 1, "all_registers": False},  # twice what the rule says: half the pieces
+        {"block": "a", "num_warps": 1, "all_registers": False},
+        {"block": 32, "num_warps": 1, "all_registers": False, "stages": 2},
+        {"num_warps": 1},
+        [],
+        None,
+    ],
+    ids=str,
+)
+def test_what_is_kept_is_not_trusted(kept, entry):
+    """Pieces of sums are counted by the rule: another block would write them out of bounds."""
+    source = Source("name", "text", (), 128, 20, False, reduces=True)
+    kept(source, entry, another={"stages": 2}, yet_another=5)
+    found = autotune.tuned(source, "device", 32, lambda schedule: -schedule.num_warps)
+    assert found == Schedule(32, 2) and found.block == rule(source).block
+    after = json.loads(autotune.file().read_text())
+    assert (after.pop("another"), after.pop("yet_another")) == ({"stages": 2}, 5)  # of somebody else
+    assert list(after.values()) == [{"block": 32, "num_warps": 2, "all_registers": False}]
+    kept(source, after.popitem()[1], another={"stages": 2})
+    assert autotune.tuned(source, "device", 32, lambda _: pytest.fail("tried again")) == found
+
+
+def test_trials_that_fail(monkeypatch, tmp_path):
+    monkeypatch.setenv("CLEBSCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(autotune, "_known", {})
+    source = Source("name", "text", (), 128, 20, False)
+
+    def seconds(schedule):
+        if schedule.num_warps > most:
+            raise RuntimeError("out of resources")
+        return -schedule.num_warps
+
+    most = 0
+    assert autotune.tuned(source, "device", 32, seconds) == rule(source)
+    assert not autotune.file().exists()  # they may run another time
+    most = 2
+    assert autotune.tuned(source, "device", 32, seconds).num_warps == 2 < rule(source).num_warps
+
+
+def test_threads_that_keep_trials_at_a_time(monkeypatch, tmp_path):
+    monkeypatch.setenv("CLEBSCH_CACHE", str(tmp_path))
+    texts = [{str(i): None for i in range(size)} for size in (1, 3000)]
+    autotune._write(texts[0])
+    with ThreadPoolExecutor(4) as pool:
+        writes = [pool.submit(autotune._write, texts[i % 2]) for i in range(60)]
+        while not all(write.done() for write in writes):
+            assert json.loads(autotune.file().read_text()) in texts
+    assert [write.result() for write in writes] == [None] * 60
+    assert list(tmp_path.iterdir()) == [autotune.file()]
+
+
 def test_trials_are_asked_for(monkeypatch):
     for value, expected in ((None, False), ("", False), ("0", False), ("1", True)):
         monkeypatch.delenv("CLEBSCH_TRITON_AUTOTUNE", raising=False)
@@ -378,6 +457,37 @@ def test_layers_on_a_gpu_are_exported(chosen_again):
     assert called == [
         f"clebsch.{noun}.default" for noun in ("spherical_harmonics", "graph_order", "convolution")
     ]
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The grids of kernels, which do not run."""
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda **given: grids.append(grid)
+
+    monkeypatch.setattr(launch, "_warp_of", lambda _: 32)
+    monkeypatch.setattr(launch, "_on", lambda _: nullcontext())
+    monkeypatch.setattr(launch, "compiled", lambda source: Kernel())
+    return grids
+
+
+def test_more_tiles_than_pieces_are_found_by(started):
+    """gx and gw take another axis of the grid; gy would be wrong."""
+    plan = ProductPlan("2097121x0e", "1x0e", "2097121x0e", ((0, 0, 0, "uvu", True, 1.0),))
+    with FakeTensorMode():
+        grad, x, weight = (torch.empty(2, 2097121, device="cuda") for _ in range(3))
+        given = grad, x, torch.empty(2, 1, device="cuda"), weight, str(plan)
+        tensor_product.tensor_product_backward(*given, 0b101)
+        with pytest.raises(NotImplementedError) as error:
+            tensor_product.tensor_product_backward(*given, 0b111)
+    assert str(error.value) == (
+        "tensor_product: the gradient of y takes 65536 tiles of channels, and a Triton kernel makes it of at "
+        "most 65535: split the blocks of x into plans of their own, or use tensors on the CPU"
+    )
+    assert len(started) == 1
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "xpu:2"])
@@ -514,8 +624,11 @@ def test_wide_loads(target):
     }
 
 
+compiles = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="the interpreter does not compile")
+
+
 @has_pinned
-@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="the interpreter does not compile")
+@compiles
 @pytest.mark.parametrize(
     "model, name, target",
     [
@@ -530,3 +643,47 @@ def test_compiled_again(model, name, target):
     jobs = [kernel for kernel in triton_resources.kernels() if (kernel[0], kernel[2].name) == (model, name)]
     key, row = triton_resources.compile_kernel((*jobs[0], target))
     assert triton_resources.same(row) == triton_resources.same(TABLES[pinned][key])
+
+
+def assert_compile(plan, targets=tuple(tensor_product_modes.TARGETS)):
+    """Whatever a plan runs, the front end of the compiler takes: the interpreter takes more."""
+    ways = itertools.product((False, True), ((None, True), ((True, True, True), False)))
+    for graph, (tangents, shared) in ways:
+        call = tensor_product.Call(str(plan), "float32", graph, shared, tangents)
+        made = [source for target in targets for source in tensor_product.target_sources(call, target)]
+        made += tensor_product.forward_sources(call)
+        made += tensor_product.together_sources(call, (True, True, not shared))
+        for source in dict.fromkeys(made):
+            assert f"@{source.name}(" in offline.lower(source, "cuda:90"), source.text
+
+
+@has_pinned
+@compiles
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_after_others_compile(mode):
+    """Paths of two modes in one kernel, in both orders."""
+    for other in MODES[MODES.index(mode) + 1 :]:
+        paths = [(0, 0, int(each == "uvuv"), each, True, 1.0) for each in (mode, other, mode)]
+        assert_compile(ProductPlan("3x0e", "3x0e", "3x0e+9x0e", tuple(paths)), ("out", "gx", "gy"))
+
+
+@has_pinned
+@compiles
+@pytest.mark.parametrize("out", [None, "4x0e+3x1e"])
+def test_squares_compile(out):
+    assert_compile(o3.TensorSquare("3x0e+2x1o", irreps_out=out).plan)
+
+
+@has_pinned
+@compiles
+@pytest.mark.parametrize("seed", range(5))
+def test_random_plans_compile(seed):
+    """Several modes on the blocks of two degrees, in any order."""
+    draw = Random(seed)
+    paths = []
+    for _ in range(6):
+        mode, ls = draw.choice(MODES), draw.choices((0, 1), k=2)
+        weighted = mode in ("uvw", "uuw", "u<vw") or draw.random() < 0.7
+        paths.append((*ls, 2 * (sum(ls) % 2) + int(mode == "uvuv"), mode, weighted, draw.random()))
+    out = "3x0e+9x0e+3x1o+9x1o"
+    assert_compile(ProductPlan("3x0e+3x1o", "3x0e+3x1o", out, tuple(paths), draw.choice(LAYOUTS)))

@@ -216,6 +216,9 @@ def _load_cuda() -> str:
     library = _library("_clebsch_cuda.so")
     if library is None:
         return "not built: CLEBSCH_CUDA=ON and nvcc when building"
+    xpu = getattr(torch.version, "xpu", None)
+    if torch.version.hip is not None or (torch.version.cuda is None and xpu is not None):
+        return f"built for NVIDIA's, and torch {torch.__version__} is for others"  # whose are Triton's
     try:
         torch.ops.load_library(library)
     except OSError as error:

@@ -11,9 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from .schedule import Schedule, rule
 from .source import Source
@@ -55,28 +58,45 @@ def tuned(source: Source, device: str, warp: int, seconds: Callable[[Schedule], 
         return rule(source, warp)
     key = f"{device}; {source.name}; {hashlib.sha256(source.text.encode()).hexdigest()[:16]}"
     if key not in _known:
-        _known.update(_read())
-    if key not in _known:
-        _known[key] = min(candidates(source, warp), key=seconds)
-        _write(_read() | {key: _known[key]})
+        tried = candidates(source, warp)
+        kept = _read().get(key)  # by anybody: what is not among the candidates is tried anew
+        found = next((one for one in tried if asdict(one) == kept), None)
+        if found is None:
+            found = _quickest(tried, seconds)
+            if found is None:  # nothing runs: the launch shall say why
+                return tried[0]
+            _write(_read() | {key: asdict(found)})
+        _known[key] = found
     return _known[key]
 
 
-def _read() -> dict[str, Schedule]:
-    """What is in the file; nothing if it cannot be read as such a file."""
+def _quickest(tried: Sequence[Schedule], seconds: Callable[[Schedule], float]) -> Schedule | None:
+    """A schedule that fails, for want of registers, say, takes forever; None if all do."""
+    times = {}
+    for schedule in tried:
+        with suppress(Exception):
+            times[schedule] = seconds(schedule)
+    return min(times, key=times.__getitem__, default=None)
+
+
+def _read() -> dict[str, Any]:
+    """What is in the file, by others too; nothing if it cannot be read as such a file."""
     try:
-        return {key: Schedule(**chosen) for key, chosen in json.loads(file().read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        kept = json.loads(file().read_text())
+    except (OSError, ValueError):
         return {}
+    return kept if isinstance(kept, dict) else {}
 
 
-def _write(chosen: dict[str, Schedule]) -> None:
-    """Put another file in the place of the old one: other processes see either."""
+def _write(kept: dict[str, Any]) -> None:
+    """Put another file in the place of the old one: other threads and processes see either."""
     path = file()
-    new = path.with_suffix(f".{os.getpid()}")
-    try:
+    with suppress(OSError):  # a folder that cannot be written: the choice holds for this process
         path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(json.dumps({key: asdict(one) for key, one in sorted(chosen.items())}, indent=1))
-        new.replace(path)
-    except OSError:  # a folder that cannot be written: the choice holds for this process
-        pass
+        number, new = tempfile.mkstemp(prefix=f"{path.stem}.", dir=path.parent)
+        try:
+            with open(number, "w") as opened:
+                json.dump(kept, opened, indent=1, sort_keys=True)
+            os.replace(new, path)
+        except OSError:
+            os.unlink(new)

@@ -52,22 +52,25 @@ def launch(source: Source, owners: int, arguments: Mapping[str, Any]) -> None:
     given = {name: arguments[name] for name in source.arguments}
 
     def start(schedule: Schedule) -> None:
+        if source.reduces and schedule.block != by_rule.block:
+            raise AssertionError("pieces of sums were counted for other tiles")  # `tiles`
         programs = -(-owners // schedule.block) if source.is_of_rows else owners
         if programs >= 1 << 31:
             raise NotImplementedError(
                 f"clebsch: a Triton kernel takes at most {(1 << 31) - 1} rows, got {programs}; split the rows"
             )
-        tiles = max(1, -(-source.lanes // schedule.block))
-        layers = -(-tiles // MOST_TILES)  # what `Writer.tile` makes of two axes
+        count = max(1, _tiles(source, schedule))
+        layers = -(-count // MOST_TILES)  # what `Writer.tile` makes of two axes
         options = schedule.options(is_nvidia=device.type == "cuda" and torch.version.hip is None)
         with _on(device):
-            compiled(source)[(programs, -(-tiles // layers), layers)](
+            compiled(source)[(programs, -(-count // layers), layers)](
                 **given, BLOCK=schedule.block, **options
             )
 
     device, warp = _device(arguments), _warp(arguments)
+    by_rule = rule(source, warp)
     if not (autotune.enabled() and device.type == "cuda"):
-        start(rule(source, warp))
+        start(by_rule)
         return
     from triton.testing import do_bench
 
@@ -79,8 +82,12 @@ def launch(source: Source, owners: int, arguments: Mapping[str, Any]) -> None:
 
 
 def tiles(source: Source, arguments: Mapping[str, Any]) -> int:
-    """How many tiles a launch has."""
-    return -(-source.lanes // rule(source, _warp(arguments)).block)
+    """How many tiles a launch has, of a kernel that sums over lanes: trials leave it its block."""
+    return _tiles(source, rule(source, _warp(arguments)))
+
+
+def _tiles(source: Source, schedule: Schedule) -> int:
+    return -(-source.lanes // schedule.block)
 
 
 def _warp(arguments: Mapping[str, Any]) -> int:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from .launch import compiled, require_triton
-from .schedule import rule
+from .schedule import Schedule, rule
 from .source import COUNTS, Source
 
-__all__ = ["TARGETS", "compile_for"]
+__all__ = ["TARGETS", "compile_for", "lower"]
 
 TARGETS = {
     "cuda:80": ("cuda", 80, 32),
@@ -40,6 +40,36 @@ def compile_for(source: Source, target: str, dtype: str = "float32", aligned: bo
     """
     triton = require_triton()
     from triton.backends.compiler import GPUTarget
+
+    code, schedule = _typed(source, target, dtype, aligned)
+    options = schedule.options(is_nvidia=target.startswith("cuda"))
+    start = sum(os.times()[:4])
+    kernel = triton.compile(code, target=GPUTarget(*TARGETS[target]), options=options)
+    seconds = sum(os.times()[:4]) - start
+    found = _nvidia(kernel, triton) if target.startswith("cuda") else _amd(kernel)
+    shared = {"shared": kernel.metadata.shared, "seconds": round(seconds, 2)}
+    return {"block": schedule.block, "num_warps": schedule.num_warps, **found, **shared}
+
+
+def lower(source: Source, target: str, dtype: str = "float32") -> str:
+    """What Triton's front end makes of a kernel, in hundredths of a second, or CompilationError."""
+    require_triton()
+    from triton._C.libtriton import ir
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler.compiler import make_backend
+
+    code, schedule = _typed(source, target, dtype, aligned=False)
+    machine, context = GPUTarget(*TARGETS[target]), ir.context()
+    backend = make_backend(machine)
+    options = backend.parse_options(schedule.options(is_nvidia=target.startswith("cuda")))
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    functions = backend.get_codegen_implementation(options), backend.get_module_map()
+    return str(code.make_ir(machine, options, *functions, context))
+
+
+def _typed(source: Source, target: str, dtype: str, aligned: bool) -> tuple[Any, Schedule]:
+    """A kernel with the types of its arguments, and its schedule."""
     from triton.compiler import ASTSource
 
     schedule = rule(source, TARGETS[target][2])
@@ -53,13 +83,7 @@ def compile_for(source: Source, target: str, dtype: str = "float32", aligned: bo
     code = ASTSource(
         fn=compiled(source), signature=signature, constexprs={"BLOCK": schedule.block}, attrs=attributes
     )
-    options = schedule.options(is_nvidia=target.startswith("cuda"))
-    start = sum(os.times()[:4])
-    kernel = triton.compile(code, target=GPUTarget(*TARGETS[target]), options=options)
-    seconds = sum(os.times()[:4]) - start
-    found = _nvidia(kernel, triton) if target.startswith("cuda") else _amd(kernel)
-    shared = {"shared": kernel.metadata.shared, "seconds": round(seconds, 2)}
-    return {"block": schedule.block, "num_warps": schedule.num_warps, **found, **shared}
+    return code, schedule
 
 
 def _nvidia(kernel: Any, triton: Any) -> dict[str, Any]:

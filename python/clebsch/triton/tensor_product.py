@@ -15,7 +15,7 @@ from . import tensor_product_channels as channels
 from . import tensor_product_modes as modes
 from .checks import contiguous_rows, require, require_rows
 from .launch import launch, tiles
-from .source import Source
+from .source import MOST_TILES, Source
 from .sums import sender_sums
 
 __all__ = [
@@ -210,6 +210,12 @@ class Product:
         if gw:
             self.give("gw", results["weight"])
         pieces, counts = results["y"], [tiles(source, self.given) for source in sources]
+        if gy and max(counts) > MOST_TILES:  # pieces are found by one axis of the grid
+            raise NotImplementedError(
+                f"{self.noun}: the gradient of y takes {max(counts)} tiles of channels, and a Triton kernel "
+                f"makes it of at most {MOST_TILES}: split the blocks of x into plans of their own, or use "
+                "tensors on the CPU"
+            )
         if gy and sum(counts) > 1:
             pieces = self.part((sum(counts), *results["y"].shape))
         if gy:

@@ -24,31 +24,36 @@ TARGETS = {"out": "grad", "gx": "x", "gy": "y", "gw": "weight"}
 """A result, and the operand in whose place it stands."""
 
 _TANGENTS = {"x": "ax", "y": "ay", "weight": "aw"}
-_PAIR = "u * ({twice} - u) // 2 + v - u - 1"
 
 
 @dataclass(frozen=True)
 class _Indices:
-    """Of a mode: its letters, and what copy of each operand they mean. `ordered`: u < v."""
+    """Of a path: its letters, and what copy of each operand they mean. `ordered`: u < v.
 
-    letters: str
+    Letters and numbers that a path reads have its number in their names, for Triton lets no name stand for a
+    block before a loop and for a scalar in it."""
+
+    letters: tuple[str, ...]
+    x: str
     y: str
     out: str
     weight: str
     ordered: bool = False
 
 
-def _indices(mode: str, mul2: int, mul3: int) -> _Indices:
-    pair = _PAIR.format(twice=2 * mul2 - 1)
+def _indices(mode: str, mul2: int, mul3: int, number: int) -> _Indices:
+    u, v, w = (f"{letter}{number}" for letter in "uvw")
+    pair = f"{u} * ({2 * mul2 - 1} - {u}) // 2 + {v} - {u} - 1"
+    both = f"{u} * {mul2} + {v}"
     return {
-        "uvw": _Indices("uvw", "v", "w", f"(u * {mul2} + v) * {mul3} + w"),
-        "uvu": _Indices("uv", "v", "u", f"u * {mul2} + v"),
-        "uvv": _Indices("uv", "v", "v", f"u * {mul2} + v"),
-        "uuw": _Indices("uw", "u", "w", f"u * {mul3} + w"),
-        "uuu": _Indices("u", "u", "u", "u"),
-        "uvuv": _Indices("uv", "v", f"u * {mul2} + v", f"u * {mul2} + v"),
-        "uvu<v": _Indices("uv", "v", pair, pair, True),
-        "u<vw": _Indices("uvw", "v", "w", f"({pair}) * {mul3} + w", True),
+        "uvw": _Indices((u, v, w), u, v, w, f"({both}) * {mul3} + {w}"),
+        "uvu": _Indices((u, v), u, v, u, both),
+        "uvv": _Indices((u, v), u, v, v, both),
+        "uuw": _Indices((u, w), u, u, w, f"{u} * {mul3} + {w}"),
+        "uuu": _Indices((u,), u, u, u, u),
+        "uvuv": _Indices((u, v), u, v, both, both),
+        "uvu<v": _Indices((u, v), u, v, pair, pair, True),
+        "u<vw": _Indices((u, v, w), u, v, w, f"({pair}) * {mul3} + {w}", True),
     }[mode]
 
 
@@ -194,38 +199,40 @@ class _Kernel:
         """sums += what the path gives, over all indices that the target does not have."""
         write, whole = self.write, self.whole
         x, y, out = whole.x(path), whole.y(path), whole.out(path)
-        mode = _indices(path.mode, y.mul, out.mul)
-        muls = {"u": x.mul, "v": y.mul, "w": out.mul}
-        copy = {"out": mode.out, "gx": "u", "gy": mode.y, "gw": mode.weight}[self.target]
-        lanes = self.decode(path, mode, copy, muls)
+        mode = _indices(path.mode, y.mul, out.mul, whole.number(path))
+        muls = {letter: {"u": x.mul, "v": y.mul, "w": out.mul}[letter[0]] for letter in mode.letters}
+        copy = {"out": mode.out, "gx": mode.x, "gy": mode.y, "gw": mode.weight}[self.target]
+        lanes = self.decode(mode, copy, muls)
         with ExitStack() as stack:
             for letter in mode.letters:
                 if letter not in lanes:
-                    begin = "u + 1" if letter == "v" and mode.ordered and "u" not in lanes else "0"
+                    after_u = mode.ordered and letter == mode.y and mode.x not in lanes
+                    begin = f"{mode.x} + 1" if after_u else "0"
                     stack.enter_context(write.block(f"for {letter} in range({begin}, {muls[letter]}):"))
             mask = self.mask(mode, lanes)
             for variant in self.variants:
                 self.add_variant(path, mode, lanes, mask, variant, sums)
 
-    def decode(self, path: Path, mode: _Indices, copy: str, muls: dict[str, int]) -> set[str]:
+    def decode(self, mode: _Indices, copy: str, muls: dict[str, int]) -> set[str]:
         """Lines that give the letters of the lanes; which letters these are."""
         write = self.write
-        if copy in ("u", "v", "w"):
+        if copy in muls:
             write.line(f"{copy} = lane")
             return {copy}
         if mode.ordered:
-            twice, per_pair = 2 * muls["v"] - 1, muls["w"] if "w" in mode.letters else 1
-            last = muls["v"] * (muls["v"] - 1) // 2 - 1
+            (u, v, *w), twice = mode.letters, 2 * muls[mode.y] - 1
+            per_pair = muls[w[0]] if w else 1
+            last = muls[v] * (muls[v] - 1) // 2 - 1
             write.line(f"pair = tl.minimum(lane // {per_pair}, {last}).to(tl.int64)")
             write.line(f"root = tl.sqrt(({twice} * {twice} - 8 * pair).to(tl.float64))")
-            write.line(f"u = (({twice} - root) / 2).to(tl.int64)")
-            write.line(f"u -= (u * ({twice} - u) // 2 > pair).to(tl.int64)")
-            write.line(f"u += ((u + 1) * ({twice} - u - 1) // 2 <= pair).to(tl.int64)")
-            write.line(f"v = pair - u * ({twice} - u) // 2 + u + 1")
-            if "w" in mode.letters:
-                write.line(f"w = lane % {muls['w']}")
+            write.line(f"{u} = (({twice} - root) / 2).to(tl.int64)")
+            write.line(f"{u} -= ({u} * ({twice} - {u}) // 2 > pair).to(tl.int64)")
+            write.line(f"{u} += (({u} + 1) * ({twice} - {u} - 1) // 2 <= pair).to(tl.int64)")
+            write.line(f"{v} = pair - {u} * ({twice} - {u}) // 2 + {u} + 1")
+            if w:
+                write.line(f"{w[0]} = lane % {muls[w[0]]}")
             return set(mode.letters)
-        letters = [letter for letter in mode.letters if letter in ("u", "v") or self.target == "gw"]
+        letters = [letter for letter in mode.letters if letter in copy]
         rest = "lane"
         for letter in reversed(letters[1:]):
             write.line(f"{letter} = {rest} % {muls[letter]}")
@@ -236,8 +243,8 @@ class _Kernel:
     def mask(self, mode: _Indices, lanes: set[str]) -> str:
         """Which lanes take part; for scalars of an edge see `place`."""
         base = "lanes" if self.graph else "there"
-        if mode.ordered and len(lanes & {"u", "v"}) == 1 and not lanes >= {"u", "v"}:
-            self.write.line(f"ordered = {base} & (u < v)")
+        if mode.ordered and len(lanes & {mode.x, mode.y}) == 1:
+            self.write.line(f"ordered = {base} & ({mode.x} < {mode.y})")
             return "ordered"
         return base
 
@@ -256,27 +263,33 @@ class _Kernel:
         if variant["weight"] == "aw" and not weighted:
             return
         blocks = {"x": whole.x(path), "y": whole.y(path), "grad": whole.out(path)}
-        copies = {"x": "u", "y": mode.y, "grad": mode.out, "weight": mode.weight}
+        copies = {"x": mode.x, "y": mode.y, "grad": mode.out, "weight": mode.weight}
         replaced = TARGETS[self.target]
         for role, block in blocks.items():
             if role != replaced:
-                self.load_copy(variant[role], role, block, copies[role], lanes, mask)
+                self.load_copy(path, variant[role], role, block, copies[role], lanes, mask)
         weight = ""
         if weighted and replaced != "weight":
             at = Block(0, whole.weight(path), 0, 1, "ir_mul")
-            self.load_copy(variant["weight"], "weight", at, copies["weight"], lanes, mask)
-            weight = f"{variant['weight']}_0 * "
+            self.load_copy(path, variant["weight"], "weight", at, copies["weight"], lanes, mask)
+            weight = f"{self.name(path, variant['weight'], 0)} * "
         self.contract(path, replaced, variant, weight, mask, sums)
 
-    def load_copy(self, operand: str, role: str, block: Block, copy: str, lanes: set[str], mask: str) -> None:
+    def name(self, path: Path, operand: str, component: int) -> str:
+        """Of a number that a path reads."""
+        return f"{operand}{self.whole.number(path)}_{component}"
+
+    def load_copy(
+        self, path: Path, operand: str, role: str, block: Block, copy: str, lanes: set[str], mask: str
+    ) -> None:
         """The components of a copy, of a lane's own or, where no letter of it is in the lanes, of all."""
         write = self.write
         row = write.row(operand, self.rows[role])
         own = any(letter in copy for letter in lanes)
-        index = copy if len(copy) == 1 else f"({copy})"
+        index = copy if copy.isidentifier() else f"({copy})"
         arguments = (mask,) if own else (("good", 'float("nan")') if self.graph else ())
         for i in range(block.dim):
-            write.load(f"{operand}_{i}", f"{row} + {block.place(i, index)}", *arguments)
+            write.load(self.name(path, operand, i), f"{row} + {block.place(i, index)}", *arguments)
 
     def contract(
         self,
@@ -291,7 +304,9 @@ class _Kernel:
         for m1, m2, m3, value in self.whole.entries(path):
             component = {"x": m1, "y": m2, "grad": m3, "weight": 0}[replaced]
             factors = [
-                f"{variant[role]}_{m}" for role, m in (("x", m1), ("y", m2), ("grad", m3)) if role != replaced
+                self.name(path, variant[role], m)
+                for role, m in (("x", m1), ("y", m2), ("grad", m3))
+                if role != replaced
             ]
             terms.setdefault(component, []).append(product(value, *factors))
         for component, parts in sorted(terms.items()):
