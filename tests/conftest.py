@@ -67,3 +67,11 @@ def fixed_torch_state():
     yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def float64_by_default(fixed_torch_state):
+    """For modules that compare with e3nn, which makes its constants in this precision."""
+    import torch
+
+    torch.set_default_dtype(torch.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -376,6 +376,15 @@ def meets_shared_weights(plan: ProductPlan) -> set[str | None]:
     """What meets weights that all rows share, on any path: "pairs", "x", "y"."""
     paths = backend.describe_plan(plan)["paths"]
     return {meets for path in paths for meets in path["shared_weights_meet"]}
+
+
+def graph(senders: Sequence[int], receivers: Sequence[int], num_nodes: int) -> RandomGraph:
+    return RandomGraph(np.array(senders, np.int64), np.array(receivers, np.int64), num_nodes)
+
+
+def random_graph(num_nodes: int, num_edges: int, seed: int = 0) -> RandomGraph:
+    rng = np.random.default_rng(seed)
+    return graph(rng.integers(num_nodes, size=num_edges), rng.integers(num_nodes, size=num_edges), num_nodes)
 
 
 def dense_plan(mul1: int, mul2: int, mul_out: int, layout: str = "mul_ir") -> ProductPlan:

@@ -19,6 +19,7 @@ from product_calls import (
     channelwise_plan,
     dense_plan,
     elementwise_plan,
+    graph,
     instruction_sets,
     kernel,
     meets_shared_weights,
@@ -27,6 +28,7 @@ from product_calls import (
     plan_of_mode,
     plan_of_orders,
     poisoned_memory,
+    random_graph,
     same_bits,
     views,
     wide_plan,
@@ -34,17 +36,6 @@ from product_calls import (
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 CHANNELS, ROWS = wide_plan(17), wide_plan(2)
-
-
-def graph(senders, receivers, num_nodes):
-    return RandomGraph(np.array(senders, np.int64), np.array(receivers, np.int64), num_nodes)
-
-
-def random_graph(num_nodes, num_edges, seed=0):
-    rng = np.random.default_rng(seed)
-    return RandomGraph(
-        rng.integers(num_nodes, size=num_edges), rng.integers(num_nodes, size=num_edges), num_nodes
-    )
 
 
 GRAPHS = {

@@ -46,12 +46,7 @@ LOAD_CUDA = backend._load_cuda.__wrapped__  # before a fixture takes its place
 has_triton = pytest.mark.skipif(not triton_is_there(), reason="Triton is not installed")
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("float64_by_default")
 
 
 @pytest.fixture

@@ -23,12 +23,12 @@ from product_calls import instruction_sets
 IRREPS = "5x0e+4x1o+3x2e", "7x0e+2x1o+3x1o+2x2e"
 
 
+pytestmark = pytest.mark.usefixtures("float64_by_default")
+
+
 @pytest.fixture(autouse=True)
-def float64():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+def disabled_afterwards():
     yield
-    torch.set_default_dtype(before)
     clebsch.e3nn.disable()
 
 

@@ -12,18 +12,20 @@ from hypothesis import strategies as st
 import emulation
 from clebsch import Graph, ops
 from clebsch.algebra.plan import LAYOUTS, MODES, Path, ProductPlan
-from clebsch.testing import RandomGraph, random_graphs, random_plans, relative_error
+from clebsch.testing import random_graphs, random_plans, relative_error
 from product_calls import (
     RadialProblem,
     broadcast,
     channelwise_plan,
     dense_plan,
     elementwise_plan,
+    graph,
     instruction_sets,
     kernel,
     mixed_plan,
     plan_of_mode,
     poisoned_memory,
+    random_graph,
     same_bits,
     views,
     wide_plan,
@@ -32,17 +34,6 @@ from product_calls import (
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 CHANNELS, ROWS = wide_plan(17), wide_plan(2)
 SIZES = (0, 1, 7, 64, 65)  # of hidden
-
-
-def graph(senders, receivers, num_nodes):
-    return RandomGraph(np.array(senders, np.int64), np.array(receivers, np.int64), num_nodes)
-
-
-def random_graph(num_nodes, num_edges, seed=0):
-    rng = np.random.default_rng(seed)
-    return RandomGraph(
-        rng.integers(num_nodes, size=num_edges), rng.integers(num_nodes, size=num_edges), num_nodes
-    )
 
 
 def star(num_edges, num_nodes=5):

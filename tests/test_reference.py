@@ -23,9 +23,7 @@ ALL_DEGREES = list(range(13))
 UNSORTED = [3, 0, 1, 2, 2, 7, 12, 5, 11]
 
 
-@pytest.fixture(autouse=True)
-def float64_by_default(fixed_torch_state):
-    torch.set_default_dtype(torch.float64)  # e3nn makes its constants in this precision
+pytestmark = pytest.mark.usefixtures("float64_by_default")
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from product_calls import (
     RadialProblem,
     channelwise_plan,
     dense_plan,
+    graph,
     instruction_sets,
     mixed_plan,
     plan_of_mode,
@@ -34,8 +35,8 @@ from test_spherical_harmonics import random_problem, results
 DTYPES = (torch.float16, torch.bfloat16)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 emulated = pytest.mark.skipif(not emulation.enabled(), reason="kernels for GPUs: pytest --emulated")
-GRAPH = RandomGraph(np.array([0, 3, 1, 1, 4, 0, 0]), np.array([1, 1, 3, 0, 1, 1, 4]), 6)
-NO_EDGES = RandomGraph(np.zeros(0, np.int64), np.zeros(0, np.int64), 3)
+GRAPH = graph([0, 3, 1, 1, 4, 0, 0], [1, 1, 3, 0, 1, 1, 4], 6)
+NO_EDGES = graph([], [], 3)
 
 
 def assert_rounded_once(label, actual, expected, bound, dtype):

@@ -13,13 +13,7 @@ from another_device import what_runs
 from clebsch import Graph, explain, nn
 from test_devices import KERNELS, LAYERS, layer_calls, of_packages
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("float64_by_default")
 
 
 def on_gpu(*values):

@@ -63,8 +63,7 @@ def convolve_edges(
     product: a live TensorProduct of e3nn with weights for every edge. x: (num_nodes, irreps_in1.dim). None
     if the kernel does not take it; then the reason is on `product`.
     """
-    factored = isinstance(weight, RadialWeights) and weight.is_factored
-    factored = factored and takes("radial_convolution", x)
+    factored = isinstance(weight, RadialWeights) and weight.is_factored and takes("radial_convolution", x)
     if isinstance(weight, RadialWeights) and not factored:
         weight = weight.whole()
     factors = {"weight": weight.hidden, "matrix": weight.matrix} if factored else {"weight": weight}
