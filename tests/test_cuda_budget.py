@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))  # benchmarks are not installed
 
 from benchmarks.cuda import budget, roofline, sass  # noqa: E402
 from benchmarks.cuda.devices import DEVICES  # noqa: E402
+from benchmarks.cuda.second_cache import SecondCache  # noqa: E402
 
 # A loop over .L_x_0 with one inside, over .L_x_1; what follows the jump at the end is padding.
 CODE = """
@@ -149,3 +151,27 @@ def test_bounds_of_one_convolution():
     balance = 19.5e12 / 2039e9  # of an A100
     share = roofline.attainable(work.least, work.flops, DEVICES[0], 4)
     assert share == pytest.approx(work.flops / work.least / balance)
+
+
+def test_a_second_cache_drops_what_was_used_least_recently():
+    """Beside a list of all that was touched, newest first; receivers are at work in threes."""
+    senders = torch.randint(30, (17, 8), generator=torch.Generator().manual_seed(0))
+    row, passing, capacity = 5, 2, 100
+    newest: list[tuple[object, int]] = []
+    found = 0
+    for group in senders.split(3):
+        for rank in group.T.tolist():
+            for sender in rank:
+                found += (sender, row) in newest
+                newest = [(sender, row), *(entry for entry in newest if entry != (sender, row))]
+            newest.insert(0, (object(), passing * len(rank)))
+            while sum(size for _, size in newest) > capacity:
+                newest.pop()
+    assert 0 < found < senders.numel()
+    assert SecondCache(capacity, 3).hits(senders, row, passing) == found / senders.numel()
+
+
+def test_a_second_cache_that_is_large_gathers_each_row_once():
+    senders = torch.arange(24).remainder(6).view(4, 6)
+    assert SecondCache(10**6, 2).hits(senders, 8, 3) == 1 - 6 / 24
+    assert SecondCache(8, 1).hits(senders, 8, 3) == 0
