@@ -1,5 +1,6 @@
 """o3.ReducedTensorProducts: e3nn's basis row by row, the symmetry, and what its forward pass computes."""
 
+import copy
 import itertools
 
 import pytest
@@ -199,6 +200,24 @@ class TestStateDict:
         assert torch.equal(again(*xs), out)
         again.load_state_dict(theirs.state_dict())
         assert torch.equal(again(*xs), before)
+
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_signs_travel_with_the_buffer(self, compiled):
+        """As DistributedDataParallel and averages of models copy it."""
+        if compiled and torch.__version__ < torch.torch_version.TorchVersion("2.13"):
+            pytest.skip("torch's compiler cannot ask about a module")
+        ours, theirs = both(*self.CASE)
+        ours.load_state_dict(self.flipped(theirs.state_dict(), ours.irreps_out, {0, 2, 3}))
+        other = o3.ReducedTensorProducts(*self.CASE[:3], **self.CASE[3])
+        other.change_of_basis.copy_(ours.change_of_basis)
+        xs = inputs_of(ours, 3)
+        torch._dynamo.reset()
+        call = torch.compile(other, fullgraph=True, backend="eager") if compiled else other
+        assert torch.equal(call(*xs), ours(*xs))
+        assert torch.equal(copy.deepcopy(other)(*xs), ours(*xs))
+        other.change_of_basis.mul_(2)
+        with pytest.raises(RuntimeError, match="something wrote to change_of_basis"):
+            other(*xs)
 
     def test_float32_checkpoint(self):
         ours, theirs = both(*self.CASE)

@@ -389,15 +389,12 @@ class TestStateDict:
         [
             ("_compiled_main_left_right._w3j_1_2_1", lambda t: 2 * t, "is not \\+1 or -1 times"),
             ("weight", lambda t: t[:-1], "size mismatch"),
-            ("weight", None, "Missing key"),
         ],
     )
     def test_a_checkpoint_that_is_refused_changes_nothing(self, name, change, message):
         ours, theirs = self.pair()
         state = self.old_checkpoint(theirs)
-        value = state.pop(name)
-        if change:
-            state[name] = change(value)
+        state[name] = change(state[name])
         plan, weight = ours.plan, ours.weight.clone()
         with pytest.raises(RuntimeError, match=message):
             ours.load_state_dict(state)
@@ -406,14 +403,104 @@ class TestStateDict:
         tables = {key: value for key, value in ours.state_dict().items() if "_w3j_" in key}
         assert tables and all(torch.equal(fresh[key], value) for key, value in tables.items())
 
-    def test_weights_and_signs_are_loaded_together(self):
+    @pytest.mark.parametrize("part", ["parameters", "buffers", "tables"])
+    @pytest.mark.parametrize("internal", [True, False])
+    def test_parts_of_a_checkpoint_are_loaded_as_by_e3nn(self, part, internal):
+        """Into modules that have the old signs, and into those that have not; signs that a part does not
+        mention stay.
+        """
+        has = {"parameters": lambda name: name == "weight", "buffers": lambda name: name != "weight"}.get(
+            part, lambda name: "_w3j_" in name
+        )
+        options = {"internal_weights": internal, "shared_weights": internal}
+        torch.set_default_dtype(torch.float64)
+        for old in (True, False):
+            ours = o3.TensorProduct(*self.PRODUCT, **options)
+            theirs = e3nn_o3.TensorProduct(*self.PRODUCT, **options)
+            states = copy.deepcopy([theirs.state_dict(), self.old_checkpoint(theirs)])
+            first, second = states[::-1] if old else states
+            for state in (first, {name: value for name, value in second.items() if has(name)}):
+                ours.load_state_dict(state, strict=False)
+                theirs.load_state_dict(state, strict=False)
+            x, y = rows(ours, 5)
+            weights = () if internal else (torch.randn(5, ours.weight_numel, dtype=x.dtype),)
+            assert relative(ours(x, y, *weights), theirs(x, y, *weights)) < 1e-12
+
+    def copied(self, how):
+        """A new product, after the buffers of one with the old signs were put into it."""
         ours, theirs = self.pair()
-        state = self.old_checkpoint(theirs)
-        ours.load_state_dict({name: state[name] for name in state if name != "weight"}, strict=False)
-        assert ours.plan == o3.TensorProduct(*self.PRODUCT).plan
-        external = o3.TensorProduct(*self.PRODUCT, internal_weights=False)
-        external.load_state_dict({name: state[name] for name in state if "_w3j_" in name}, strict=False)
-        assert external._absorbed_signs == {(1, 2, 2), (2, 1, 2)}
+        ours.load_state_dict(self.old_checkpoint(theirs))
+        other = o3.TensorProduct(*self.PRODUCT)
+        other.load_state_dict(o3.TensorProduct(*self.PRODUCT).state_dict() | dict(ours.named_parameters()))
+        how(other, ours)
+        return other, ours
+
+    @pytest.mark.parametrize("right", [False, True])
+    def test_signs_travel_with_buffers(self, right):
+        """As DistributedDataParallel and averages of models copy them."""
+
+        def copy_buffers(to, of):
+            for one, other in zip(to.buffers(), of.buffers(), strict=True):
+                one.copy_(other)
+
+        other, ours = self.copied(copy_buffers)
+        assert other.plan == ours.plan != o3.TensorProduct(*self.PRODUCT).plan
+        x, y = rows(ours, 5)
+        if right:
+            assert torch.equal(other.right(y), ours.right(y))
+        assert torch.equal(other(x, y), ours(x, y))
+        assert torch.equal(copy.deepcopy(other)(x, y), ours(x, y))
+        again = o3.TensorProduct(*self.PRODUCT)
+        again.load_state_dict(other.state_dict())
+        assert torch.equal(again(x, y), ours(x, y))
+
+    def test_signs_of_averaged_models(self):
+        def average(to, of):
+            averaged = torch.optim.swa_utils.AveragedModel(to, use_buffers=True)
+            averaged.update_parameters(of)
+            to.__dict__.update(averaged.module.__dict__)
+
+        other, ours = self.copied(average)
+        x, y = rows(ours, 5)
+        assert torch.equal(other(x, y), ours(x, y))
+
+    def test_signs_that_were_copied_are_compiled(self):
+        def copy_buffers(to, of):
+            for one, other in zip(to.buffers(), of.buffers(), strict=True):
+                one.copy_(other)
+
+        if torch.__version__ < torch.torch_version.TorchVersion("2.13"):
+            pytest.skip("torch's compiler cannot ask about a module")
+        other, ours = self.copied(copy_buffers)
+        x, y = rows(ours, 5)
+        torch._dynamo.reset()
+        assert torch.equal(torch.compile(other, fullgraph=True, backend="eager")(x, y), ours(x, y))
+
+    def test_functional_call_computes_with_the_tables_that_it_is_given(self):
+        ours, theirs = self.pair()
+        ours.load_state_dict(theirs.state_dict())
+        old = self.old_checkpoint(theirs)
+        x, y = rows(ours, 5)
+        for state in (old, theirs.state_dict()):
+            expected = torch.func.functional_call(theirs, state, (x, y))
+            assert relative(torch.func.functional_call(ours, state, (x, y)), expected) < 1e-12
+        assert relative(ours(x, y), theirs(x, y)) < 1e-12
+
+    def test_a_table_that_was_written_and_is_none_is_named(self):
+        ours, _ = self.pair()
+        ours._compiled_main_left_right._w3j_1_2_2.mul_(2)
+        with pytest.raises(RuntimeError, match=r"something wrote to _compiled_main_left_right._w3j_1_2_2"):
+            ours(*rows(ours, 5))
+
+    def test_tables_that_count_no_versions_are_read(self):
+        """Modules that are built in inference_mode."""
+        with torch.inference_mode():
+            ours = o3.TensorProduct(*self.PRODUCT)
+            plain = o3.TensorProduct(*self.PRODUCT)
+            x, y = rows(ours, 5)
+            ours(x, y)
+            ours._compiled_main_left_right._w3j_1_2_2.neg_()
+            assert ours.plan != plain.plan
 
     def test_keys_of_right_and_of_index_tables(self):
         torch.set_default_dtype(torch.float64)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from clebsch.algebra.plan import Path, ProductPlan
 from clebsch.convert.left import Left
@@ -19,6 +18,7 @@ from clebsch.convert.swap import Accelerated
 from clebsch.e3nn.operands import note, refused
 from clebsch.o3.coupling_tables import relative_sign
 from clebsch.o3.irreps import Irreps
+from clebsch.o3.unwritten import unobserved
 from clebsch.ops.tensor_product import PlanSizes, multiply_rows, plan_sizes
 
 __all__ = [
@@ -127,8 +127,7 @@ def _kept(module: Any, table: Tensor, find: Any) -> tuple[PlanSizes | None, str 
         return kept[1:3] if kept is not None else (None, "its table is not a plain tensor")
     mark = (id(table), 0 if table.is_inference() else table._version)
     if kept is None or kept[0] != mark:
-        # Whatever records operations here is not to see these.
-        with _disable_current_modes(), torch.no_grad():
+        with unobserved():
             found = find(module)
         sizes, reason = (None, found) if isinstance(found, str) else (plan_sizes(found), None)
         # The table is kept, so that no other tensor gets its id.

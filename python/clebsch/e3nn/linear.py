@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from clebsch.e3nn.forwards import is_on
 from clebsch.e3nn.operands import is_recorded, note, refused
 from clebsch.o3.linear import Linear
+from clebsch.o3.unwritten import unobserved
 
 __all__ = ["axes", "counterpart", "forward", "prepare"]
 
@@ -69,7 +69,7 @@ def _refused(ours: Linear, features: Any, weight: Any, bias: Any) -> str | None:
 
 def prepare(module: Any) -> Linear | str:
     """Find our `Linear` for a module, and leave the reason on it if there is none."""
-    with _disable_current_modes(), torch.no_grad():
+    with unobserved():
         ours = counterpart(module)
     module.__dict__["_clebsch_plan"] = None
     note(module, ours if isinstance(ours, str) else None)

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from clebsch.algebra.plan import ProductPlan
 from clebsch.e3nn.forwards import is_on
 from clebsch.e3nn.operands import note, refused
 from clebsch.o3.coupling_tables import degrees, flip, relative_sign, table_name, table_triple
+from clebsch.o3.unwritten import COMPILES, unobserved
 from clebsch.ops.dispatch import on_host
 from clebsch.ops.one_hot import choose_or_multiply
 from clebsch.ops.tensor_product import PlanSizes, multiply_rows, plan_sizes
@@ -63,9 +63,6 @@ class _Entry(NamedTuple):
         pairs = [(table, numbers) for (_, table), numbers in zip(tables, self.numbers, strict=True)]
         return all((a.dtype, a.device) == (b.dtype, b.device) and torch.equal(a, b) for a, b in pairs)
 
-
-# Whether torch's compiler can ask about a module while it traces: 2.10 cannot, 2.13 does.
-COMPILES = torch.__version__ >= torch.torch_version.TorchVersion("2.13")
 
 # Beside the modules and not on them: their pickles are e3nn's, to be read where there is no clebsch.
 _entries: weakref.WeakKeyDictionary[torch.nn.Module, _Entry] = weakref.WeakKeyDictionary()
@@ -174,7 +171,7 @@ def _refresh(module: Any) -> _Entry | None:
     tables = _tables(module)
     if any(type(table) is not Tensor for _, table in tables):
         return None
-    with _disable_current_modes(), torch.no_grad():
+    with unobserved():
         same = entry is not None and entry.code is module._modules.get(_CODE) and entry.has_numbers_of(tables)
     if not same:
         return prepare(module)
@@ -199,8 +196,7 @@ _parsed._dynamo_marked_constant = True
 
 def prepare(module: Any) -> _Entry:
     """Find the plan of a module, and leave it on it."""
-    # Whatever records operations here is not to see these.
-    with _disable_current_modes(), torch.no_grad():
+    with unobserved():
         tables = _tables(module)
         sizes = None
         plan, reason = _find_plan(module, dict(tables))

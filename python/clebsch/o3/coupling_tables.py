@@ -7,7 +7,7 @@ the weights beside them were trained with. Ours are there to be stored and compa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clebsch.algebra.plan import Path, ProductPlan
+from clebsch.o3.unwritten import Seen, have_numbers
 from clebsch.o3.wigner import wigner_3j
 
 __all__ = [
@@ -47,8 +48,11 @@ class CouplingTables(torch.nn.Module):
     right: those of the code of `right` in place of that of `forward`. specialized: whether e3nn writes code
     of its own for scalars and cross products, which needs no table.
 
-    They are set by the product that they belong to, with its signs; a checkpoint without them is complete.
+    They are set by the product that they belong to, with its signs; where something else wrote to them, it
+    takes theirs. A checkpoint without them is complete.
     """
+
+    _seen: Seen | None = None
 
     def __init__(self, plan: ProductPlan, right: bool, specialized: bool) -> None:
         super().__init__()
@@ -69,21 +73,48 @@ class CouplingTables(torch.nn.Module):
     def __contains__(self, triple: Triple) -> bool:
         return table_name(triple) in self._buffers
 
-    def set_signs(self, flipped: frozenset[Triple]) -> None:
-        """Write every table anew, with the opposite sign for the triples in `flipped`."""
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_seen"}
+
+    @property
+    def are_unwritten(self) -> bool:
+        """Whether nothing happened to them since `look`."""
+        return self._seen is not None and self._seen.still_holds(self._buffers.values())
+
+    def look(self) -> None:
+        """Remember that the product has the signs of these tables."""
+        self._seen = Seen.now(self._buffers.values())
+
+    @property
+    def have_numbers(self) -> bool:
+        return have_numbers(self._buffers.values())
+
+    def have_signs(self, flipped: frozenset[Triple]) -> bool:
+        """Whether every table is what `set_signs` writes."""
+        return all(
+            torch.equal(stored, _table(triple, stored, flipped)) for triple, _, stored in self._tables()
+        )
+
+    def signs(self) -> Iterator[tuple[str, Triple, int]]:
+        """Name, degrees and sign of each table: +1, -1, or 0 if it is neither ours nor its opposite."""
+        for triple, name, stored in self._tables():
+            yield name, triple, relative_sign(stored, triple)
+
+    def _tables(self) -> Iterator[tuple[Triple, str, Tensor]]:
         for name, stored in self._buffers.items():
             triple = table_triple(name)
-            if triple is None:
-                continue
+            if triple is not None:
+                yield triple, name, stored
+
+    def set_signs(self, flipped: frozenset[Triple]) -> None:
+        """Write every table anew, with the opposite sign for the triples in `flipped`."""
+        for triple, name, stored in list(self._tables()):
             # A module on the meta device is given its tensors when it loads.
-            device = "cpu" if stored.is_meta else stored.device
-            table = wigner_3j(*triple, dtype=stored.dtype, device=device)
-            table = -table if triple in flipped else table
             if stored.is_meta:
-                self._buffers[name] = table
+                self._buffers[name] = _table(triple, stored, flipped)
             else:
                 with torch.no_grad():
-                    stored.copy_(table)
+                    stored.copy_(_table(triple, stored, flipped))
 
     def _load_from_state_dict(
         self,
@@ -99,6 +130,11 @@ class CouplingTables(torch.nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, [], unexpected_keys, error_msgs
         )
+
+
+def _table(triple: Triple, like: Tensor, flipped: frozenset[Triple]) -> Tensor:
+    table = wigner_3j(*triple, dtype=like.dtype, device="cpu" if like.is_meta else like.device)
+    return -table if triple in flipped else table
 
 
 def table_name(triple: Triple) -> str:

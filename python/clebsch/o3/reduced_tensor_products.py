@@ -16,7 +16,8 @@ from clebsch.algebra.plan import Path, ProductPlan
 from clebsch.o3.index_symmetry import IndexSymmetry
 from clebsch.o3.irreps import Irrep, Irreps, allowed_irreps
 from clebsch.o3.reduced_basis import BasisIrrep, CoupledProduct, ReducedBasis
-from clebsch.ops.tensor_product import multiply_rows, plan_sizes
+from clebsch.o3.unwritten import COMPILES, Seen, have_numbers, unobserved
+from clebsch.ops.tensor_product import PlanSizes, multiply_rows, plan_sizes
 
 __all__ = ["ReducedTensorProducts"]
 
@@ -53,6 +54,8 @@ class ReducedTensorProducts(torch.nn.Module):
     e3nn 0.4 has other signs.
     """
 
+    _seen: Seen | None = None
+
     def __init__(
         self,
         formula: str,
@@ -83,10 +86,36 @@ class ReducedTensorProducts(torch.nn.Module):
         self.register_buffer(
             "change_of_basis", torch.tensor(self._own_basis, dtype=torch.get_default_dtype())
         )
+        self._seen = Seen.now((self.change_of_basis,))
+
+    @property
+    def plans(self) -> tuple[ProductPlan, ...]:
+        """One product after another, with the signs of change_of_basis."""
+        self._follow_basis()
+        return self._plans
+
+    @property
+    def _sizes(self) -> tuple[PlanSizes, ...]:
+        self._follow_basis()
+        return self._plan_sizes
 
     def _set_plans(self, plans: Sequence[ProductPlan]) -> None:
-        self.plans = tuple(plans)
-        self._sizes = tuple(map(plan_sizes, self.plans))
+        self._plans = tuple(plans)
+        self._plan_sizes = tuple(map(plan_sizes, self._plans))
+
+    def _follow_basis(self) -> None:
+        """Take the signs of a basis that something wrote to."""
+        if torch.compiler.is_compiling():
+            if COMPILES:
+                _take_signs(self)
+        elif not self._has_signs_of_basis():
+            _take_signs(self)
+
+    def _has_signs_of_basis(self) -> bool:
+        return self._seen is not None and self._seen.still_holds((self._buffers["change_of_basis"],))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_seen"}
 
     def forward(self, *xs: Tensor) -> Tensor:
         """The product of one x (..., irreps_in[k].dim) per index: (..., irreps_out.dim).
@@ -173,9 +202,14 @@ class ReducedTensorProducts(torch.nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         if signs is not None:
-            *first, last = self._own_plans
-            paths = (replace(path, coefficient=signs[path.i_out] * path.coefficient) for path in last.paths)
-            self._set_plans([*first, replace(last, paths=tuple(paths))])
+            self._use_signs(signs)
+
+    def _use_signs(self, signs: Sequence[float]) -> None:
+        """Those of the basis as it is, for each irrep of the output."""
+        *first, last = self._own_plans
+        paths = (replace(path, coefficient=signs[path.i_out] * path.coefficient) for path in last.paths)
+        self._set_plans([*first, replace(last, paths=tuple(paths))])
+        self._seen = Seen.now((self.change_of_basis,))
 
     def _signs_of(self, stored: Tensor) -> list[float] | None:
         """For each irrep of the output the sign of `stored` relative to our basis; None if they differ in
@@ -191,6 +225,27 @@ class ReducedTensorProducts(torch.nn.Module):
         eps = torch.finfo(stored.dtype).eps
         error = abs(numpy.repeat(signs, dims)[:, None] * theirs - ours).max(initial=0.0)
         return signs.tolist() if error <= max(4 * eps, 1e-6) else None
+
+
+def _take_signs(module: ReducedTensorProducts) -> None:
+    """Those of its basis, as somebody left it. RuntimeError if it is another one.
+
+    Nothing where a tensor without numbers stands in its place while something traces: the last signs hold.
+    """
+    if module._has_signs_of_basis() or not have_numbers((module.change_of_basis,)):
+        return
+    with unobserved():
+        signs = module._signs_of(module.change_of_basis)
+    if signs is None:
+        raise RuntimeError(
+            "ReducedTensorProducts: something wrote to change_of_basis: it is not that of "
+            f"{module.indices!r} up to a sign of each irrep"
+        )
+    module._use_signs(signs)
+
+
+# Torch's compiler calls it while it traces.
+_take_signs._dynamo_marked_constant = True
 
 
 def _irreps_of_indices(symmetry: IndexSymmetry, given: dict[str, Any]) -> list[Irreps]:

@@ -24,9 +24,10 @@ from clebsch.o3.coupling_tables import (
 )
 from clebsch.o3.irreps import Irreps, allowed_irreps
 from clebsch.o3.tensor_product_right import check_right, right_matrices
+from clebsch.o3.unwritten import COMPILES, unobserved
 from clebsch.o3.wigner import wigner_3j
 from clebsch.ops.one_hot import choose_or_multiply
-from clebsch.ops.tensor_product import multiply_rows, plan_sizes
+from clebsch.ops.tensor_product import PlanSizes, multiply_rows, plan_sizes
 
 __all__ = [
     "ElementwiseTensorProduct",
@@ -35,6 +36,10 @@ __all__ = [
     "Instruction",
     "TensorProduct",
 ]
+
+
+# Where e3nn keeps the code of forward and of right.
+_CODES = "_compiled_main_left_right", "_compiled_main_right"
 
 
 class Instruction(NamedTuple):
@@ -137,11 +142,33 @@ class TensorProduct(torch.nn.Module):
         for name, compiled in (("left_right", compile_left_right), ("right", compile_right)):
             tables = CouplingTables(self.plan, name == "right", specialized) if compiled else None
             if tables is not None and tables._buffers:
+                tables.look()
                 self.add_module(f"_compiled_main_{name}", tables)
 
+    @property
+    def plan(self) -> ProductPlan:
+        """What is computed, with the signs of the tables."""
+        self._follow_tables()
+        return self._plan
+
+    @property
+    def _sizes(self) -> PlanSizes:
+        self._follow_tables()
+        return self._plan_sizes
+
     def _set_plan(self, plan: ProductPlan) -> None:
-        self.plan = plan
-        self._sizes = plan_sizes(plan)
+        self._plan, self._plan_sizes = plan, plan_sizes(plan)
+
+    def _follow_tables(self) -> None:
+        """Take the signs of tables that something wrote to."""
+        if torch.compiler.is_compiling():
+            if COMPILES:
+                _take_signs(self)
+            return
+        for name in _CODES:
+            tables = self._modules.get(name)
+            if tables is not None and not tables.are_unwritten:
+                return _take_signs(self)
 
     def _set_weights(self, internal_weights: bool | None, shared_weights: bool | None) -> None:
         if shared_weights is None:
@@ -188,9 +215,10 @@ class TensorProduct(torch.nn.Module):
             and x.shape[0] == y.shape[0]
             and (weight.dim() == 1 or (weight.dim() == 2 and weight.shape[0] == x.shape[0]))
         ):
-            multiply = choose_or_multiply if self._sizes.elements else multiply_rows
-            return multiply(x, y, weight, self._sizes)
-        return self._broadcast(x, y, weight)
+            sizes = self._sizes
+            multiply = choose_or_multiply if sizes.elements else multiply_rows
+            return multiply(x, y, weight, sizes)
+        return self._broadcast(x, y, weight, self._sizes)
 
     def right(self, y: Tensor, weight: Tensor | list[Tensor] | None = None) -> Tensor:
         """The product with y (..., irreps_in2.dim) as matrices: (..., irreps_in1.dim, irreps_out.dim).
@@ -199,15 +227,12 @@ class TensorProduct(torch.nn.Module):
         whose errors this raises. Always available, whatever compile_right says.
         """
         weight = self._get_weight(weight, y)
-        check_right(self._name, y, weight, self._sizes.in2)
-        return right_matrices(self._sizes.plan, y, weight)
+        sizes = self._sizes
+        check_right(self._name, y, weight, sizes.in2)
+        return right_matrices(sizes.plan, y, weight)
 
-    def _broadcast(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        operands = {
-            "x": (x, self._sizes.in1),
-            "y": (y, self._sizes.in2),
-            "weight": (weight, self._sizes.weight),
-        }
+    def _broadcast(self, x: Tensor, y: Tensor, weight: Tensor, sizes: PlanSizes) -> Tensor:
+        operands = {"x": (x, sizes.in1), "y": (y, sizes.in2), "weight": (weight, sizes.weight)}
         for name, (value, width) in operands.items():
             if not isinstance(value, Tensor):
                 raise TypeError(f"{self._name}: {name} must be a tensor, got {type(value).__name__}")
@@ -226,10 +251,10 @@ class TensorProduct(torch.nn.Module):
         rows = math.prod(batch)
         x, y = (value.expand(*batch, value.shape[-1]).reshape(rows, value.shape[-1]) for value in (x, y))
         if math.prod(leading[2]) == 1:
-            weight = weight.reshape(self._sizes.weight)
+            weight = weight.reshape(sizes.weight)
         else:
-            weight = weight.expand(*batch, self._sizes.weight).reshape(rows, self._sizes.weight)
-        return multiply_rows(x, y, weight, self._sizes).reshape(*batch, self._sizes.out)
+            weight = weight.expand(*batch, sizes.weight).reshape(rows, sizes.weight)
+        return multiply_rows(x, y, weight, sizes).reshape(*batch, sizes.out)
 
     def _get_weight(self, weight: Tensor | list[Tensor] | None, x: Tensor | None = None) -> Tensor:
         """The flat weight to use: the given one, checked, or the module's own."""
@@ -320,13 +345,18 @@ class TensorProduct(torch.nn.Module):
 
     def _absorb(self, triples: frozenset[Triple]) -> None:
         """Use the opposite sign of exactly these couplings, whatever was absorbed before."""
-        self._set_plan(flip(self.plan, triples ^ self._absorbed_signs))
-        self._absorbed_signs = triples
+        self._flip_to(triples)
         for tables in self._coupling_tables():
             tables.set_signs(triples)
+            tables.look()
+
+    def _flip_to(self, triples: frozenset[Triple]) -> None:
+        self._set_plan(flip(self._plan, triples ^ self._absorbed_signs))
+        self._absorbed_signs = triples
 
     def _coupling_tables(self) -> list[CouplingTables]:
-        return [child for child in self._modules.values() if isinstance(child, CouplingTables)]
+        held = (self._modules.get(name) for name in _CODES)
+        return [tables for tables in held if tables is not None]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -375,10 +405,47 @@ class TensorProduct(torch.nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        # Signs go with the weights that they were trained with, or stay where those are refused.
-        given = ours and (f"{prefix}weight" in ours or not self.internal_weights)
-        if given and len(error_msgs) == errors:
-            self._absorb(frozenset(triple for triple, sign in signs.items() if sign < 0))
+        # A whole file says all signs, by what it leaves out as well; a part of one (parameters alone, buffers
+        # alone) those that it has.
+        if ours and len(error_msgs) == errors:
+            present = frozenset() if f"{prefix}output_mask" in ours else self._absorbed_signs
+            given = {triple for triple, sign in signs.items() if sign < 0}
+            self._absorb((present - signs.keys()) | given)
+
+
+def _take_signs(product: TensorProduct) -> None:
+    """Those of its tables, as somebody left them. RuntimeError that names one with which it cannot compute.
+
+    Nothing where tensors without numbers stand in their place while something traces: the last signs hold.
+    """
+    held = product._coupling_tables()
+    if all(tables.are_unwritten for tables in held) or not all(tables.have_numbers for tables in held):
+        return
+    with unobserved():
+        if not all(tables.have_signs(product._absorbed_signs) for tables in held):
+            signs = _signs_of(product)
+            flipped = frozenset(triple for triple, sign in signs.items() if sign < 0)
+            product._flip_to((product._absorbed_signs - signs.keys()) | flipped)
+    for tables in held:
+        tables.look()
+
+
+def _signs_of(product: TensorProduct) -> dict[Triple, int]:
+    """Of all its tables."""
+    signs: dict[Triple, int] = {}
+    for code in _CODES:
+        tables = product._modules.get(code)
+        for name, triple, sign in tables.signs() if tables is not None else ():
+            if sign == 0 or signs.setdefault(triple, sign) != sign:
+                raise RuntimeError(
+                    f"{product._name}: something wrote to {code}.{name}: it is not +1 or -1 times the "
+                    f"coupling coefficients of l = {triple}, or not with the sign of its other table"
+                )
+    return signs
+
+
+# Torch's compiler calls it while it traces.
+_take_signs._dynamo_marked_constant = True
 
 
 class FullyConnectedTensorProduct(TensorProduct):
