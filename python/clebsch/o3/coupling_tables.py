@@ -87,6 +87,7 @@ class CouplingTables(torch.nn.Module):
 
     @property
     def have_numbers(self) -> bool:
+        """Whether they can be read."""
         return have_numbers(self._buffers.values())
 
     def have_signs(self, flipped: frozenset[Triple]) -> bool:

@@ -29,6 +29,7 @@ class Seen(NamedTuple):
 
     @classmethod
     def now(cls, tensors: Iterable[Tensor]) -> Seen:
+        """These, at this moment."""
         tensors = tuple(tensors)
         counted = not any(tensor.is_inference() for tensor in tensors)
         return cls(tensors, tuple(tensor._version for tensor in tensors) if counted else None)
