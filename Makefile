@@ -66,7 +66,7 @@ EMULATED ?= not larger_than and not many_blocks and (modes_with_many or degrees_
 test-emulated: develop
 	@$(cmake) --build build/develop --target clebsch_emulated
 	$(run) -m pytest -n 2 --emulated tests/test_spherical_harmonics.py tests/test_tensor_product.py \
-	  tests/test_convolution.py tests/test_symmetric_contraction.py tests/test_linear.py \
+	  tests/test_convolution.py tests/test_edge_product.py tests/test_symmetric_contraction.py tests/test_linear.py \
 	  tests/test_radial_convolution.py tests/test_gate.py tests/test_silu.py tests/test_storage.py \
 	  tests/test_devices.py -k "$(EMULATED)" $(ARGS)
 

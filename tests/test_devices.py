@@ -96,7 +96,7 @@ def test_compiled_kernels(compiled):
     assert of("cuda") == dict.fromkeys(NOUNS, "cuda")
     assert of("xpu") == of("meta") == dict.fromkeys(NOUNS, "")
     for noun in NOUNS:
-        narrow = noun.replace("edge", "tensor") in backend.NARROW_ON_CUDA
+        narrow = noun in backend.NARROW_ON_CUDA
         assert backend.dtypes_of(noun, "cuda") == backend.WIDE + backend.NARROW * narrow
 
 
@@ -205,6 +205,18 @@ def test_refused_where_there_is_nothing(nothing):
         assert refused("linear", {"x": x}) == (
             "x is on cuda:0: no kernel for it: the compiled ones are not built"
         )
+
+
+def test_edges_meet_their_receivers_in_a_kernel(compiled):
+    """Nothing is gathered."""
+    plan = ProductPlan.parse("3x0e*1x0e->3x0e;mul_ir;0 0 0 uvu w 1.0")
+    with FakeTensorMode():
+        x, y, weight = fake((7, 3), (5, 1), (7, 3))
+        graph = Graph(*torch.zeros(2, 7, dtype=torch.int64, device="cuda"), 5)
+        with Recorder() as recorder:
+            assert edge_product(x, y, weight, graph, plan).shape == (7, 3)
+        assert recorder.names == {"graph_order", "edge_product"}
+        assert edge_product(x.half(), y.half(), weight.half(), graph, plan).dtype == torch.float16
 
 
 @has_triton

@@ -8,6 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import emulation
 from clebsch import Graph, ops
 from clebsch.algebra.plan import LAYOUTS, MODES, ProductPlan
 from clebsch.testing import RandomGraph, random_graphs, random_plans, relative_error
@@ -58,6 +59,19 @@ def test_random_plans_and_graphs(plan, edges, shared, seed):
 def test_graphs(num_nodes, num_edges, make, shared, plan):
     """More and fewer edges than a block for a receiver, some with none, edges in order and not."""
     EdgeProblem.random(plan, make(num_nodes, num_edges), shared=shared).check_everywhere()
+
+
+@pytest.mark.skipif(not emulation.enabled(), reason="about the kernels of GPUs")
+@plans
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("make", [sorted_graph, random_graph])
+def test_windows_of_edges(make, shared, plan):
+    """Sums of receivers and of weights go on from window to window."""
+    try:
+        emulation.set_workspace_bytes(1000)
+        EdgeProblem.random(plan, make(5, 150), shared=shared).check_everywhere()
+    finally:
+        emulation.set_workspace_bytes(0)
 
 
 @layouts

@@ -17,6 +17,7 @@ from clebsch.algebra.plan import LAYOUTS, MODES, ProductPlan
 from clebsch.testing import RandomGraph, tolerance
 from contraction_calls import Problem as ContractionProblem
 from product_calls import (
+    EdgeProblem,
     Problem,
     RadialProblem,
     channelwise_plan,
@@ -96,6 +97,14 @@ def test_modes(mode, rows, dtype):
 @emulated
 @dtypes
 @pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", PLANS)
+def test_edge_products(name, shared, dtype):
+    check_product(EdgeProblem.random(PLANS[name], GRAPH, shared=shared, dtype=torch.float32).to(dtype))
+
+
+@emulated
+@dtypes
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("plan", [wide_plan(3), dense_plan(2, 1, 2)], ids=["channels", "rows"])
 def test_sums_of_several_windows(plan, shared, dtype):
     """Sums go on in float32 from window to window."""
@@ -105,6 +114,7 @@ def test_sums_of_several_windows(plan, shared, dtype):
         emulation.set_workspace_bytes(3000)
         check_product(random_product(plan, graph, dtype, shared=shared))
         check_product(random_product(plan, 70, dtype, shared=shared))
+        check_product(EdgeProblem.random(plan, graph, shared=shared, dtype=torch.float32).to(dtype))
     finally:
         emulation.set_workspace_bytes(0)
 

@@ -21,10 +21,13 @@
 #include <string>
 
 #define CLEBSCH_DEVICE_UNROLL _Pragma("unroll")
+#define CLEBSCH_DEVICE_UNROLL_BY(count) CLEBSCH_DEVICE_PRAGMA(unroll(count))
+#define CLEBSCH_DEVICE_PRAGMA(text) _Pragma(#text)
 #else
 #include "cuda/emulator.h"
 
 #define CLEBSCH_DEVICE_UNROLL _Pragma("GCC unroll 128")
+#define CLEBSCH_DEVICE_UNROLL_BY(count)
 #endif
 
 namespace clebsch::cuda {

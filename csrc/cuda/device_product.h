@@ -29,12 +29,15 @@ Results<S> written_once(const Rows<S>& rows) {
 // F(g, x, y, w) = <g, product(x, y, w)>, as in tensor_product.h; a null operand counts as zero, a null result
 // is not wanted. Without a graph (null order) everything is indexed by row. With one, y, w, ay, aw, gy and gw
 // have a row for every edge, g and out one for every node, x and ax too; gx one for each position from
-// first_position on.
+// first_position on. With one and y_of_receivers, no edges are summed: y and ay have a row for every node,
+// all others one for every edge, but for gy, which has one for each position from first_position on.
 template <class S>
 struct DeviceProduct {
   PlanTables<Arithmetic<S>> plan;
   GraphView graph;  // edge is null: rows
-  std::int64_t rows;
+  bool y_of_receivers;
+  std::int64_t rows;   // of w; edges of a graph
+  std::int64_t tasks;  // receivers whose edges are summed, or rows, or positions
   Rows<const S> x, y, w, g, ax, ay, aw;
   Results<S> out, gx, gy, gw;
   // Derivatives work on positions (or rows) [first_position, last_position). Shared weights: a row of gw for
@@ -45,8 +48,6 @@ struct DeviceProduct {
   // what they give is added to out unless window_begin is 0. Not for numbers of 16 bits.
   bool windowed;
   std::int64_t window_begin, window_end;
-
-  std::int64_t receivers() const { return graph.edge ? graph.nodes : rows; }
 };
 
 // Any mode, degree and multiplicity (tensor_product_rows.cu). tangent: out and gradients of
@@ -67,18 +68,19 @@ void launch_channels_forward(const DeviceProduct<S>& product, bool tangent, void
 template <class S>
 void launch_channels_backward(const DeviceProduct<S>& product, bool tangent, void* stream);
 
-// What follows (tensor_product_sums.cu): gx of every sender from the rows of positions [first, last), written
-// or, if add, added to; and the sums of groups of rows.
+// What follows (tensor_product_sums.cu): sums of every sender, or receiver, over its edges from the rows of
+// positions [first, last), written or, if add, added to; and the sums of groups of rows.
 template <class T>
-struct SenderSums {
+struct NodeSums {
   GraphView graph;
-  const T* parts;  // a row for each position from first on
-  Rows<T> gx;
-  std::int64_t length, first, last;
+  bool of_receivers;
+  Rows<T> parts;  // a row for each position from first on
+  Rows<T> sums;
+  std::int64_t first, last;
   bool add;
 };
 template <class T>
-void launch_sender_sums(const SenderSums<T>& sums, void* stream);
+void launch_node_sums(const NodeSums<T>& sums, void* stream);
 
 constexpr int kRowsPerSum = 64;
 template <class T>

@@ -37,14 +37,20 @@ __device__ inline Result<S> row_if(const Results<S>& results, std::int64_t r) {
   return {row_if(results.stored, r), row_if(results.sums, r)};
 }
 
-// The positions of a receiver that lie in [first, last); without a graph, the row itself.
+// Whether a task is a receiver, whose edges are summed; else it is a row or a position.
+template <class S>
+__device__ inline bool sums_edges(const DeviceProduct<S>& a) {
+  return a.graph.edge && !a.y_of_receivers;
+}
+
+// The positions of a task that lie in the window.
 struct Positions {
   std::int64_t begin, end;
 };
 template <class S>
-__device__ inline Positions positions_of(const DeviceProduct<S>& a, std::int64_t receiver) {
-  if (!a.graph.edge) return {receiver, receiver + 1};
-  Positions at{a.graph.receiver_begin[receiver], a.graph.receiver_begin[receiver + 1]};
+__device__ inline Positions positions_of(const DeviceProduct<S>& a, std::int64_t task) {
+  if (!sums_edges(a)) return {task, task + 1};
+  Positions at{a.graph.receiver_begin[task], a.graph.receiver_begin[task + 1]};
   if (at.begin < 0 || at.end < at.begin || at.end > a.graph.edges) refuse(Refusal::order);
   if (a.windowed) {
     if (at.begin < a.window_begin) at.begin = a.window_begin;
@@ -64,23 +70,41 @@ __device__ inline std::int64_t weight_row(const DeviceProduct<S>& a, std::int64_
   return a.windowed ? position - a.window_begin : edge;
 }
 
+// The rows that meet at a position.
 struct Edge {
-  std::int64_t index, sender;
+  std::int64_t index, x, y;
 };
 template <class S>
 __device__ inline Edge edge_at(const DeviceProduct<S>& a, std::int64_t position) {
-  if (!a.graph.edge) return {position, position};
-  const Edge e{a.graph.edge[position], a.graph.sender[position]};
-  if (e.index < 0 || e.index >= a.graph.edges || e.sender < 0 || e.sender >= a.graph.nodes)
-    refuse(Refusal::order);
-  return e;
+  if (!a.graph.edge) return {position, position, position};
+  const std::int64_t index = a.graph.edge[position],
+                     node = (a.y_of_receivers ? a.graph.receiver : a.graph.sender)[position];
+  if (index < 0 || index >= a.graph.edges || node < 0 || node >= a.graph.nodes) refuse(Refusal::order);
+  return a.y_of_receivers ? Edge{index, index, node} : Edge{index, node, index};
 }
 template <class S>
-__device__ inline std::int64_t receiver_at(const DeviceProduct<S>& a, std::int64_t position) {
-  if (!a.graph.edge) return position;
+__device__ inline std::int64_t task_at(const DeviceProduct<S>& a, std::int64_t position) {
+  if (!sums_edges(a)) return position;
   const std::int64_t r = a.graph.receiver[position];
   if (r < 0 || r >= a.graph.nodes) refuse(Refusal::order);
   return r;
+}
+// Of out and g.
+template <class S>
+__device__ inline std::int64_t out_row(const DeviceProduct<S>& a, std::int64_t task) {
+  return a.y_of_receivers ? edge_at(a, task).index : task;
+}
+
+// Rows of the gradients at a position. What is still to be summed has a row for each from first_position on.
+struct GradientRows {
+  std::int64_t x, y, w;
+};
+template <class S>
+__device__ inline GradientRows gradient_rows(const DeviceProduct<S>& a, std::int64_t position,
+                                             const Edge& edge) {
+  const std::int64_t part = position - a.first_position;
+  return {sums_edges(a) ? part : edge.x, a.y_of_receivers ? part : edge.y,
+          a.shared_weights ? part : weight_row(a, position, edge.index)};
 }
 
 }  // namespace clebsch::cuda

@@ -13,7 +13,8 @@ T* take(const Workspace& workspace, std::int64_t count) {
   return static_cast<T*>(workspace.take(workspace.context, static_cast<std::size_t>(count) * sizeof(T)));
 }
 
-// A result that kernels add to. Numbers of 16 bits are sums in work space meanwhile, and rounded once.
+// A result, and if wanted what kernels add to. Numbers of 16 bits are sums in work space meanwhile, and
+// rounded once.
 template <class S>
 class Sums {
   using T = Arithmetic<S>;
@@ -29,6 +30,8 @@ class Sums {
     }
   }
   const Rows<T>& rows() const { return rows_; }
+  // Where kernels put it if it is no sum of parts.
+  Results<S> results() const { return rows_.data ? Results<S>{{}, rows_} : written_once(result_); }
   void round(void* stream) const {
     if constexpr (kShort<S>) {
       if (rows_.data) launch_round(RoundedSums<S>{rows_.data, result_.data, count_}, stream);
@@ -49,7 +52,7 @@ void run_forward(DeviceProduct<S> product, const Rows<S>& out, bool tangent, con
     launch_channels_forward(product, tangent, stream);
     return;
   }
-  const Sums<S> sums(out, true, product.receivers(), product.plan.dim_out, workspace);
+  const Sums<S> sums(out, true, product.tasks, product.plan.dim_out, workspace);
   product.out.sums = sums.rows();
   launch_rows_forward(product, tangent, stream);
   sums.round(stream);
@@ -64,23 +67,25 @@ class DerivativeRun {
   DerivativeRun(const DeviceProduct<S>& product, const ProductCall<S>& call, bool tangent,
                 const Workspace& workspace, void* stream)
       : whole_(product),
-        call_(call),
         tangent_(tangent),
         stream_(stream),
         channels_(channels_serve_backward(product.plan, tangent)),
-        sum_senders_(product.graph.edge && call.gx.data),
-        sum_weights_(product.shared_weights && call.gw.data),
-        part_x_(sum_senders_ ? product.plan.dim1 : 0),
-        part_w_(sum_weights_ ? product.plan.weight_numel : 0),
+        sum_x_(product.graph.edge && !product.y_of_receivers && call.gx.data),
+        sum_y_(product.y_of_receivers && call.gy.data),
+        sum_w_(product.shared_weights && call.gw.data),
+        parts_x_{nullptr, sum_x_ ? product.plan.dim1 : 0},
+        parts_y_{nullptr, sum_y_ ? product.plan.dim2 : 0},
+        parts_w_{nullptr, sum_w_ ? product.plan.weight_numel : 0},
         begin_(product.windowed ? product.window_begin : 0),
         end_(product.windowed ? product.window_end : product.rows),
         rows_(rows_at_a_time()),
-        gx_(call.gx, sum_senders_ || !channels_, product.receivers(), product.plan.dim1, workspace),
-        gy_(call.gy, true, product.rows, product.plan.dim2, workspace),
-        gw_(call.gw, sum_weights_, 1, product.plan.weight_numel, workspace) {
-    if (sum_senders_) parts_x_ = take<T>(workspace, rows_ * part_x_);
-    if (sum_weights_) parts_w_ = take<T>(workspace, rows_ * part_w_);
-    if (sum_weights_) sums_w_ = take<T>(workspace, row_groups(rows_) * part_w_);
+        gx_(call.gx, sum_x_ || !channels_, product.tasks, product.plan.dim1, workspace),
+        gy_(call.gy, true, sum_y_ ? product.graph.nodes : product.rows, product.plan.dim2, workspace),
+        gw_(call.gw, sum_w_, 1, product.plan.weight_numel, workspace) {
+    if (sum_x_) parts_x_.data = take<T>(workspace, rows_ * parts_x_.stride);
+    if (sum_y_) parts_y_.data = take<T>(workspace, rows_ * parts_y_.stride);
+    if (sum_w_) parts_w_.data = take<T>(workspace, rows_ * parts_w_.stride);
+    if (sum_w_) sums_w_ = take<T>(workspace, row_groups(rows_) * parts_w_.stride);
   }
 
   // Windows of positions follow each other, and add in their order.
@@ -90,17 +95,17 @@ class DerivativeRun {
       DeviceProduct<S> product = whole_;
       product.first_position = first;
       product.last_position = std::min(first + rows_, end_);
-      set_results(product);
+      product.gx = sum_x_ ? Results<S>{{}, parts_x_} : gx_.results();
+      product.gy = sum_y_ ? Results<S>{{}, parts_y_} : gy_.results();
+      product.gw = sum_w_ ? Results<S>{{}, parts_w_} : gw_.results();
       if (channels_) {
         launch_channels_backward(product, tangent_, stream_);
       } else {
         launch_rows_backward(product, tangent_, stream_);
       }
-      if (sum_senders_)
-        launch_sender_sums(SenderSums<T>{whole_.graph, parts_x_, gx_.rows(), part_x_, first,
-                                         product.last_position, first > 0},
-                           stream_);
-      if (sum_weights_) add_weights(product.last_position - first, first > 0);
+      if (sum_x_) add_parts(product, false, parts_x_, gx_.rows());
+      if (sum_y_) add_parts(product, true, parts_y_, gy_.rows());
+      if (sum_w_) add_weights(product.last_position - first, first > 0);
       first += rows_;
     } while (first < end_);
     for (const Sums<S>* sums : {&gx_, &gy_, &gw_}) sums->round(stream_);
@@ -108,38 +113,39 @@ class DerivativeRun {
 
  private:
   std::int64_t rows_at_a_time() const {
-    const std::int64_t part = (part_x_ + part_w_) * static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t part =
+        (parts_x_.stride + parts_y_.stride + parts_w_.stride) * static_cast<std::int64_t>(sizeof(T));
     const std::int64_t all = std::max<std::int64_t>(end_ - begin_, 1);
     return part == 0 ? all
                      : std::clamp<std::int64_t>(workspace_bytes(std::int64_t{256} << 20) / part, 1, all);
   }
 
-  void set_results(DeviceProduct<S>& product) const {
-    product.gx = written_once(call_.gx);
-    product.gw = written_once(call_.gw);
-    if (gx_.rows().data) product.gx = {{}, gx_.rows()};
-    product.gy = {{}, gy_.rows()};
-    if (sum_senders_) product.gx = {{}, {parts_x_, part_x_}};
-    if (sum_weights_) product.gw = {{}, {parts_w_, part_w_}};
+  void add_parts(const DeviceProduct<S>& product, bool of_receivers, const Rows<T>& parts,
+                 const Rows<T>& sums) const {
+    const std::int64_t first = product.first_position;
+    launch_node_sums(
+        NodeSums<T>{whole_.graph, of_receivers, parts, sums, first, product.last_position, first > 0},
+        stream_);
   }
 
   // Groups of rows, then groups of those, there and back between two pieces, until one is left.
   void add_weights(std::int64_t rows, bool add) const {
-    T *from = parts_w_, *to = sums_w_;
+    const std::int64_t length = parts_w_.stride;
+    T *from = parts_w_.data, *to = sums_w_;
     for (; row_groups(rows) > 1; rows = row_groups(rows), std::swap(from, to)) {
-      launch_row_sums(RowSums<T>{from, rows, part_w_, to, row_groups(rows), false}, stream_);
+      launch_row_sums(RowSums<T>{from, rows, length, to, row_groups(rows), false}, stream_);
     }
-    launch_row_sums(RowSums<T>{from, rows, part_w_, gw_.rows().data, 1, add}, stream_);
+    launch_row_sums(RowSums<T>{from, rows, length, gw_.rows().data, 1, add}, stream_);
   }
 
   const DeviceProduct<S>& whole_;
-  const ProductCall<S>& call_;
   const bool tangent_;
   void* const stream_;
-  const bool channels_, sum_senders_, sum_weights_;
-  const std::int64_t part_x_, part_w_, begin_, end_, rows_;
+  const bool channels_, sum_x_, sum_y_, sum_w_;  // sum parts, of which each position has one
+  Rows<T> parts_x_, parts_y_, parts_w_;
+  const std::int64_t begin_, end_, rows_;
   const Sums<S> gx_, gy_, gw_;
-  T *parts_x_ = nullptr, *parts_w_ = nullptr, *sums_w_ = nullptr;
+  T* sums_w_ = nullptr;
 };
 
 }  // namespace
@@ -157,6 +163,8 @@ void run_product(const ProductCall<S>& call, const PlanTables<Arithmetic<S>>& pl
   product.plan = plan;
   if (graph) product.graph = *graph;
   product.rows = call.rows;
+  product.y_of_receivers = call.y_of_receivers;
+  product.tasks = graph && !call.y_of_receivers ? graph->nodes : call.rows;
   product.x = call.x;
   product.y = call.y;
   product.w = call.w;

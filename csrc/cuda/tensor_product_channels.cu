@@ -31,13 +31,17 @@ inline namespace tensor_product_channels_kernels {
 
 constexpr int kLanes = 32, kWarps = kForwardWarps, kThreads = kLanes * kWarps;
 #ifndef CLEBSCH_UNROLLED_DEVICE
-#define CLEBSCH_UNROLLED_DEVICE 3
+#define CLEBSCH_UNROLLED_DEVICE 4
 #endif
-// Degrees of x and the output that are known when compiling, at most 3. One channel a thread of 16 bits to 1,
+// Degrees of x and the output that are known when compiling, at most 4. One channel a thread of 16 bits to 1,
 // which halves what these types add to the time to compile: their use is many channels.
 template <class S, int C>
 constexpr int kUnrolledProducts =
     kShort<S> && C == 1 && CLEBSCH_UNROLLED_DEVICE > 1 ? 1 : CLEBSCH_UNROLLED_DEVICE;
+// The double backward of four channels a thread to 3: with more it spilled on sm_80.
+template <class S, int C, bool Tangent>
+constexpr int kUnrolledDerivatives =
+    Tangent && C == 4 && CLEBSCH_UNROLLED_DEVICE > 3 ? 3 : kUnrolledProducts<S, C>;
 
 // Blocks of threads for whose registers a multiprocessor must have room: about those that its shared memory
 // has room for. Left to itself the compiler aims at more of them, and spills.
@@ -194,6 +198,14 @@ __device__ __forceinline__ void for_path_degrees(const PathTable& p, const F& f)
   }
 }
 
+// Of M of known degrees: the columns whose sums the forward kernel has in registers at a time, and whether
+// derivatives unroll all of its rows, or one at a time. Pairs with a degree of 4 took registers that the
+// kernels do not have.
+template <int L3>
+constexpr int kColumns = L3 <= 3 ? 2 * L3 + 1 : 3;
+template <int L1, int L3>
+constexpr bool kAllRows = (2 * L1 + 1) * (2 * L3 + 1) <= 49;
+
 // What the warps of a forward block gather of their edges.
 template <class S, int C, bool Tangent>
 struct Gathered {
@@ -228,9 +240,8 @@ __device__ __forceinline__ void add_path(const PlanTables<T>& plan, const PathTa
                                          const Gathered<S, C, Tangent>& edges, const Tile& tile,
                                          Channels<T, C>* sums) {
   constexpr bool known = L1 >= 0;
-  constexpr int most = known ? 2 * L3 + 1 : 1;
+  constexpr int most = known ? kColumns<L3> : 1;
   const int inputs = known ? 2 * L1 + 1 : 2 * p.in1.l + 1, outputs = known ? 2 * L3 + 1 : 2 * p.out.l + 1;
-  // Where degrees are not known, one component of the output at a time.
   for (int k0 = 0; k0 < outputs; k0 += most) {
     Channels<T, C> sum[most];
     CLEBSCH_DEVICE_UNROLL
@@ -276,8 +287,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<Arithmetic<S>, Tangen
   T* matrix = reinterpret_cast<T*>(Tangent ? ax + kWarps * plan.components1 * kLanes : ax);
   T* tangent = matrix + kWarps * plan.dense;
   const Tile tile = tile_of<C>(blockIdx.y);
-  const std::int64_t tasks = a.graph.edge ? a.graph.nodes : a.rows;
-  for (std::int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
+  for (std::int64_t task = blockIdx.x; task < a.tasks; task += gridDim.x) {
     const Positions positions = positions_of(a, task);
     if (adds(a) && positions.begin >= positions.end) continue;
     if (adds(a)) {
@@ -299,13 +309,12 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<Arithmetic<S>, Tangen
         const Edge e = edge_at(a, at + tile.warp);
         if (tile.lane == 0) index[tile.warp] = weight_row(a, at + tile.warp, e.index);
         const int to = tile.warp * plan.components1 * kLanes;
-        load_tile<S, C>(row(a.x, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first, tile.lane,
-                        x + to);
-        contract(plan, row(a.y, e.index), tile.lane, matrix + tile.warp * plan.dense);
+        load_tile<S, C>(row(a.x, e.x), plan.in1, plan.in1_count, plan.mul_ir, tile.first, tile.lane, x + to);
+        contract(plan, row(a.y, e.y), tile.lane, matrix + tile.warp * plan.dense);
         if constexpr (Tangent) {
-          load_tile<S, C>(row_if(a.ax, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first,
-                          tile.lane, ax + to);
-          contract(plan, row_if(a.ay, e.index), tile.lane, tangent + tile.warp * plan.dense);
+          load_tile<S, C>(row_if(a.ax, e.x), plan.in1, plan.in1_count, plan.mul_ir, tile.first, tile.lane,
+                          ax + to);
+          contract(plan, row_if(a.ay, e.y), tile.lane, tangent + tile.warp * plan.dense);
         }
       }
       __syncthreads();
@@ -320,7 +329,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<Arithmetic<S>, Tangen
     __syncthreads();
     for (int n = tile.warp; n < plan.out_count; n += kWarps)
       store_block<S, C>(sums + plan.out[n].component * kLanes + tile.lane, plan.out[n], plan.mul_ir,
-                        tile.first, row_if(a.out, task));
+                        tile.first, row_if(a.out, sums_edges(a) ? task : index[0]));
     __syncthreads();
   }
 }
@@ -389,7 +398,7 @@ __device__ __forceinline__ void differentiate_path(const PathTable& p, const Own
   const Channels<T, C> aw = Tangent ? weights<S, C>(edge.aw, p, tile.first, T{}) : w;
 
   Channels<T, C> gw{};
-  CLEBSCH_DEVICE_UNROLL
+  CLEBSCH_DEVICE_UNROLL_BY((known && kAllRows<L1, L3> ? 2 * L1 + 1 : 1))
   for (int i = 0; i < inputs; ++i) {
     Channels<T, C> t{}, s{};
     CLEBSCH_DEVICE_UNROLL
@@ -425,7 +434,7 @@ __device__ __forceinline__ void differentiate_path(const PathTable& p, const Own
         scale<T, C, Tangent>(w, aw, x[i * kLanes], Tangent ? ax[i * kLanes] : x[i * kLanes]);
     return dot<T, C>(Tangent ? scaled.tangent : scaled.value, g[k * kLanes]);
   };
-  if constexpr (known) {
+  if constexpr (known && kAllRows<L1, L3>) {
     constexpr int cells = (2 * L1 + 1) * (2 * L3 + 1), count = power_of_2<cells>;
     CLEBSCH_DEVICE_UNROLL
     for (int base = 0; base < cells; base += count) {
@@ -436,6 +445,19 @@ __device__ __forceinline__ void differentiate_path(const PathTable& p, const Own
       const T sum = sum_each<count>(value, tile.lane);
       const int cell = base + tile.lane / (kLanes / count);
       if (tile.lane % (kLanes / count) == 0 && cell < cells) edge.gm[p.dense + cell] = sum;
+    }
+  } else if constexpr (known) {
+    // As many rows as there is a lane for each cell of, by columns: fewer operands are held than by rows.
+    constexpr int rows = kLanes / (2 * L3 + 1);
+    CLEBSCH_DEVICE_UNROLL_BY(1)
+    for (int i = 0; i < inputs; i += rows) {
+      T value[kLanes];
+      CLEBSCH_DEVICE_UNROLL
+      for (int j = 0; j < kLanes; ++j)
+        value[j] = j < rows * outputs && i + j % rows < inputs ? own(i + j % rows, j / rows) : T{};
+      const T sum = sum_each<kLanes>(value, tile.lane);
+      const int m = i + tile.lane % rows, k = tile.lane / rows;
+      if (m < inputs && k < outputs) edge.gm[p.dense + m * outputs + k] = sum;
     }
   } else {
     for (int cell = 0; cell < inputs * outputs; ++cell) {
@@ -459,8 +481,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<Arithmetic<S>>)
   T* matrices = reinterpret_cast<T*>(tiles + kWarps * (Tangent ? 3 : 2) * tile_size);
   T* matrix = matrices + warp * (Tangent ? 3 : 2) * plan.dense;
   T *gm = matrix + plan.dense, *tangent = gm + plan.dense;
-  const std::int64_t tasks = a.graph.edge ? a.graph.nodes : a.rows;
-  for (std::int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
+  for (std::int64_t task = blockIdx.x; task < a.tasks; task += gridDim.x) {
     Positions positions = positions_of(a, task);
     if (positions.begin < a.first_position) positions.begin = a.first_position;
     if (positions.end > a.last_position) positions.end = a.last_position;
@@ -469,16 +490,16 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<Arithmetic<S>>)
       const Tile tile = tile_of<C>(number);
       __syncthreads();  // the tile before has been read
       if (warp == 0)
-        load_tile<S, C>(row(a.g, task), plan.out, plan.out_count, plan.mul_ir, tile.first, lane, g);
+        load_tile<S, C>(row(a.g, out_row(a, task)), plan.out, plan.out_count, plan.mul_ir, tile.first, lane,
+                        g);
       __syncthreads();
       for (std::int64_t at = positions.begin + warp; at < positions.end; at += kWarps) {
         const Edge e = edge_at(a, at);
-        load_tile<S, C>(row(a.x, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first, lane, x);
-        contract(plan, row(a.y, e.index), lane, matrix);
+        load_tile<S, C>(row(a.x, e.x), plan.in1, plan.in1_count, plan.mul_ir, tile.first, lane, x);
+        contract(plan, row(a.y, e.y), lane, matrix);
         if constexpr (Tangent) {
-          load_tile<S, C>(row_if(a.ax, e.sender), plan.in1, plan.in1_count, plan.mul_ir, tile.first, lane,
-                          ax);
-          contract(plan, row_if(a.ay, e.index), lane, tangent);
+          load_tile<S, C>(row_if(a.ax, e.x), plan.in1, plan.in1_count, plan.mul_ir, tile.first, lane, ax);
+          contract(plan, row_if(a.ay, e.y), lane, tangent);
         }
         for (int m = 0; m < plan.components1; ++m) gx[m * kLanes + lane] = Channels<T, C>{};
         __syncwarp();
@@ -494,23 +515,24 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<Arithmetic<S>>)
         const std::int64_t weights = weight_row(a, at, e.index);
         own.w = row(a.w, weights);
         own.aw = row_if(a.aw, weights);
-        own.gw = row_if(a.gw, a.shared_weights ? at - a.first_position : weights);
-        own.wants_x = a.gx.sums.data || (kShort<S> && a.gx.stored.data);
+        own.gw = row_if(a.gw, gradient_rows(a, at, e).w);
+        own.wants_x = static_cast<bool>(row_if(a.gx, 0));
         own.wants_y = a.gy.sums.data;
         for (int n = 0; n < plan.path_count; ++n) {
           const PathTable& p = plan.paths[n];
-          for_path_degrees<kUnrolledProducts<S, C>>(
+          for_path_degrees<kUnrolledDerivatives<S, C, Tangent>>(
               p, [&]<int L1, int L3>() { differentiate_path<S, C, Tangent, L1, L3>(p, own, tile); });
         }
 
+        // Read again: kept meanwhile they would take registers.
+        const GradientRows to = gradient_rows(a, at, edge_at(a, at));
         if (own.wants_x) {
-          const Result<S> to = row_if(a.gx, a.graph.edge ? at - a.first_position : at);
           for (int n = 0; n < plan.in1_count; ++n)
             store_block<S, C>(gx + plan.in1[n].component * kLanes + lane, plan.in1[n], plan.mul_ir,
-                              tile.first, to);
+                              tile.first, row_if(a.gx, to.x));
         }
         if (own.wants_y) {
-          T* gy = row(a.gy.sums, e.index);
+          T* gy = row(a.gy.sums, to.y);
           if (number == 0) {
             for (std::int64_t d = lane; d < plan.dim2; d += kLanes) gy[d] = T{};
           }
@@ -561,12 +583,12 @@ template <class S, int C>
 void start_forward(const DeviceProduct<S>& product, bool tangent, std::size_t bytes, void* stream) {
   const unsigned tiles = static_cast<unsigned>((product.plan.widest + kLanes * C - 1) / (kLanes * C));
   launch(tangent ? &channels_forward<S, C, true> : &channels_forward<S, C, false>,
-         dim3(blocks(product.receivers()), tiles), dim3(kThreads), bytes, stream, product);
+         dim3(blocks(product.tasks), tiles), dim3(kThreads), bytes, stream, product);
 }
 template <class S, int C>
 void start_backward(const DeviceProduct<S>& product, bool tangent, std::size_t bytes, void* stream) {
   launch(tangent ? &channels_backward<S, C, true> : &channels_backward<S, C, false>,
-         dim3(blocks(product.receivers())), dim3(kThreads), bytes, stream, product);
+         dim3(blocks(product.tasks)), dim3(kThreads), bytes, stream, product);
 }
 
 }  // namespace tensor_product_channels_kernels

@@ -99,12 +99,11 @@ struct Operands {
   const S *x, *y, *w, *g, *ax, *ay, *aw;  // rows; null: zero
 };
 template <class S>
-__device__ inline Operands<S> operands_of(const DeviceProduct<S>& a, std::int64_t position,
-                                          std::int64_t receiver) {
-  const Edge e = edge_at(a, position);
+__device__ inline Operands<S> operands_of(const DeviceProduct<S>& a, std::int64_t position, const Edge& e,
+                                          std::int64_t task) {
   const std::int64_t weights = weight_row(a, position, e.index);
-  return {row(a.x, e.sender),     row(a.y, e.index),     row(a.w, weights),    row_if(a.g, receiver),
-          row_if(a.ax, e.sender), row_if(a.ay, e.index), row_if(a.aw, weights)};
+  return {row(a.x, e.x),     row(a.y, e.y),     row(a.w, weights),    row_if(a.g, out_row(a, task)),
+          row_if(a.ax, e.x), row_if(a.ay, e.y), row_if(a.aw, weights)};
 }
 
 // One path and a chunk of its pairs.
@@ -276,13 +275,13 @@ template <class S, bool Tangent>
 __global__ void __launch_bounds__(kThreads, kForwardBlocks<Tangent>) rows_forward(DeviceProduct<S> a) {
   using T = Arithmetic<S>;
   T *value = dynamic_shared<T>(), *tangent = value + kPairValues;
-  const std::int64_t tasks = a.graph.edge ? a.graph.nodes : a.rows;
-  for (std::int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
-    T* out = row(a.out.sums, task);
-    if (!adds(a)) clear(out, a.plan.dim_out);
+  for (std::int64_t task = blockIdx.x; task < a.tasks; task += gridDim.x) {
+    // Found again for each chunk: kept meanwhile it would take registers.
+    const auto out = [&] { return row(a.out.sums, out_row(a, task)); };
+    if (!adds(a)) clear(out(), a.plan.dim_out);
     const Positions positions = positions_of(a, task);
     for (std::int64_t at = positions.begin; at < positions.end; ++at) {
-      const Operands<S> operands = operands_of(a, at, task);
+      const Operands<S> operands = operands_of(a, at, edge_at(a, at), task);
       for (int n = 0; n < a.plan.path_count; ++n) {
         const PathTable& p = a.plan.paths[n];
         for (std::int64_t begin = 0; begin < p.pairs; begin += Chunk<S, Tangent>::size(p)) {
@@ -290,7 +289,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<Tangent>) rows_forwar
           __syncthreads();  // the chunk before has been read
           chunk.couple(value, tangent);
           __syncthreads();
-          chunk.add_output(value, tangent, out);
+          chunk.add_output(value, tangent, out());
         }
       }
     }
@@ -303,11 +302,12 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks) rows_backward(Devic
   T *value = dynamic_shared<T>(), *q = value + kPairValues, *tangent = q + kPairValues,
     *q_tangent = tangent + kPairValues;
   for (std::int64_t at = a.first_position + blockIdx.x; at < a.last_position; at += gridDim.x) {
-    const Operands<S> operands = operands_of(a, at, receiver_at(a, at));
-    const std::int64_t edge = edge_at(a, at).index;
-    T* gx = row_if(a.gx.sums, a.graph.edge ? at - a.first_position : at);
-    T* gy = row_if(a.gy.sums, edge);
-    const Result<S> gw = row_if(a.gw, a.shared_weights ? at - a.first_position : weight_row(a, at, edge));
+    const Edge edge = edge_at(a, at);
+    const Operands<S> operands = operands_of(a, at, edge, task_at(a, at));
+    const GradientRows to = gradient_rows(a, at, edge);
+    T* gx = row_if(a.gx.sums, to.x);
+    T* gy = row_if(a.gy.sums, to.y);
+    const Result<S> gw = row_if(a.gw, to.w);
     if (gx) clear(gx, a.plan.dim1);
     if (gy) clear(gy, a.plan.dim2);
     for (int n = 0; n < a.plan.path_count; ++n) {
@@ -332,7 +332,7 @@ unsigned blocks(std::int64_t tasks) { return static_cast<unsigned>(tasks < (1 <<
 
 template <class S>
 void launch_rows_forward(const DeviceProduct<S>& product, bool tangent, void* stream) {
-  launch(tangent ? &rows_forward<S, true> : &rows_forward<S, false>, dim3(blocks(product.receivers())),
+  launch(tangent ? &rows_forward<S, true> : &rows_forward<S, false>, dim3(blocks(product.tasks)),
          dim3(kThreads), (tangent ? 2 : 1) * kPairValues * sizeof(Arithmetic<S>), stream, product);
 }
 template <class S>

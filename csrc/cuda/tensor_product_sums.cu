@@ -1,7 +1,8 @@
-// Sums that belong to no edge: each element is summed by one thread, in an order that depends on the call
+// Sums over edges or rows: each element is summed by one thread, in an order that depends on the call
 // alone. Bytes: parts read once, sums written once.
 #include "cuda/device.h"
 #include "cuda/device_product.h"
+#include "cuda/edges.h"
 
 namespace clebsch::cuda {
 inline namespace tensor_product_sums_kernels {
@@ -9,19 +10,20 @@ inline namespace tensor_product_sums_kernels {
 constexpr int kThreads = 128;
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) add_to_senders(SenderSums<T> a) {
+__global__ void __launch_bounds__(kThreads) add_to_nodes(NodeSums<T> a) {
+  const std::int64_t* begins = a.of_receivers ? a.graph.receiver_begin : a.graph.sender_begin;
   for (std::int64_t node = blockIdx.x; node < a.graph.nodes; node += gridDim.x) {
-    const std::int64_t begin = a.graph.sender_begin[node], end = a.graph.sender_begin[node + 1];
+    const std::int64_t begin = begins[node], end = begins[node + 1];
     if (begin < 0 || end < begin || end > a.graph.edges) refuse(Refusal::order);
-    T* gx = a.gx.data + node * a.gx.stride;
-    for (std::int64_t d = threadIdx.x; d < a.length; d += kThreads) {
-      T sum = a.add ? gx[d] : T{};
+    T* sums = row(a.sums, node);
+    for (std::int64_t d = threadIdx.x; d < a.parts.stride; d += kThreads) {
+      T sum = a.add ? sums[d] : T{};
       for (std::int64_t i = begin; i < end; ++i) {
-        const std::int64_t at = a.graph.outgoing[i];
+        const std::int64_t at = a.of_receivers ? i : a.graph.outgoing[i];
         if (at < 0 || at >= a.graph.edges) refuse(Refusal::order);
-        if (at >= a.first && at < a.last) sum += a.parts[(at - a.first) * a.length + d];
+        if (at >= a.first && at < a.last) sum += row(a.parts, at - a.first)[d];
       }
-      gx[d] = sum;
+      sums[d] = sum;
     }
   }
 }
@@ -52,8 +54,8 @@ unsigned at_most(std::int64_t count, std::int64_t most) {
 }  // namespace tensor_product_sums_kernels
 
 template <class T>
-void launch_sender_sums(const SenderSums<T>& sums, void* stream) {
-  launch(&add_to_senders<T>, dim3(at_most(sums.graph.nodes, 1 << 20)), dim3(kThreads), 0, stream, sums);
+void launch_node_sums(const NodeSums<T>& sums, void* stream) {
+  launch(&add_to_nodes<T>, dim3(at_most(sums.graph.nodes, 1 << 20)), dim3(kThreads), 0, stream, sums);
 }
 template <class T>
 void launch_row_sums(const RowSums<T>& sums, void* stream) {
@@ -65,8 +67,8 @@ void launch_round(const RoundedSums<S>& sums, void* stream) {
   launch(&round_sums<S>, blocks_for(sums.count, kThreads), dim3(kThreads), 0, stream, sums);
 }
 
-template void launch_sender_sums(const SenderSums<float>&, void*);
-template void launch_sender_sums(const SenderSums<double>&, void*);
+template void launch_node_sums(const NodeSums<float>&, void*);
+template void launch_node_sums(const NodeSums<double>&, void*);
 template void launch_row_sums(const RowSums<float>&, void*);
 template void launch_row_sums(const RowSums<double>&, void*);
 template void launch_round(const RoundedSums<Half>&, void*);

@@ -423,6 +423,7 @@ STABLE_TORCH_LIBRARY_IMPL(clebsch, CLEBSCH_KEY, m) {
   m.impl("graph_order", TORCH_BOX(&graph_order));
   clebsch::operators::register_spherical_harmonics<Cuda>(m);
   clebsch::operators::register_products<Cuda>(m);
+  clebsch::operators::register_edge_products<Cuda>(m);
   clebsch::operators::register_symmetric_contraction<Cuda>(m);
   clebsch::operators::register_linear<Cuda>(m);
   clebsch::operators::register_radial_convolution<Cuda>(m);

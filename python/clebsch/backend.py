@@ -46,9 +46,11 @@ MAX_DEGREE, MAX_MULTIPLICITY = 100, 1 << 20
 # What all kernels compute in, and what some store, computing in float32.
 WIDE, NARROW = ("float32", "float64"), ("float16", "bfloat16")
 # The nouns whose compiled kernels for GPUs store 16 bits.
-NARROW_ON_CUDA = frozenset({"spherical_harmonics", "tensor_product", "convolution", "symmetric_contraction"})
-# On a GPU rows of receivers are gathered, and multiplied as others are.
-_ON_GPU = {"edge_product": "tensor_product"}
+NARROW_ON_CUDA = frozenset(
+    {"spherical_harmonics", "tensor_product", "convolution", "edge_product", "symmetric_contraction"}
+)
+# For Triton rows of receivers are gathered, and multiplied as others are.
+_ON_TRITON = {"edge_product": "tensor_product"}
 
 
 @functools.cache
@@ -168,7 +170,7 @@ def backend_of(noun: str, device: str) -> str:
     if device == "cpu":
         return "cpu"
     load()
-    if device in ("cuda", "xpu") and _triton.runs(_ON_GPU.get(noun, noun)):
+    if device in ("cuda", "xpu") and _triton.runs(_ON_TRITON.get(noun, noun)):
         return "triton"
     return "cuda" if device == "cuda" and not _load_cuda() else ""
 
@@ -181,7 +183,7 @@ def dtypes_of(noun: str, device: str) -> tuple[str, ...]:
     if device == "cpu":  # at every call of a layer
         return WIDE
     runs = backend_of(noun, device)
-    takes_narrow = runs == "triton" or (runs == "cuda" and _ON_GPU.get(noun, noun) in NARROW_ON_CUDA)
+    takes_narrow = runs == "triton" or (runs == "cuda" and noun in NARROW_ON_CUDA)
     return (WIDE + NARROW if takes_narrow else WIDE) if runs else ()
 
 
@@ -197,7 +199,7 @@ def no_kernels(noun: str, device: str) -> str:
 
 # Torch's compiler calls them while it traces.
 backend_of._dynamo_marked_constant = dtypes_of._dynamo_marked_constant = True
-no_kernels._dynamo_marked_constant = True
+no_kernels._dynamo_marked_constant = runs_triton._dynamo_marked_constant = True
 
 
 def _triton_state() -> str:

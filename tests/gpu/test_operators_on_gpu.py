@@ -13,6 +13,7 @@ from clebsch.algebra.plan import LAYOUTS, MODES
 from clebsch.testing import RandomGraph
 from product_calls import (
     PROMISED,
+    EdgeProblem,
     Problem,
     channelwise_plan,
     dense_plan,
@@ -41,7 +42,7 @@ def graph(edges):
 def on_gpu(problem):
     """All results, on the CPU again."""
     cuda = [tuple(None if t is None else t.cuda() for t in ts) for ts in (problem.operands, problem.tangents)]
-    moved = Problem(problem.plan, cuda[0], problem.grad.cuda(), cuda[1], problem.graph)
+    moved = type(problem)(problem.plan, cuda[0], problem.grad.cuda(), cuda[1], problem.graph)
     if problem.graph is not None:
         ends = (torch.from_numpy(end).cuda() for end in (problem.graph.senders, problem.graph.receivers))
         moved.__dict__["order"] = torch.ops.clebsch.graph_order(*ends, problem.graph.num_nodes)
@@ -55,6 +56,17 @@ def on_gpu(problem):
 def test_products(name, edges, shared, dtype):
     rows = 40 if edges is None else graph(edges)
     problem = Problem.random(PLANS[name], rows, shared=shared, dtype=dtype)
+    results = on_gpu(problem)
+    problem.check(results)
+    assert same_bits(results, on_gpu(problem)), "the same bits on every run"
+
+
+@dtypes
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("edges", [0, 700])
+@pytest.mark.parametrize("name", PLANS)
+def test_edge_products(name, edges, shared, dtype):
+    problem = EdgeProblem.random(PLANS[name], graph(edges), shared=shared, dtype=dtype)
     results = on_gpu(problem)
     problem.check(results)
     assert same_bits(results, on_gpu(problem)), "the same bits on every run"
@@ -82,10 +94,13 @@ def test_harmonics(ls, dtype):
 def test_products_of_16_bits(name, edges, dtype):
     """What float32 gives for the same numbers, rounded once."""
     rows = 40 if edges is None else graph(edges)
-    problem = Problem.random(PLANS[name], rows, dtype=torch.float32).to(dtype)
-    for short, long in zip(on_gpu(problem), on_gpu(problem.to(torch.float32)), strict=True):
-        assert short.dtype == dtype
-        assert ((short.float() - long).abs() <= torch.finfo(dtype).eps * (long.abs() + 1e-3)).all()
+    problems = [Problem.random(PLANS[name], rows, dtype=torch.float32).to(dtype)]
+    if edges is not None:
+        problems.append(EdgeProblem.random(PLANS[name], rows, dtype=torch.float32).to(dtype))
+    for problem in problems:
+        for short, long in zip(on_gpu(problem), on_gpu(problem.to(torch.float32)), strict=True):
+            assert short.dtype == dtype
+            assert ((short.float() - long).abs() <= torch.finfo(dtype).eps * (long.abs() + 1e-3)).all()
 
 
 def test_current_stream_and_capture():

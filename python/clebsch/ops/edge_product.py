@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from clebsch import backend
 from clebsch.algebra.plan import ProductPlan
 from clebsch.ops.convolution import parts_of, register_fakes, require_device
 from clebsch.ops.dispatch import call, on_host
@@ -27,8 +28,8 @@ __all__ = ["edge_product"]
 def edge_product(x: Tensor, y: Tensor, weight: Tensor, graph: Graph, plan: ProductPlan | str) -> Tensor:
     """For every edge e, the product of x[e] and y[receivers[e]].
 
-    y is never gathered, nor its gradient scattered, outside of caches. Differentiable to any order. Fastest
-    where the edges of a receiver follow each other.
+    y is never gathered, nor its gradient scattered, outside of caches; for Triton's kernels alone it is.
+    Differentiable to any order. Fastest where the edges of a receiver follow each other.
 
     Args:
         x: (num_edges, irreps_in1.dim), float32 or float64; on a GPU also float16 or bfloat16.
@@ -54,7 +55,7 @@ def multiply_edges(x: Tensor, y: Tensor, weight: Tensor, graph: Graph, sizes: Pl
     rows, names = (edges, nodes, edges), ("num_edges", "num_nodes", "num_edges")
     check_operands("edge_product", x, y, weight, sizes, rows, names)
     require_device("edge_product", order, x)
-    if not on_host(x):
+    if not on_host(x) and backend.runs_triton():
         return multiply_rows(x, y.index_select(0, graph.receivers), weight, sizes)
     return call(torch.ops.clebsch.edge_product, x, y, weight, order, sizes.plan)
 
