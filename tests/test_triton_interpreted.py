@@ -21,6 +21,7 @@ from clebsch.triton import (
     launch,
     schedule,
     source,
+    spherical_harmonics,
     tensor_product,
     tensor_product_channels,
     tensor_product_modes,
@@ -444,3 +445,25 @@ def test_harmonics(ls, normalize, dtype):
             points = points if normalize else points / points.norm(dim=1, keepdim=True).clamp_min(1)
             with poisoned_memory():
                 check(points, grad, tangent, ls, normalize, normalization)
+
+
+@pytest.mark.parametrize("dtype", PROMISED)
+@pytest.mark.parametrize("ls", [[0, 1, 2, 3, 4], [4, 6, 0, 6]], ids=str)
+def test_harmonics_in_several_kernels(monkeypatch, ls, dtype):
+    """Of degrees and, for high ones, of orders, which add up."""
+    monkeypatch.setattr(spherical_harmonics, "MOST_LINES", 60)
+    spherical_harmonics.sources.cache_clear()
+    made = spherical_harmonics.sources("float32", tuple(ls), True, "component", "double_backward")
+    assert len(made) > 3 and {name for one in made for name in one.text.splitlines() if "orders 2 to" in name}
+    for normalize in (True, False):
+        points, grad, tangent = random_problem(ls, 7, dtype)
+        points = points if normalize else points / points.norm(dim=1, keepdim=True).clamp_min(1)
+        with poisoned_memory():
+            check(points, grad, tangent, ls, normalize, "component")
+    spherical_harmonics.sources.cache_clear()
+
+
+def test_harmonics_of_a_high_degree():
+    points, grad, tangent = random_problem([24], 5, torch.float64)
+    with poisoned_memory():
+        check(points, grad, tangent, [24], True, "component")

@@ -17,6 +17,9 @@ from .source import MOST_TILES, Source
 
 __all__ = ["compiled", "launch", "require_triton"]
 
+_ROOMS = {"cuda": torch.cuda, "xpu": torch.xpu}
+"""Where torch keeps what it knows of the devices of a kind."""
+
 
 @functools.cache
 def require_triton() -> Any:
@@ -69,7 +72,7 @@ def launch(source: Source, owners: int, arguments: Mapping[str, Any]) -> None:
 
     device, warp = _device(arguments), _warp(arguments)
     by_rule = rule(source, warp)
-    if not (autotune.enabled() and device.type == "cuda"):
+    if not (autotune.enabled() and device.type in _ROOMS):
         start(by_rule)
         return
     from triton.testing import do_bench
@@ -78,7 +81,7 @@ def launch(source: Source, owners: int, arguments: Mapping[str, Any]) -> None:
         with _on(device):
             return do_bench(lambda: start(schedule), warmup=5, rep=20, return_mode="median")
 
-    start(autotune.tuned(source, torch.cuda.get_device_name(device), warp, time))
+    start(autotune.tuned(source, _ROOMS[device.type].get_device_name(device), warp, time))
 
 
 def tiles(source: Source, arguments: Mapping[str, Any]) -> int:
@@ -97,8 +100,7 @@ def _warp(arguments: Mapping[str, Any]) -> int:
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
     """Triton starts a kernel on the current device and its stream, wherever the operands are."""
-    rooms = {"cuda": torch.cuda, "xpu": torch.xpu}
-    return rooms[device.type].device(device) if device.type in rooms else nullcontext()
+    return _ROOMS[device.type].device(device) if device.type in _ROOMS else nullcontext()
 
 
 def _device(arguments: Mapping[str, Any]) -> torch.device:

@@ -76,7 +76,8 @@ def _typed(source: Source, target: str, dtype: str, aligned: bool) -> tuple[Any,
     signature, attributes = {}, {}
     for i, name in enumerate(source.arguments):
         is_count = name in COUNTS or name.endswith("_stride")
-        signature[name] = "i32" if is_count else "*i64" if name == "order" else _TYPES[dtype]
+        stored = "float32" if dtype != "float64" and _is_work_space(source, name) else dtype
+        signature[name] = "i32" if is_count else "*i64" if name == "order" else _TYPES[stored]
         if aligned and name not in COUNTS:
             attributes[(i,)] = [["tt.divisibility", 16]]
     signature["BLOCK"] = "constexpr"
@@ -84,6 +85,12 @@ def _typed(source: Source, target: str, dtype: str, aligned: bool) -> tuple[Any,
         fn=compiled(source), signature=signature, constexprs={"BLOCK": schedule.block}, attrs=attributes
     )
     return code, schedule
+
+
+def _is_work_space(source: Source, name: str) -> bool:
+    """Whether an argument holds parts of sums, which have 32 bits at least."""
+    told_by = {"parts": "parts", "gx": "first", "gy": "first", "gw": "count"}
+    return told_by.get(name) in source.arguments
 
 
 def _nvidia(kernel: Any, triton: Any) -> dict[str, Any]:
@@ -107,12 +114,16 @@ def _nvidia(kernel: Any, triton: Any) -> dict[str, Any]:
     }
 
 
+_NVIDIA_WIDTHS = ("U8", "S8", "U16", "S16", "64", "128", "256")
+
+
 def _count(code: list[str], names: tuple[str, ...]) -> int:
     return sum(word.split(".")[0] in names for word in code)
 
 
 def _nvidia_width(word: str) -> int:
-    widths = [int(part) for part in word.split(".") if part in ("64", "128", "256")]
+    """Of a load or store: LDG.E.U16.CONSTANT, STG.E.64, LDG.E are of 16, 64 and 32 bits."""
+    widths = [int(part.lstrip("US")) for part in word.split(".") if part in _NVIDIA_WIDTHS]
     return widths[0] if widths else 32
 
 
@@ -135,8 +146,11 @@ def _amd(kernel: Any) -> dict[str, Any]:
 
 
 def _amd_width(word: str) -> int:
-    found = re.search(r"dwordx(\d)|_b(\d+)", word)
-    return 32 if not found else int(found.group(1)) * 32 if found.group(1) else int(found.group(2))
+    """Of a load or store: global_load_dwordx2, buffer_load_b64, global_store_short, global_load_d16_b16."""
+    found = re.search(r"dwordx(\d)|_[bui](\d+)$|_[bui](8|16)_", word)
+    if found:
+        return int(found.group(1)) * 32 if found.group(1) else int(found.group(2) or found.group(3))
+    return 16 if "short" in word else 8 if "byte" in word else 32
 
 
 def _widths(code: list[str], begin: str | tuple[str, ...], width: Callable[[str], int]) -> dict[str, int]:

@@ -51,9 +51,9 @@ class Source:
     """A kernel: its `name`, its whole `text`, and the names of its arguments in order, blocks aside.
 
     lanes: how many elements lie along the lanes, all tiles together. values: numbers that a lane keeps at a
-    time, about; `clebsch.triton.schedule` makes blocks from both. contiguous: whether neighbours in the
-    lanes are neighbours in memory. reduces: whether lanes are summed. adds: whether it adds to what
-    is there, so that it cannot be run twice.
+    time, about, and common: those that all lanes share; `clebsch.triton.schedule` makes blocks from them.
+    wide: whether a thread should take several neighbouring lanes. reduces: whether lanes are summed. adds:
+    whether it adds to what is there, so that it cannot be run twice.
     """
 
     name: str
@@ -61,9 +61,10 @@ class Source:
     arguments: tuple[str, ...]
     lanes: int
     values: int
-    contiguous: bool
+    wide: bool
     reduces: bool = False
     adds: bool = False
+    common: int = 0
 
     @property
     def is_of_rows(self) -> bool:
@@ -166,9 +167,10 @@ class Writer:
         *,
         lanes: int,
         values: int,
-        contiguous: bool,
+        wide: bool,
         reduces: bool = False,
         adds: bool = False,
+        common: int = 0,
     ) -> Source:
         """The kernel, with `comment` as its docstring."""
         arguments = tuple(self._arguments)
@@ -185,7 +187,7 @@ class Writer:
                 "",
             ]
         )
-        return Source(name, text, arguments, lanes, values, contiguous, reduces, adds)
+        return Source(name, text, arguments, lanes, values, wide, reduces, adds, common)
 
 
 _ENDS = {"edge": "edges", "sender": "nodes", "receiver": "nodes"}

@@ -120,7 +120,7 @@ class _Kernel:
         tangents: tuple[bool, bool, bool] | None,
     ) -> None:
         self.whole, self.target, self.block, self.paths = whole, target, block, paths
-        self.graph = graph
+        self.graph, self.along = graph, tangents is not None
         self.pieces = shared and target == "gw"
         self.write = Writer(dtype)
         self.variants = _variants(target, tangents)
@@ -159,11 +159,14 @@ class _Kernel:
                 write.line(f"{name} += earlier")
             write.store(place, name, mask)
         return write.finish(
-            f"modes_{self.target}_{number}",
-            [f"{self.target} by block {block.number} of", *self.whole.comment()],
+            f"modes_{self.target}_{'tangent_' if self.along else ''}{number}",
+            [
+                f"{self.target}{' along tangents' if self.along else ''} by block {block.number} of",
+                *self.whole.comment(),
+            ],
             lanes=block.mul,
             values=2 * len(sums),
-            contiguous=False,
+            wide=False,
             adds=adds,
         )
 
