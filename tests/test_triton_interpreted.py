@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import interpretation
 from clebsch import Graph, ops
-from clebsch.algebra.plan import MODES, ProductPlan
+from clebsch.algebra.plan import LAYOUTS, MODES, ProductPlan
 from clebsch.testing import RandomGraph, random_graphs, random_plans
 from clebsch.triton import (
     launch,
@@ -132,6 +132,29 @@ def test_modes_in_several_kernels_which_add(limits):
     limits(MOST_COEFFICIENTS=12)
     with poisoned_memory():
         Problem.random(small_plan("uvu", "mul_ir"), EDGES).check()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_coefficients_from_a_table(limits, mode):
+    """As those of paths of high degrees are; rows or a graph, with shared weights or with a row for each."""
+    limits(MOST_COEFFICIENTS=1)
+    plan = small_plan(mode, LAYOUTS[MODES.index(mode) % 2])
+    call = tensor_product.Call(str(plan), "float64", False, False)
+    assert all(one.table for one in tensor_product.forward_sources(call))
+    for rows, shared in ((2, True), (RandomGraph(EDGES.senders[:2], EDGES.receivers[:2], 4), False)):
+        with poisoned_memory():
+            Problem.random(plan, rows, shared=shared).check()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_channels_with_coefficients_from_a_table(limits, layout):
+    """Paths that fit into straight code take it."""
+    limits(MOST_COEFFICIENTS=8)
+    plan = wide_plan(2, layout)
+    call = tensor_product.Call(str(plan), "float64", False, False)
+    assert len({bool(one.table) for one in tensor_product.forward_sources(call)}) == 2
+    with poisoned_memory():
+        Problem.random(plan, EDGES, dtype=torch.float32).check()
 
 
 def test_windows_of_edges(limits):

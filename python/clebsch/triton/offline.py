@@ -25,6 +25,7 @@ TARGETS = {
 }
 """Backend, architecture and threads in a warp."""
 
+_INTEGERS = {"order": "*i64", "begins": "*i32", "components": "*i32"}
 _TYPES = {"float32": "*fp32", "float64": "*fp64", "float16": "*fp16", "bfloat16": "*bf16"}
 
 
@@ -35,8 +36,9 @@ def compile_for(source: Source, target: str, dtype: str = "float32", aligned: bo
 
     Returns:
         block, num_warps; registers of a thread, spills (on AMD those of scalars apart: they go to
-        lanes of vectors); shared memory in bytes; instructions, and the loads and stores of global memory by
-        their width in bits; seconds of processor time that the compiler took.
+        lanes of vectors); shared memory in bytes; instructions, on NVIDIA those of the longest loop too, and
+        the loads and stores of global memory by their width in bits; seconds of processor time that the
+        compiler took.
     """
     triton = require_triton()
     from triton.backends.compiler import GPUTarget
@@ -77,7 +79,7 @@ def _typed(source: Source, target: str, dtype: str, aligned: bool) -> tuple[Any,
     for i, name in enumerate(source.arguments):
         is_count = name in COUNTS or name.endswith("_stride")
         stored = "float32" if dtype != "float64" and _is_work_space(source, name) else dtype
-        signature[name] = "i32" if is_count else "*i64" if name == "order" else _TYPES[stored]
+        signature[name] = "i32" if is_count else _INTEGERS.get(name, _TYPES[stored])
         if aligned and name not in COUNTS:
             attributes[(i,)] = [["tt.divisibility", 16]]
     signature["BLOCK"] = "constexpr"
@@ -88,8 +90,8 @@ def _typed(source: Source, target: str, dtype: str, aligned: bool) -> tuple[Any,
 
 
 def _is_work_space(source: Source, name: str) -> bool:
-    """Whether an argument holds parts of sums, which have 32 bits at least."""
-    told_by = {"parts": "parts", "gx": "first", "gy": "first", "gw": "count"}
+    """Whether an argument holds parts of sums or coefficients, which have 32 bits at least."""
+    told_by = {"coefficients": "coefficients", "parts": "parts", "gx": "first", "gy": "first", "gw": "count"}
     return told_by.get(name) in source.arguments
 
 
@@ -104,17 +106,31 @@ def _nvidia(kernel: Any, triton: Any) -> dict[str, Any]:
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
         usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", output("-res-usage")))
-        code = re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]+)", output("-sass"))
+        line = r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]+)([^;]*);"
+        listing = re.findall(line, output("-sass"))
+    code = [word for _, word, _ in listing]
     return {
         "registers": int(usage["REG"]),
         "spills": int(usage["STACK"]) + int(usage["LOCAL"]) + _count(code, ("LDL", "STL")),
         "instructions": len(code),
+        "loop": _loop(listing),
         "loads": _widths(code, "LDG", _nvidia_width),
         "stores": _widths(code, "STG", _nvidia_width),
     }
 
 
 _NVIDIA_WIDTHS = ("U8", "S8", "U16", "S16", "64", "128", "256")
+
+
+def _loop(listing: list[tuple[str, str, str]]) -> int:
+    """Instructions of the longest loop, from where a branch leads back to the branch."""
+    places = [int(place, 16) for place, _, _ in listing]
+    longest = 0
+    for i, (_, word, rest) in enumerate(listing):
+        leads = re.search(r"0x([0-9a-f]+)", rest) if word.startswith("BRA") else None
+        if leads and int(leads.group(1), 16) < places[i]:
+            longest = max(longest, sum(int(leads.group(1), 16) <= place <= places[i] for place in places))
+    return longest
 
 
 def _count(code: list[str], names: tuple[str, ...]) -> int:

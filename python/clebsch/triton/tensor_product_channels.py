@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from clebsch.algebra.plan import Path, ProductPlan
 
 from .operands import Block, Operands
-from .source import MOST_COEFFICIENTS, Source, Writer, product, require_few, total
+from .source import MOST_COEFFICIENTS, Source, Writer, product, total
 
 __all__ = ["Tangents", "backward", "forward", "serves"]
 
@@ -38,7 +38,11 @@ Tangents = tuple[bool, bool, bool]
 
 def serves(plan: ProductPlan) -> bool:
     """Whether these kernels compute this plan."""
-    return all(path.mode == "uvu" and plan.blocks(path)[1].mul == 1 for path in Operands(plan).paths)
+    whole = Operands(plan)
+    return all(
+        path.mode == "uvu" and whole.y(path).mul == 1 and len(whole.entries(path)) <= MOST_COEFFICIENTS
+        for path in whole.paths
+    )
 
 
 def forward(plan: ProductPlan, dtype: str, *, graph: bool, tangents: Tangents | None = None) -> list[Source]:
@@ -108,7 +112,6 @@ def _groups(
     for unit in _by_block(whole, owned):
         parts: list[list[Path]] = [[]]
         for path in unit:
-            require_few("tensor_product", whole.title(path), len(whole.entries(path)))
             if parts[-1] and not fits([*parts[-1], path]):
                 parts.append([])
             parts[-1].append(path)
