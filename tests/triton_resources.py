@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -26,7 +27,7 @@ from clebsch.triton import offline, spherical_harmonics, tensor_product
 from clebsch.triton.schedule import rule
 from clebsch.triton.source import Source
 
-__all__ = ["FILE", "compile_kernel", "digest", "kernels", "key", "read", "same"]
+__all__ = ["FILE", "compile_kernel", "digest", "kernels", "key", "read", "same", "traffic"]
 
 FILE = Path(__file__).with_suffix(".json")
 EDGE2E, EDGE3 = "1x0e+1x1e+1x2e", "1x0e+1x1o+1x2e+1x3o"
@@ -97,6 +98,23 @@ def kernels() -> Iterator[tuple[str, str, Source]]:
             ls = tuple(range(highest + 1))
             for source in spherical_harmonics.sources("float32", ls, True, "component", step):
                 yield f"harmonics to l = {highest}", "float32", source
+
+
+def traffic(source: Source, lanes: int) -> tuple[int, int]:
+    """Accesses of warps to global memory for an edge, and the sectors of 32 bytes that they touch, of all
+    lanes of a kernel in float32, if a thread has so many lanes."""
+    warps, accesses, sectors = source.lanes // (32 * lanes), 0, 0
+    for place in re.findall(r"^ {8,}.*tl\.(?:load|store)\((.*)", source.text, re.M):
+        along = re.search(r"\+ lane(?: \* (\d+))?,", place)
+        if along is None:  # a number for all lanes
+            count, touched = 1, 1
+        elif along[1] is None:
+            count, touched = 1, 4 * lanes
+        else:
+            count, touched = lanes, min(4 * lanes * int(along[1]), 32)
+        accesses += warps * count
+        sectors += warps * count * touched
+    return accesses, sectors
 
 
 def key(model: str, source: Source, target: str) -> str:

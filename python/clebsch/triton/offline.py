@@ -14,7 +14,7 @@ from .launch import compiled, require_triton
 from .schedule import Schedule, rule
 from .source import COUNTS, Source
 
-__all__ = ["TARGETS", "compile_for", "lower"]
+__all__ = ["TARGETS", "amd_width", "compile_for", "is_work_space", "lower", "nvidia_width"]
 
 TARGETS = {
     "cuda:80": ("cuda", 80, 32),
@@ -78,7 +78,7 @@ def _typed(source: Source, target: str, dtype: str, aligned: bool) -> tuple[Any,
     signature, attributes = {}, {}
     for i, name in enumerate(source.arguments):
         is_count = name in COUNTS or name.endswith("_stride")
-        stored = "float32" if dtype != "float64" and _is_work_space(source, name) else dtype
+        stored = "float32" if dtype != "float64" and is_work_space(source, name) else dtype
         signature[name] = "i32" if is_count else _INTEGERS.get(name, _TYPES[stored])
         if aligned and name not in COUNTS:
             attributes[(i,)] = [["tt.divisibility", 16]]
@@ -89,7 +89,7 @@ def _typed(source: Source, target: str, dtype: str, aligned: bool) -> tuple[Any,
     return code, schedule
 
 
-def _is_work_space(source: Source, name: str) -> bool:
+def is_work_space(source: Source, name: str) -> bool:
     """Whether an argument holds parts of sums or coefficients, which have 32 bits at least."""
     told_by = {"coefficients": "coefficients", "parts": "parts", "gx": "first", "gy": "first", "gw": "count"}
     return told_by.get(name) in source.arguments
@@ -114,8 +114,8 @@ def _nvidia(kernel: Any, triton: Any) -> dict[str, Any]:
         "spills": int(usage["STACK"]) + int(usage["LOCAL"]) + _count(code, ("LDL", "STL")),
         "instructions": len(code),
         "loop": _loop(listing),
-        "loads": _widths(code, "LDG", _nvidia_width),
-        "stores": _widths(code, "STG", _nvidia_width),
+        "loads": _widths(code, "LDG", nvidia_width),
+        "stores": _widths(code, "STG", nvidia_width),
     }
 
 
@@ -137,7 +137,7 @@ def _count(code: list[str], names: tuple[str, ...]) -> int:
     return sum(word.split(".")[0] in names for word in code)
 
 
-def _nvidia_width(word: str) -> int:
+def nvidia_width(word: str) -> int:
     """Of a load or store: LDG.E.U16.CONSTANT, STG.E.64, LDG.E are of 16, 64 and 32 bits."""
     widths = [int(part.lstrip("US")) for part in word.split(".") if part in _NVIDIA_WIDTHS]
     return widths[0] if widths else 32
@@ -156,12 +156,12 @@ def _amd(kernel: Any) -> dict[str, Any]:
         "spills": number("vgpr_spill_count"),
         "scalar_spills": number("sgpr_spill_count"),
         "instructions": len(code),
-        "loads": _widths(code, ("global_load", "buffer_load"), _amd_width),
-        "stores": _widths(code, ("global_store", "buffer_store"), _amd_width),
+        "loads": _widths(code, ("global_load", "buffer_load"), amd_width),
+        "stores": _widths(code, ("global_store", "buffer_store"), amd_width),
     }
 
 
-def _amd_width(word: str) -> int:
+def amd_width(word: str) -> int:
     """Of a load or store: global_load_dwordx2, buffer_load_b64, global_store_short, global_load_d16_b16."""
     found = re.search(r"dwordx(\d)|_[bui](\d+)$|_[bui](8|16)_", word)
     if found:

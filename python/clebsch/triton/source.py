@@ -32,7 +32,7 @@ NUMBERS = {
     "bfloat16": "tl.float32",
 }
 
-MOST_COEFFICIENTS = 450
+MOST_COEFFICIENTS = 400
 """What the straight code of one kernel may hold: more takes too long to compile."""
 
 
