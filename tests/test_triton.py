@@ -259,25 +259,26 @@ def test_numbers_that_change_are_not_compiled_in():
 @pytest.mark.parametrize(
     "lanes, values, common, wide, reduces, warp, expected",
     [
-        (128, 20, 0, True, False, 32, Schedule(128, 1)),  # 4 lanes a thread
-        (512, 20, 0, True, False, 32, Schedule(512, 4)),
-        (128, 20, 144, True, False, 32, Schedule(128, 1)),
-        (128, 20, 145, True, False, 32, Schedule(128, 2)),  # 2: 4 would be 225 numbers
-        (128, 70, 0, True, False, 32, Schedule(128, 2, True)),
+        (128, 17, 0, True, False, 32, Schedule(128, 1)),  # 4 lanes a thread
+        (512, 17, 0, True, False, 32, Schedule(512, 4)),
+        (128, 17, 156, True, False, 32, Schedule(128, 1)),
+        (128, 17, 157, True, False, 32, Schedule(128, 2)),  # 2: 4 would be 225 numbers
+        (128, 35, 100, True, False, 32, Schedule(128, 2)),
+        (128, 36, 100, True, False, 32, Schedule(128, 2, True)),  # many
         (128, 113, 0, True, False, 32, Schedule(128, 4, True)),
-        (128, 20, 300, True, False, 32, Schedule(128, 4)),
-        (128, 20, 0, False, False, 32, Schedule(128, 4)),  # what lies in the lanes is apart in memory
-        (126, 20, 0, True, False, 32, Schedule(128, 2)),  # not a multiple of 4
-        (64, 20, 0, True, False, 32, Schedule(64, 1)),  # 2: with 4, half of the warp would have none
-        (32, 20, 0, True, False, 32, Schedule(32, 1)),
-        (64, 20, 0, True, False, 64, Schedule(64, 1)),
-        (128, 20, 0, True, True, 32, Schedule(128, 1)),  # sums stay in a warp
-        (128, 20, 0, False, True, 32, Schedule(32, 1)),
-        (128, 20, 0, False, True, 64, Schedule(64, 1)),
-        (5, 20, 0, False, False, 32, Schedule(32, 1)),
-        (5, 20, 0, False, False, 64, Schedule(64, 1)),
+        (128, 17, 300, True, False, 32, Schedule(128, 4)),
+        (128, 17, 0, False, False, 32, Schedule(128, 4)),  # what lies in the lanes is apart in memory
+        (126, 17, 0, True, False, 32, Schedule(128, 2)),  # not a multiple of 4
+        (64, 17, 0, True, False, 32, Schedule(64, 1)),  # 2: with 4, half of the warp would have none
+        (32, 17, 0, True, False, 32, Schedule(32, 1)),
+        (64, 17, 0, True, False, 64, Schedule(64, 1)),
+        (128, 17, 0, True, True, 32, Schedule(128, 1)),  # sums stay in a warp
+        (128, 17, 0, False, True, 32, Schedule(32, 1)),
+        (128, 17, 0, False, True, 64, Schedule(64, 1)),
+        (5, 17, 0, False, False, 32, Schedule(32, 1)),
+        (5, 17, 0, False, False, 64, Schedule(64, 1)),
         (0, 0, 0, False, False, 32, Schedule(128, 4)),  # rows in the lanes
-        (0, 81, 0, False, False, 32, Schedule(128, 4, True)),
+        (0, 71, 0, False, False, 32, Schedule(128, 4, True)),
     ],
 )
 def test_rule(lanes, values, common, wide, reduces, warp, expected):
@@ -662,7 +663,7 @@ def test_the_table_is_that_of_the_sources(version):
 )
 def test_spills_and_memory(target, version):
     rows = {name: row for name, row in TABLES[version].items() if name.endswith(f"; {target}")}
-    assert len(rows) == 140
+    assert len(rows) == len(list(triton_resources.kernels()))
     for name, row in rows.items():
         assert row["seconds"] < 10, name
         assert row["shared"] <= SHARED.get(target, 64 << 10), name

@@ -46,8 +46,8 @@ PLANS = {
 NARROW = ("float16", "bfloat16")  # not differentiated twice
 # Every path "uvw": x, y, outputs; the first over the edges of a graph, the second over rows, sharing weights.
 DENSE = {
-    "DiffDock": ("48x0e+10x1o+10x1e", "1x0e+1x1o+1x2e", "48x0e+10x1o+10x1e"),
-    "NequIP-L self-connection": ("128x0e+64x1o+32x2e+32x3o", "5x0e", "128x0e+64x1o+32x2e+32x3o"),
+    "DiffDock": ("48x0e+10x1o", "1x0e+1x1o+1x2e", "48x0e+10x1o"),
+    "self-connection": ("128x0e+64x1o", "5x0e", "128x0e+64x1o"),
 }
 
 

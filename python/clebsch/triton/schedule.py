@@ -24,7 +24,7 @@ from .source import Source
 
 __all__ = ["Schedule", "rule"]
 
-MOST_IN_THREAD, MANY_IN_THREAD = 224, 80
+MOST_IN_THREAD, MANY_IN_THREAD = 224, 70
 
 
 @dataclass(frozen=True)
