@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 import interpretation
 from clebsch import Graph, ops
-from clebsch.algebra.plan import MODES, ProductPlan
+from clebsch.algebra.plan import LAYOUTS, MODES, ProductPlan
 from clebsch.testing import RandomGraph, random_graphs, random_plans
 from clebsch.triton import (
     launch,
     schedule,
     source,
+    spherical_harmonics,
     tensor_product,
     tensor_product_channels,
     tensor_product_modes,
@@ -131,6 +132,29 @@ def test_modes_in_several_kernels_which_add(limits):
     limits(MOST_COEFFICIENTS=12)
     with poisoned_memory():
         Problem.random(small_plan("uvu", "mul_ir"), EDGES).check()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_coefficients_from_a_table(limits, mode):
+    """As those of paths of high degrees are; rows or a graph, with shared weights or with a row for each."""
+    limits(MOST_COEFFICIENTS=1)
+    plan = small_plan(mode, LAYOUTS[MODES.index(mode) % 2])
+    call = tensor_product.Call(str(plan), "float64", False, False)
+    assert all(one.table for one in tensor_product.forward_sources(call))
+    for rows, shared in ((2, True), (RandomGraph(EDGES.senders[:2], EDGES.receivers[:2], 4), False)):
+        with poisoned_memory():
+            Problem.random(plan, rows, shared=shared).check()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_channels_with_coefficients_from_a_table(limits, layout):
+    """Paths that fit into straight code take it."""
+    limits(MOST_COEFFICIENTS=8)
+    plan = wide_plan(2, layout)
+    call = tensor_product.Call(str(plan), "float64", False, False)
+    assert len({bool(one.table) for one in tensor_product.forward_sources(call)}) == 2
+    with poisoned_memory():
+        Problem.random(plan, EDGES, dtype=torch.float32).check()
 
 
 def test_windows_of_edges(limits):
@@ -444,3 +468,25 @@ def test_harmonics(ls, normalize, dtype):
             points = points if normalize else points / points.norm(dim=1, keepdim=True).clamp_min(1)
             with poisoned_memory():
                 check(points, grad, tangent, ls, normalize, normalization)
+
+
+@pytest.mark.parametrize("dtype", PROMISED)
+@pytest.mark.parametrize("ls", [[0, 1, 2, 3, 4], [4, 6, 0, 6]], ids=str)
+def test_harmonics_in_several_kernels(monkeypatch, ls, dtype):
+    """Of degrees and, for high ones, of orders, which add up."""
+    monkeypatch.setattr(spherical_harmonics, "MOST_LINES", 60)
+    spherical_harmonics.sources.cache_clear()
+    made = spherical_harmonics.sources("float32", tuple(ls), True, "component", "double_backward")
+    assert len(made) > 3 and {name for one in made for name in one.text.splitlines() if "orders 2 to" in name}
+    for normalize in (True, False):
+        points, grad, tangent = random_problem(ls, 7, dtype)
+        points = points if normalize else points / points.norm(dim=1, keepdim=True).clamp_min(1)
+        with poisoned_memory():
+            check(points, grad, tangent, ls, normalize, "component")
+    spherical_harmonics.sources.cache_clear()
+
+
+def test_harmonics_of_a_high_degree():
+    points, grad, tangent = random_problem([24], 5, torch.float64)
+    with poisoned_memory():
+        check(points, grad, tangent, [24], True, "component")

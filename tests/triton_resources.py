@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -25,9 +26,8 @@ from clebsch.algebra.plan import ProductPlan
 from clebsch.triton import offline, spherical_harmonics, tensor_product
 from clebsch.triton.schedule import rule
 from clebsch.triton.source import Source
-from clebsch.triton.sums import sender_sums
 
-__all__ = ["FILE", "PLANS", "compile_kernel", "kernels", "key", "read", "same"]
+__all__ = ["FILE", "compile_kernel", "digest", "kernels", "key", "read", "same", "traffic"]
 
 FILE = Path(__file__).with_suffix(".json")
 EDGE2E, EDGE3 = "1x0e+1x1e+1x2e", "1x0e+1x1o+1x2e+1x3o"
@@ -40,6 +40,14 @@ PLANS = {
     "MACE-large": ("128x0e+128x1o+128x2e", EDGE3, "mul_ir", "float32"),
     "NequIP-L": ("128x0e+64x1o+32x2e+32x3o", EDGE3, "mul_ir", "float32"),
     "SevenNet-0": ("128x0e+64x1e+32x2e", EDGE2E, "mul_ir", "float32"),
+    "MACE-medium float16": ("128x0e+128x1o", EDGE3, "mul_ir", "float16"),
+    "MACE-medium bfloat16": ("128x0e+128x1o", EDGE3, "ir_mul", "bfloat16"),
+}
+NARROW = ("float16", "bfloat16")  # not differentiated twice
+# Every path "uvw": x, y, outputs; the first over the edges of a graph, the second over rows, sharing weights.
+DENSE = {
+    "DiffDock": ("48x0e+10x1o", "1x0e+1x1o+1x2e", "48x0e+10x1o"),
+    "self-connection": ("128x0e+64x1o", "5x0e", "128x0e+64x1o"),
 }
 
 
@@ -61,20 +69,52 @@ def plan(name: str) -> tuple[ProductPlan, str]:
     ), dtype
 
 
+def dense_plan(name: str) -> ProductPlan:
+    """Every path that couples blocks of x and y to a block of the output."""
+    x, y, out = map(Irreps, DENSE[name])
+    paths = [
+        (i, j, k, "uvw", True)
+        for i, (_, ir1) in enumerate(x)
+        for j, (_, ir2) in enumerate(y)
+        for k, (_, ir) in enumerate(out)
+        if ir in ir1 * ir2
+    ]
+    return ProductPlan.from_instructions(*DENSE[name], paths)
+
+
 def kernels() -> Iterator[tuple[str, str, Source]]:
     """(model, dtype, source): all that a step of training runs on the edges of a graph."""
     for model in PLANS:
         parsed, dtype = plan(model)
-        for tangents in (None, (True, True, True)):
-            call = tensor_product.Call(str(parsed), dtype, True, False, tangents)
-            for source in tensor_product.forward_sources(call):
+        for source in tensor_product.sources(parsed, dtype, graph=True, shared=False):
+            if dtype not in NARROW or ("tangent" not in source.name and "double" not in source.name):
                 yield model, dtype, source
-            for source in tensor_product.together_sources(call, (True, True, True)):
-                yield model, dtype, source
-    for step in ("forward", "backward", "double_backward"):
-        made = spherical_harmonics.source("float32", (0, 1, 2, 3), True, "component", step)
-        yield "harmonics to l = 3", "float32", made
-    yield "sums of senders", "float32", sender_sums("float32", 512)
+    for model in DENSE:
+        graph = model == "DiffDock"
+        for source in tensor_product.sources(dense_plan(model), graph=graph, shared=not graph):
+            yield model, "float32", source
+    for highest in (3, 4, 10):
+        for step in ("forward", "backward", "double_backward"):
+            ls = tuple(range(highest + 1))
+            for source in spherical_harmonics.sources("float32", ls, True, "component", step):
+                yield f"harmonics to l = {highest}", "float32", source
+
+
+def traffic(source: Source, lanes: int) -> tuple[int, int]:
+    """Accesses of warps to global memory for an edge, and the sectors of 32 bytes that they touch, of all
+    lanes of a kernel in float32, if a thread has so many lanes."""
+    warps, accesses, sectors = source.lanes // (32 * lanes), 0, 0
+    for place in re.findall(r"^ {8,}.*tl\.(?:load|store)\((.*)", source.text, re.M):
+        along = re.search(r"\+ lane(?: \* (\d+))?,", place)
+        if along is None:  # a number for all lanes
+            count, touched = 1, 1
+        elif along[1] is None:
+            count, touched = 1, 4 * lanes
+        else:
+            count, touched = lanes, min(4 * lanes * int(along[1]), 32)
+        accesses += warps * count
+        sectors += warps * count * touched
+    return accesses, sectors
 
 
 def key(model: str, source: Source, target: str) -> str:
@@ -86,8 +126,14 @@ def compile_kernel(job: tuple[str, str, Source, str]) -> tuple[str, dict[str, An
     """A row of the table."""
     model, dtype, source, target = job
     found = offline.compile_for(source, target, dtype)
-    text = f"{source.text}{rule(source, offline.TARGETS[target][2])}"
-    return key(model, source, target), {**found, "source": hashlib.sha256(text.encode()).hexdigest()[:16]}
+    return key(model, source, target), {**found, "source": digest(source, target)}
+
+
+def digest(source: Source, target: str) -> str:
+    """Of a kernel and of how it is compiled."""
+    schedule = rule(source, offline.TARGETS[target][2])
+    text = f"{source.text}{schedule}{schedule.options(is_nvidia=target.startswith('cuda'))}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read() -> dict[str, dict[str, Any]]:

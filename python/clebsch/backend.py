@@ -203,11 +203,11 @@ no_kernels._dynamo_marked_constant = runs_triton._dynamo_marked_constant = True
 
 
 def _triton_state() -> str:
-    try:
-        version = metadata.version("triton")
-    except metadata.PackageNotFoundError:
+    if not _has_triton():
         return "not installed: pip install 'clebsch[triton]'"
-    return f"{version} installed; these kernels were never run on a GPU by their authors"
+    names = metadata.packages_distributions().get("triton", ())  # builds for AMD's and Intel's have others
+    version = f"{metadata.version(names[0])} " if names else ""
+    return f"{version}installed; these kernels were never run on a GPU by their authors"
 
 
 @functools.cache

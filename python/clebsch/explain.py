@@ -25,7 +25,7 @@ from clebsch.machine import Limits
 from clebsch.nn.symmetric_contraction_table import contraction_counts
 from clebsch.problems import Problem, Unknown, problem
 from clebsch.survey import Layer, product_plan, survey
-from clebsch.triton.spherical_harmonics import source as harmonics_source
+from clebsch.triton.spherical_harmonics import sources as harmonics_sources
 from clebsch.triton.tensor_product import sources as product_sources
 from clebsch.work import Work, contraction_work, harmonics_work, linear_work, product_work
 
@@ -227,7 +227,7 @@ def _source(layer: Layer, dtype: torch.dtype) -> dict[str, str] | None:
             degrees = tuple(ir.l for mul, ir in Irreps(str(module.irreps_out)) for _ in range(mul))
             steps = ("forward", "backward", "double_backward")
             fixed = (bool(module.normalize), module.normalization)
-            made = [harmonics_source(name, degrees, *fixed, step) for step in steps]
+            made = [one for step in steps for one in harmonics_sources(name, degrees, *fixed, step)]
         else:
             return None
     except NotImplementedError as error:  # too large a plan: the sentence says what to do

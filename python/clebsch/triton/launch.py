@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import linecache
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -13,9 +14,12 @@ import torch
 
 from . import autotune
 from .schedule import Schedule, rule
-from .source import MOST_TILES, Source
+from .source import MOST_TILES, Source, Table
 
 __all__ = ["compiled", "launch", "require_triton"]
+
+_ROOMS = {"cuda": torch.cuda, "xpu": torch.xpu}
+"""Where torch keeps what it knows of the devices of a kind."""
 
 
 @functools.cache
@@ -49,7 +53,9 @@ def launch(source: Source, owners: int, arguments: Mapping[str, Any]) -> None:
     """Run a kernel for each of `owners` and all of its tiles; nothing where there are none."""
     if owners == 0:
         return
-    given = {name: arguments[name] for name in source.arguments}
+    device, warp = _device(arguments), _warp(arguments)
+    tables = _table(source.table, device, _number(arguments)) if source.table else {}
+    given = {name: tables[name] if name in tables else arguments[name] for name in source.arguments}
 
     def start(schedule: Schedule) -> None:
         if source.reduces and schedule.block != by_rule.block:
@@ -67,9 +73,8 @@ def launch(source: Source, owners: int, arguments: Mapping[str, Any]) -> None:
                 **given, BLOCK=schedule.block, **options
             )
 
-    device, warp = _device(arguments), _warp(arguments)
     by_rule = rule(source, warp)
-    if not (autotune.enabled() and device.type == "cuda"):
+    if not (autotune.enabled() and device.type in _ROOMS):
         start(by_rule)
         return
     from triton.testing import do_bench
@@ -78,7 +83,26 @@ def launch(source: Source, owners: int, arguments: Mapping[str, Any]) -> None:
         with _on(device):
             return do_bench(lambda: start(schedule), warmup=5, rep=20, return_mode="median")
 
-    start(autotune.tuned(source, torch.cuda.get_device_name(device), warp, time))
+    start(autotune.tuned(source, _ROOMS[device.type].get_device_name(device), warp, time))
+
+
+@functools.lru_cache(maxsize=64)
+def _table(table: Table, device: torch.device, number: torch.dtype) -> dict[str, torch.Tensor]:
+    """A table as kernels read it, row after row."""
+    entries = [entry for row in table for entry in row]
+    begins = list(itertools.accumulate(map(len, table), initial=0))
+    with torch.inference_mode(False):
+        return {
+            "begins": torch.tensor(begins, dtype=torch.int32, device=device),
+            "components": torch.tensor([e[:3] for e in entries], dtype=torch.int32, device=device),
+            "coefficients": torch.tensor([e[3] for e in entries], dtype=number, device=device),
+        }
+
+
+def _number(arguments: Mapping[str, Any]) -> torch.dtype:
+    """What kernels compute in."""
+    doubles = (value.dtype == torch.float64 for value in arguments.values() if torch.is_tensor(value))
+    return torch.float64 if any(doubles) else torch.float32
 
 
 def tiles(source: Source, arguments: Mapping[str, Any]) -> int:
@@ -97,8 +121,7 @@ def _warp(arguments: Mapping[str, Any]) -> int:
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
     """Triton starts a kernel on the current device and its stream, wherever the operands are."""
-    rooms = {"cuda": torch.cuda, "xpu": torch.xpu}
-    return rooms[device.type].device(device) if device.type in rooms else nullcontext()
+    return _ROOMS[device.type].device(device) if device.type in _ROOMS else nullcontext()
 
 
 def _device(arguments: Mapping[str, Any]) -> torch.device:

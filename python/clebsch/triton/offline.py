@@ -14,7 +14,7 @@ from .launch import compiled, require_triton
 from .schedule import Schedule, rule
 from .source import COUNTS, Source
 
-__all__ = ["TARGETS", "compile_for", "lower"]
+__all__ = ["TARGETS", "amd_width", "compile_for", "is_work_space", "lower", "nvidia_width"]
 
 TARGETS = {
     "cuda:80": ("cuda", 80, 32),
@@ -25,6 +25,7 @@ TARGETS = {
 }
 """Backend, architecture and threads in a warp."""
 
+_INTEGERS = {"order": "*i64", "begins": "*i32", "components": "*i32"}
 _TYPES = {"float32": "*fp32", "float64": "*fp64", "float16": "*fp16", "bfloat16": "*bf16"}
 
 
@@ -35,8 +36,9 @@ def compile_for(source: Source, target: str, dtype: str = "float32", aligned: bo
 
     Returns:
         block, num_warps; registers of a thread, spills (on AMD those of scalars apart: they go to
-        lanes of vectors); shared memory in bytes; instructions, and the loads and stores of global memory by
-        their width in bits; seconds of processor time that the compiler took.
+        lanes of vectors); shared memory in bytes; instructions, on NVIDIA those of the longest loop too, and
+        the loads and stores of global memory by their width in bits; seconds of processor time that the
+        compiler took.
     """
     triton = require_triton()
     from triton.backends.compiler import GPUTarget
@@ -76,7 +78,8 @@ def _typed(source: Source, target: str, dtype: str, aligned: bool) -> tuple[Any,
     signature, attributes = {}, {}
     for i, name in enumerate(source.arguments):
         is_count = name in COUNTS or name.endswith("_stride")
-        signature[name] = "i32" if is_count else "*i64" if name == "order" else _TYPES[dtype]
+        stored = "float32" if dtype != "float64" and is_work_space(source, name) else dtype
+        signature[name] = "i32" if is_count else _INTEGERS.get(name, _TYPES[stored])
         if aligned and name not in COUNTS:
             attributes[(i,)] = [["tt.divisibility", 16]]
     signature["BLOCK"] = "constexpr"
@@ -84,6 +87,12 @@ def _typed(source: Source, target: str, dtype: str, aligned: bool) -> tuple[Any,
         fn=compiled(source), signature=signature, constexprs={"BLOCK": schedule.block}, attrs=attributes
     )
     return code, schedule
+
+
+def is_work_space(source: Source, name: str) -> bool:
+    """Whether an argument holds parts of sums or coefficients, which have 32 bits at least."""
+    told_by = {"coefficients": "coefficients", "parts": "parts", "gx": "first", "gy": "first", "gw": "count"}
+    return told_by.get(name) in source.arguments
 
 
 def _nvidia(kernel: Any, triton: Any) -> dict[str, Any]:
@@ -97,22 +106,40 @@ def _nvidia(kernel: Any, triton: Any) -> dict[str, Any]:
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
         usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", output("-res-usage")))
-        code = re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]+)", output("-sass"))
+        line = r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]+)([^;]*);"
+        listing = re.findall(line, output("-sass"))
+    code = [word for _, word, _ in listing]
     return {
         "registers": int(usage["REG"]),
         "spills": int(usage["STACK"]) + int(usage["LOCAL"]) + _count(code, ("LDL", "STL")),
         "instructions": len(code),
-        "loads": _widths(code, "LDG", _nvidia_width),
-        "stores": _widths(code, "STG", _nvidia_width),
+        "loop": _loop(listing),
+        "loads": _widths(code, "LDG", nvidia_width),
+        "stores": _widths(code, "STG", nvidia_width),
     }
+
+
+_NVIDIA_WIDTHS = ("U8", "S8", "U16", "S16", "64", "128", "256")
+
+
+def _loop(listing: list[tuple[str, str, str]]) -> int:
+    """Instructions of the longest loop, from where a branch leads back to the branch."""
+    places = [int(place, 16) for place, _, _ in listing]
+    longest = 0
+    for i, (_, word, rest) in enumerate(listing):
+        leads = re.search(r"0x([0-9a-f]+)", rest) if word.startswith("BRA") else None
+        if leads and int(leads.group(1), 16) < places[i]:
+            longest = max(longest, sum(int(leads.group(1), 16) <= place <= places[i] for place in places))
+    return longest
 
 
 def _count(code: list[str], names: tuple[str, ...]) -> int:
     return sum(word.split(".")[0] in names for word in code)
 
 
-def _nvidia_width(word: str) -> int:
-    widths = [int(part) for part in word.split(".") if part in ("64", "128", "256")]
+def nvidia_width(word: str) -> int:
+    """Of a load or store: LDG.E.U16.CONSTANT, STG.E.64, LDG.E are of 16, 64 and 32 bits."""
+    widths = [int(part.lstrip("US")) for part in word.split(".") if part in _NVIDIA_WIDTHS]
     return widths[0] if widths else 32
 
 
@@ -129,14 +156,17 @@ def _amd(kernel: Any) -> dict[str, Any]:
         "spills": number("vgpr_spill_count"),
         "scalar_spills": number("sgpr_spill_count"),
         "instructions": len(code),
-        "loads": _widths(code, ("global_load", "buffer_load"), _amd_width),
-        "stores": _widths(code, ("global_store", "buffer_store"), _amd_width),
+        "loads": _widths(code, ("global_load", "buffer_load"), amd_width),
+        "stores": _widths(code, ("global_store", "buffer_store"), amd_width),
     }
 
 
-def _amd_width(word: str) -> int:
-    found = re.search(r"dwordx(\d)|_b(\d+)", word)
-    return 32 if not found else int(found.group(1)) * 32 if found.group(1) else int(found.group(2))
+def amd_width(word: str) -> int:
+    """Of a load or store: global_load_dwordx2, buffer_load_b64, global_store_short, global_load_d16_b16."""
+    found = re.search(r"dwordx(\d)|_[bui](\d+)$|_[bui](8|16)_", word)
+    if found:
+        return int(found.group(1)) * 32 if found.group(1) else int(found.group(2) or found.group(3))
+    return 16 if "short" in word else 8 if "byte" in word else 32
 
 
 def _widths(code: list[str], begin: str | tuple[str, ...], width: Callable[[str], int]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -31,6 +31,10 @@ class Block:
             f"{self.offset + component} + {copy} * {self.dim}" if self.dim > 1 else f"{self.offset} + {copy}"
         )
 
+    def in_work_space(self) -> Block:
+        """The block with its copies innermost, so that neighbours in the lanes are neighbours in memory."""
+        return replace(self, layout="ir_mul")
+
     def names(self, operand: str) -> list[str]:
         """Of the components in an operand, one each."""
         return [f"{operand}{self.number}_{i}" for i in range(self.dim)]
@@ -56,6 +60,10 @@ class Operands:
             for path, shape in shapes
             if prod(shape) > 0 and all(block.mul > 0 for block in self.plan.blocks(path))
         ]
+
+    def blocks_of_x(self) -> list[Block]:
+        """All blocks of x, those that no path couples too."""
+        return [self._block(self.plan.irreps_in1, i) for i in range(len(self.plan.irreps_in1))]
 
     def _block(self, irreps, index: int) -> Block:
         offset = sum(mul * ir.dim for mul, ir in irreps[:index])

@@ -17,9 +17,9 @@ __all__ = [
     "MOST_TILES",
     "NUMBERS",
     "Source",
+    "Table",
     "Writer",
     "product",
-    "require_few",
     "require_short_rows",
     "total",
 ]
@@ -32,7 +32,7 @@ NUMBERS = {
     "bfloat16": "tl.float32",
 }
 
-MOST_COEFFICIENTS = 2500
+MOST_COEFFICIENTS = 400
 """What the straight code of one kernel may hold: more takes too long to compile."""
 
 
@@ -46,14 +46,19 @@ COUNTS = ("nodes", "edges", "rows", "count", "first", "last", "piece", "gy_piece
 """Arguments that change from call to call; Triton would compile anew for 1 and for multiples of 16."""
 
 
+Table = tuple[tuple[tuple[int, int, int, float], ...], ...]
+"""For each component of a result the (m1, m2, m3, coefficient) of what it meets."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A kernel: its `name`, its whole `text`, and the names of its arguments in order, blocks aside.
 
     lanes: how many elements lie along the lanes, all tiles together. values: numbers that a lane keeps at a
-    time, about; `clebsch.triton.schedule` makes blocks from both. contiguous: whether neighbours in the
-    lanes are neighbours in memory. reduces: whether lanes are summed. adds: whether it adds to what
-    is there, so that it cannot be run twice.
+    time, about, and common: those that all lanes share; `clebsch.triton.schedule` makes blocks from them.
+    wide: whether a thread should take several neighbouring lanes. reduces: whether lanes are summed. adds:
+    whether it adds to what is there, so that it cannot be run twice. table: what it reads as begins,
+    components and coefficients.
     """
 
     name: str
@@ -61,9 +66,11 @@ class Source:
     arguments: tuple[str, ...]
     lanes: int
     values: int
-    contiguous: bool
+    wide: bool
     reduces: bool = False
     adds: bool = False
+    common: int = 0
+    table: Table = ()
 
     @property
     def is_of_rows(self) -> bool:
@@ -166,9 +173,11 @@ class Writer:
         *,
         lanes: int,
         values: int,
-        contiguous: bool,
+        wide: bool,
         reduces: bool = False,
         adds: bool = False,
+        common: int = 0,
+        table: Table = (),
     ) -> Source:
         """The kernel, with `comment` as its docstring."""
         arguments = tuple(self._arguments)
@@ -185,7 +194,7 @@ class Writer:
                 "",
             ]
         )
-        return Source(name, text, arguments, lanes, values, contiguous, reduces, adds)
+        return Source(name, text, arguments, lanes, values, wide, reduces, adds, common, table)
 
 
 _ENDS = {"edge": "edges", "sender": "nodes", "receiver": "nodes"}
@@ -201,16 +210,6 @@ def product(coefficient: float, *factors: str) -> str:
 def total(terms: Sequence[str]) -> str:
     """The sum of terms, as text."""
     return " + ".join(terms).replace("+ -", "- ")
-
-
-def require_few(noun: str, what: str, count: int) -> None:
-    """NotImplementedError, with what to do, if straight code for so many coefficients is too much."""
-    if count > MOST_COEFFICIENTS:
-        raise NotImplementedError(
-            f"{noun}: {what} has {count} coefficients, and a Triton kernel holds at most "
-            f"{MOST_COEFFICIENTS}: the plan is too large for it. Use tensors on the CPU or, on an NVIDIA GPU,"
-            " the compiled kernels, which take any degree: build with CLEBSCH_CUDA=ON"
-        )
 
 
 def require_short_rows(noun: str, columns: int) -> None:

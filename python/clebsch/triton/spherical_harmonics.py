@@ -6,12 +6,16 @@ grows like l. Derivatives are harmonics of the degree below, contracted with cou
 
     d Y^l_i / d x_k = sum_j G^l[i, k, j] Y^{l-1}_j,   G^l[i, k, j] ~ C^{l-1,1,l}[j, k, i],
 
-so that both derivatives are sums of the same products.
+so that both derivatives are sums of the same products. Code goes by orders m, for in them a harmonic of order
+m meets only those of orders m - 1, m and m + 1: what comes down is loaded when it is first met, what is
+complete is stored, and a lane keeps few numbers of each degree. Kernels have a few degrees each, or a few
+orders of a high one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from math import pi, sqrt
@@ -22,10 +26,10 @@ from clebsch.algebra import so3
 
 from .checks import contiguous_rows, require_rows
 from .launch import launch
-from .source import Source, Writer, product, require_few, total
+from .source import Source, Writer, product, total
 
 __all__ = [
-    "source",
+    "sources",
     "spherical_harmonics",
     "spherical_harmonics_backward",
     "spherical_harmonics_double_backward",
@@ -35,30 +39,88 @@ NORMALIZATIONS = ("integral", "component", "norm")
 AXES = ("x", "y", "z")
 
 
+MOST_LINES = 600
+"""Of a kernel, about: what Triton takes to compile it grows like their square."""
+
+_STEPS = {"forward": (64, 1, 3), "backward": (16, 6, 6), "double_backward": (6, 22, 12)}
+"""Of a step: how many degrees a kernel takes at most, how many numbers of a degree a lane keeps, and how many
+lines there are for a harmonic."""
+
+
 @lru_cache(maxsize=256)
-def source(dtype: str, ls: tuple[int, ...], normalize: bool, normalization: str, step: str) -> Source:
-    """The kernel of a step: "forward", "backward" or "double_backward"."""
-    highest = max(ls, default=0)
-    require_few("spherical_harmonics", f"degree {highest}", 5 * (highest + 1) ** 2)
-    kernel = _Kernel(dtype, ls, normalize, normalization)
-    kernel.points()
-    getattr(kernel, step)()
-    degrees = ", ".join(map(str, ls))
-    return kernel.write.finish(
-        f"spherical_harmonics_{step}",
-        [f"{step.replace('_', ' ')} of degrees {degrees}, {normalization}, {normalize = }"],
-        lanes=0,
-        values=0,
-        contiguous=False,
-    )
+def sources(
+    dtype: str, ls: tuple[int, ...], normalize: bool, normalization: str, step: str
+) -> tuple[Source, ...]:
+    """The kernels of a step, "forward", "backward" or "double_backward", to be run in this order: later ones
+    add to what earlier ones wrote."""
+    fixed = dtype, ls, normalize, normalization
+    parts = enumerate(_parts(sorted(set(ls)), step))
+    return tuple(_Kernel(*fixed, degrees, orders).finish(step, number) for number, (degrees, orders) in parts)
+
+
+def _parts(degrees: Sequence[int], step: str) -> Iterator[tuple[list[int], range]]:
+    """Degrees that share a kernel, and the orders that it goes through; all of them, as a rule."""
+    most, _, lines = _STEPS[step]
+
+    def size(group: Sequence[int], m: int) -> int:
+        return 2 * (max(group) + 1 - m) + lines * (2 if m else 1) * sum(l >= m for l in group)
+
+    groups: list[list[int]] = [[]]
+    for l in degrees:
+        wider = [*groups[-1], l]
+        if groups[-1] and (len(wider) > most or sum(size(wider, m) for m in range(l + 1)) > MOST_LINES):
+            groups.append([])
+        groups[-1].append(l)
+    for group in groups:
+        first, held, end = 0, 0, max(group, default=0) + 1
+        for m in range(end):
+            if m > first and held + size(group, m) > MOST_LINES:
+                yield group, range(first, m)
+                first, held = m, 0
+            held += size(group, m) if group else 0
+        yield group, range(first, end)
 
 
 class _Kernel:
-    def __init__(self, dtype: str, ls: tuple[int, ...], normalize: bool, normalization: str) -> None:
-        self.write, self.ls, self.normalize, self.normalization = Writer(dtype), ls, normalize, normalization
-        self.double = dtype == "float64"
-        self.degrees = sorted(set(ls))
+    """The source for some of the degrees, as far as harmonics of some orders go."""
+
+    def __init__(
+        self,
+        dtype: str,
+        ls: tuple[int, ...],
+        normalize: bool,
+        normalization: str,
+        degrees: Sequence[int],
+        orders: range,
+    ) -> None:
+        self.write, self.normalize, self.normalization = Writer(dtype), normalize, normalization
+        self.double, self.degrees, self.orders = dtype == "float64", degrees, orders
         self.squares = "norm" if normalization == "norm" else "component"
+        self.columns: dict[int, list[int]] = {}  # where a degree begins in a row, as often as it is there
+        column = 0
+        for l in ls:
+            self.columns.setdefault(l, []).append(column)
+            column += 2 * l + 1
+        self.met: set[str] = set()  # numbers that have a name
+
+    def finish(self, step: str, number: int) -> Source:
+        """The kernel of a step, the number-th one; all but the first add to grad_points."""
+        self.adds = number > 0
+        self.points()
+        getattr(self, step)()
+        degrees = ", ".join(map(str, self.degrees))
+        words = 2 if self.double else 1
+        return self.write.finish(
+            f"spherical_harmonics_{step}" + (f"_{number}" if number else ""),
+            [
+                f"{step.replace('_', ' ')} of degrees {degrees}, {self.normalization}, "
+                f"normalize = {self.normalize}, orders {self.orders.start} to {self.orders.stop - 1}"
+            ],
+            lanes=0,
+            values=_STEPS[step][1] * len(self.degrees) * words,
+            wide=False,
+            adds=self.adds,
+        )
 
     # Points
 
@@ -111,27 +173,25 @@ class _Kernel:
 
     # Harmonics
 
-    def harmonics(self, wanted: Sequence[int]) -> None:
-        """y_{l}_{i} for the wanted degrees, i = m + l."""
+    def harmonics(self, wanted: set[int], use: Callable[[int, int], None]) -> None:
+        """y_{l}_{i} for the wanted degrees, i = m + l, each followed by the lines of `use(l, i)`."""
         write, highest = self.write, max(wanted, default=-1)
         if highest < 0:
             return
         write.line("t = u_x * u_x + u_z * u_z")
-        for m in range(1, highest + 1):
-            c, s = (
-                ("u_z", "u_x")
-                if m == 1
-                else (f"u_z * c_{m - 1} - u_x * s_{m - 1}", f"u_z * s_{m - 1} + u_x * c_{m - 1}")
-            )
-            write.line(f"c_{m} = {c}")
-            write.line(f"s_{m} = {s}")
-        for l in range(highest + 1):
-            for m in range(l + 1):
+        for m in range(min(self.orders.stop, highest + 1)):
+            c, s = f"u_z * c_{m - 1} - u_x * s_{m - 1}", f"u_z * s_{m - 1} + u_x * c_{m - 1}"
+            if m:
+                write.line(f"c_{m} = {c if m > 1 else 'u_z'}")
+                write.line(f"s_{m} = {s if m > 1 else 'u_x'}")
+            for l in range(m, highest + 1) if m in self.orders else ():
                 self.recur(l, m)
                 if l in wanted:
                     write.line(f"y_{l}_{l + m} = q_{l}_{m}" + (f" * c_{m}" if m else ""))
-                    if m:
-                        write.line(f"y_{l}_{l - m} = q_{l}_{m} * s_{m}")
+                    use(l, l + m)
+                if l in wanted and m:
+                    write.line(f"y_{l}_{l - m} = q_{l}_{m} * s_{m}")
+                    use(l, l - m)
 
     def recur(self, l: int, m: int) -> None:
         """q_l^m from those of l - 1 and l - 2, split into what goes straight on and how that bends."""
@@ -166,86 +226,112 @@ class _Kernel:
 
     def slopes(self, l: int) -> list[tuple[int, int, int, float]]:
         """(i, k, j, G^l[i, k, j]) that are not zero."""
-        entries = so3.coupling(l - 1, 1, l)
-        pole = next(e for e in entries if (e.m1, e.m2, e.m3) == (l - 1, 1, l))
-        square = Fraction(1) if self.normalization == "norm" else Fraction(2 * l + 1, 2 * l - 1)
-        scale = l * l * square / pole.square
-        return [(e.m3, e.m2, e.m1, so3.signed_root(e.sign * pole.sign, e.square * scale)) for e in entries]
+        return _slopes(l, self.normalization == "norm")
 
-    def gradients(self) -> None:
-        """g_{l}_{i}: what comes down to each harmonic, over all columns that show it."""
-        row = self.write.row("grad", "lane")
-        seen: set[int] = set()
-        column = 0
-        for l in self.ls:
-            for i in range(2 * l + 1):
-                self.write.load("loaded" if l in seen else f"g_{l}_{i}", f"{row} + {column}", "there")
-                if l in seen:
-                    self.write.line(f"g_{l}_{i} += loaded")
-                column += 1
-            seen.add(l)
+    def meeting(self, l: int, j: int) -> list[tuple[int, int, float]]:
+        """(i, k, G^l[i, k, j]): the components of degree l that meet a harmonic of the degree below."""
+        return [(i, k, value) for i, k, met, value in self.slopes(l) if met == j]
 
-    def contract(self, result: str, cotangent: str, degrees: Sequence[int]) -> None:
-        """result = J(u)^T cotangent."""
-        write = self.write
-        for axis in AXES:
-            write.line(f"{result}_{axis} = tl.zeros((BLOCK,), {write.number})")
-        for l in degrees:
-            terms: dict[tuple[int, int], list[str]] = {}
-            for i, k, j, value in self.slopes(l) if l else ():
-                terms.setdefault((k, j), []).append(product(value, f"{cotangent}_{l}_{i}"))
-            for (k, j), parts in sorted(terms.items()):
-                write.line(f"{result}_{AXES[k]} += ({total(parts)}) * y_{l - 1}_{j}")
+    def gradient(self, l: int, i: int) -> str:
+        """What comes down to a harmonic, over all columns that show it; loaded when it is first met."""
+        name, row = f"g_{l}_{i}", self.write.row("grad", "lane")
+        if name not in self.met:
+            self.met.add(name)
+            for n, column in enumerate(self.columns[l]):
+                self.write.load("loaded" if n else name, f"{row} + {column + i}", "there")
+                if n:
+                    self.write.line(f"{name} += loaded")
+        return name
+
+    def zero(self, *results: str) -> None:
+        """Vectors that begin with nothing."""
+        self.write.zeros(f"{result}_{axis}" for result in results for axis in AXES)
+
+    def contract(self, result: str, cotangent: Callable[[int, int], str], l: int, j: int) -> None:
+        """result += what harmonic j of the degree below l adds to J(u)^T cotangent."""
+        terms: dict[int, list[str]] = {}
+        for i, k, value in self.meeting(l, j):
+            terms.setdefault(k, []).append(product(value, cotangent(l, i)))
+        for k, parts in sorted(terms.items()):
+            self.write.line(f"{result}_{AXES[k]} += ({total(parts)}) * y_{l - 1}_{j}")
 
     # Steps
 
     def forward(self) -> None:
-        self.harmonics(self.degrees)
-        self.put("out", "y")
+        self.harmonics(set(self.degrees), lambda l, i: self.put("out", l, i, f"y_{l}_{i}"))
 
-    def put(self, result: str, name: str) -> None:
-        row, column = self.write.row(result, "lane"), 0
-        for l in self.ls:
-            for i in range(2 * l + 1):
-                self.write.store(f"{row} + {column}", f"{name}_{l}_{i}", "there")
-                column += 1
+    def put(self, result: str, l: int, i: int, value: str) -> None:
+        """Store a component of a degree wherever a row shows it."""
+        row = self.write.row(result, "lane")
+        for column in self.columns[l]:
+            self.write.store(f"{row} + {column + i}", value, "there")
 
     def put_vector(self, result: str, name: str) -> None:
         row = self.write.row(result, "lane")
         for i, axis in enumerate(AXES):
+            if self.adds:
+                self.write.load("earlier", f"{row} + {i}", "there")
+                self.write.line(f"{name}_{axis} += earlier")
             self.write.store(f"{row} + {i}", f"{name}_{axis}", "there")
 
     def backward(self) -> None:
-        self.harmonics([l - 1 for l in self.degrees if l > 0])
-        self.gradients()
-        self.contract("j", "g", self.degrees)
+        self.zero("j")
+        wanted = {l - 1 for l in self.degrees if l > 0}
+        self.harmonics(wanted, lambda l, j: self.contract("j", self.gradient, l + 1, j))
         self.push("result", "j")
         self.put_vector("grad_points", "result")
 
     def double_backward(self) -> None:
-        write = self.write
         self.vector("h")
         self.push("p", "h")
-        self.harmonics(sorted({l - n for l in self.degrees for n in (1, 2) if l >= n}))
-        self.gradients()
-        lower: set[int] = set()
-        for l in self.degrees:
-            first, second = {i: [] for i in range(2 * l + 1)}, {}
-            for i, k, j, value in self.slopes(l) if l else ():
-                first[i].append(product(value, f"p_{AXES[k]}", f"y_{l - 1}_{j}"))
-                second.setdefault(j, []).append(product(value, f"p_{AXES[k]}", f"g_{l}_{i}"))
-            for i, parts in first.items():
-                write.line(f"gg_{l}_{i} = {total(parts) if parts else f'tl.zeros((BLOCK,), {write.number})'}")
-            for j, parts in sorted(second.items()):
-                write.line(f"f_{l - 1}_{j} = {total(parts)}")
-            if l:
-                lower.add(l - 1)
-        self.put("out", "gg")
-        self.contract("second", "f", sorted(lower))
+        self.zero("j", "second")
+        if 0 in self.degrees and 0 in self.orders:
+            self.write.zeros(["gg_0_0"])
+            self.put("out", 0, 0, "gg_0_0")
+        met = {(l, i, j) for l in self.degrees if l for i, _, j, _ in self.slopes(l)}
+        left = Counter((l, i) for l, i, j in met if abs(j - l + 1) in self.orders)  # still to come
+        self.begun = {(l, i) for l, i, j in met if abs(j - l + 1) < self.orders.start}
+
+        def use(l: int, j: int) -> None:
+            if l + 1 in self.degrees:
+                self.add_along(l + 1, j, left)
+                if self.normalize:
+                    self.contract("j", self.gradient, l + 1, j)
+            if l + 2 in self.degrees:
+                self.contract("second", self.pushed, l + 1, j)
+
+        self.harmonics({l - n for l in self.degrees for n in (1, 2) if l >= n}, use)
         if self.normalize:
-            self.contract("j", "g", self.degrees)
             self.bend()
         self.put_vector("grad_points", "second")
+
+    def add_along(self, l: int, j: int, left: dict[tuple[int, int], int]) -> None:
+        """gg_{l}_{i}, the derivatives of harmonics along p, += what harmonic j of the degree below adds;
+        stored when nothing is left to come."""
+        terms: dict[int, list[str]] = {}
+        for i, k, value in self.meeting(l, j):
+            terms.setdefault(i, []).append(product(value, f"p_{AXES[k]}"))
+        for i, parts in terms.items():
+            name = f"gg_{l}_{i}"
+            if name not in self.met and (l, i) in self.begun:
+                place = f"{self.write.row('out', 'lane')} + {self.columns[l][0] + i}"
+                self.write.load(name, place, "there")
+            sign = "+=" if name in self.met or (l, i) in self.begun else "="
+            self.met.add(name)
+            self.write.line(f"{name} {sign} ({total(parts)}) * y_{l - 1}_{j}")
+            left[l, i] -= 1
+            if not left[l, i]:
+                self.put("out", l, i, name)
+
+    def pushed(self, l: int, j: int) -> str:
+        """f_{l}_{j}: what comes down to a harmonic from derivatives along p of the degree above."""
+        name = f"f_{l}_{j}"
+        if name not in self.met:
+            self.met.add(name)
+            met = self.meeting(l + 1, j)
+            parts = [product(value, f"p_{AXES[k]}", self.gradient(l + 1, i)) for i, k, value in met]
+            self.write.line(f"{name} = {total(parts)}")
+        return name
 
     def bend(self) -> None:
         """second, the derivative of J(u)^T grad along p, becomes that of what `push` makes of it."""
@@ -258,6 +344,15 @@ class _Kernel:
             write.line(f"across = inverse * (j_{axis} - bent_{axis} * along)")
             write.line(f"turned = u_{axis} * (forth + turn) + along * p_{axis} + away * across")
             write.line(f"second_{axis} = inverse * (second_{axis} - tl.where(tiny, 0.0, turned))")
+
+
+@lru_cache(maxsize=256)
+def _slopes(l: int, are_norm: bool) -> list[tuple[int, int, int, float]]:
+    entries = so3.coupling(l - 1, 1, l)
+    pole = next(e for e in entries if (e.m1, e.m2, e.m3) == (l - 1, 1, l))
+    square = Fraction(1) if are_norm else Fraction(2 * l + 1, 2 * l - 1)
+    scale = l * l * square / pole.square
+    return [(e.m3, e.m2, e.m1, so3.signed_root(e.sign * pole.sign, e.square * scale)) for e in entries]
 
 
 def _dot(a: str, b: str) -> str:
@@ -309,8 +404,8 @@ def _run(step: str, operands: dict[str, Tensor], ls, normalize: bool, normalizat
     points = operands["points"]
     dtype = str(points.dtype).removeprefix("torch.")
     strides = {f"{name}_stride": operand.stride(0) for name, operand in operands.items()}
-    kernel = source(dtype, tuple(ls), normalize, normalization, step)
-    launch(kernel, points.shape[0], {**operands, **strides, "rows": points.shape[0]})
+    for kernel in sources(dtype, tuple(ls), normalize, normalization, step):
+        launch(kernel, points.shape[0], {**operands, **strides, "rows": points.shape[0]})
 
 
 def _checked(points: Tensor, ls: Sequence[int], normalization: str) -> tuple[Tensor, int]:

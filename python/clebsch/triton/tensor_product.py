@@ -246,7 +246,7 @@ class Product:
 
     def add_up(self, parts: Tensor, gx: Tensor, first: int, last: int) -> None:
         """Each sender's sum over a window."""
-        source = sender_sums(self.call().dtype, gx.shape[1])
+        source = sender_sums(self.parsed, self.call().dtype)
         rows = {"parts": parts, "parts_stride": parts.stride(0), "out": gx, "out_stride": gx.stride(0)}
         self.run([source], self.nodes, **rows, first=first, last=last, adds=int(first > 0))
 
@@ -265,13 +265,16 @@ class Product:
 
 
 def sources(plan: ProductPlan, dtype: str = "float32", *, graph: bool, shared: bool) -> list[Source]:
-    """The kernels of `plan`, forward and backward with all gradients, for people."""
-    call = Call(str(plan), dtype, graph, shared)
-    found = forward_sources(call) + together_sources(call, (True, True, not shared))
-    for target in ("gx", "gy", "gw"):
-        if not channels.serves(plan) or (target == "gw" and shared):
-            found += target_sources(call, target)
-    return found
+    """The kernels of `plan`, for people: forward, backward with all gradients, and both along tangents of all
+    operands, which is what is differentiated twice."""
+    found: list[Source] = []
+    for tangents in (None, (True, True, True)):
+        call = Call(str(plan), dtype, graph, shared, tangents)
+        found += forward_sources(call) + together_sources(call, (True, True, not shared))
+        for target in ("gx", "gy", "gw"):
+            if not channels.serves(plan) or (target == "gw" and shared):
+                found += target_sources(call, target)
+    return [*found, sender_sums(plan, dtype)] if graph and channels.serves(plan) else found
 
 
 def tensor_product(x: Tensor, y: Tensor, weight: Tensor, plan: str) -> Tensor:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from clebsch.algebra.plan import Path, ProductPlan
 
 from .operands import Block, Operands
-from .source import MOST_COEFFICIENTS, Source, Writer, product, require_few, total
+from .source import MOST_COEFFICIENTS, Source, Writer, product, total
 
 __all__ = ["Tangents", "backward", "forward", "serves"]
 
@@ -38,7 +38,11 @@ Tangents = tuple[bool, bool, bool]
 
 def serves(plan: ProductPlan) -> bool:
     """Whether these kernels compute this plan."""
-    return all(path.mode == "uvu" and plan.blocks(path)[1].mul == 1 for path in Operands(plan).paths)
+    whole = Operands(plan)
+    return all(
+        path.mode == "uvu" and whole.y(path).mul == 1 and len(whole.entries(path)) <= MOST_COEFFICIENTS
+        for path in whole.paths
+    )
 
 
 def forward(plan: ProductPlan, dtype: str, *, graph: bool, tangents: Tangents | None = None) -> list[Source]:
@@ -108,7 +112,6 @@ def _groups(
     for unit in _by_block(whole, owned):
         parts: list[list[Path]] = [[]]
         for path in unit:
-            require_few("tensor_product", whole.title(path), len(whole.entries(path)))
             if parts[-1] and not fits([*parts[-1], path]):
                 parts.append([])
             parts[-1].append(path)
@@ -145,6 +148,7 @@ class _Kernel:
         self.has_ax, self.has_ay, self.has_aw = tangents or (False, False, False)
         self.write = Writer(dtype)
         self.lanes = "lanes" if graph else "there"
+        self.cells = 0  # of the largest matrix
         self.edge, self.sender = ("edge", "sender") if graph else ("owner", "owner")
         self.write.line("owner = tl.program_id(0).to(tl.int64)")
         self.write.tile(whole.x(self.paths[0]).mul)
@@ -168,7 +172,9 @@ class _Kernel:
         for out in outs:
             for i, name in enumerate(out.names("out")):
                 write.store(f"{write.row('out', 'owner')} + {out.place(i, 'lane')}", name, "there")
-        return self.finish("tangent" if self.along else "forward", number, reduces=False)
+        # A row stores as much as it loads: blocks of vectors in mul_ir then take one lane a thread.
+        wide = self.graph or self.whole.plan.layout == "ir_mul" or all(out.dim == 1 for out in outs)
+        return self.finish("tangent" if self.along else "forward", number, reduces=False, wide=wide)
 
     def backward(self, number: int, needs: Sequence[bool]) -> Source:
         write, whole = self.write, self.whole
@@ -189,7 +195,7 @@ class _Kernel:
                     self.store_gx(x)
             if gy:
                 self.store_gy(used)
-        return self.finish("double_backward" if self.along else "backward", number, reduces=gy)
+        return self.finish("double_backward" if self.along else "backward", number, reduces=gy, wide=True)
 
     # What both have in common
 
@@ -260,6 +266,7 @@ class _Kernel:
             cells.setdefault((m1, m3), []).append(product(value, f"{operand}_{offset + m2}"))
         for (m1, m3), terms in cells.items():
             self.write.line(f"{name}_{m1}_{m3} = {total(terms)}")
+        self.cells = max(self.cells, len(cells))
         return list(cells)
 
     def combine(self, path: Path, weight: str, aw: str) -> bool:
@@ -360,8 +367,9 @@ class _Kernel:
     def store_gx(self, x: Block) -> None:
         write = self.write
         row = write.row("gx", f"(position - {write.argument('first')})" if self.graph else "owner")
+        placed = x.in_work_space() if self.graph else x
         for i, name in enumerate(x.names("gx")):
-            place = f"{row} + {x.place(i, 'lane')}"
+            place = f"{row} + {placed.place(i, 'lane')}"
             if self.group.adds:
                 write.load("earlier", place, "there")
                 write.line(f"{name} += earlier")
@@ -376,15 +384,17 @@ class _Kernel:
             value = f"tl.sum(gy_{column}, axis=0)" if column in used else "0.0"
             write.store(f"{row} + {column}", value, good)
 
-    def finish(self, role: str, number: int, *, reduces: bool) -> Source:
-        blocks = [block for path in self.paths for block in (self.whole.x(path), self.whole.out(path))]
+    def finish(self, role: str, number: int, *, reduces: bool, wide: bool) -> Source:
+        columns = {column for path in self.paths for column in self.columns(path)}
+        words = 2 if self.write.number == "tl.float64" else 1
         numbers = ", ".join(str(self.whole.number(path)) for path in self.paths)
         return self.write.finish(
             f"channels_{role}_{number}",
             [f"{role.replace('_', ' ')} of paths {numbers} of", *self.whole.comment()],
             lanes=self.whole.x(self.paths[0]).mul,
             values=self.group.values,
-            contiguous=self.whole.plan.layout == "ir_mul" or all(block.dim == 1 for block in blocks),
+            wide=wide,
             reduces=reduces,
             adds=self.group.adds,
+            common=(self.cells + len(columns)) * (1 + self.has_ay) * words,
         )

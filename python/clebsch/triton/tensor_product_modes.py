@@ -5,6 +5,10 @@ to the operand in whose place it stands: out for g, grad_x for x, grad_y for y, 
 program holds the components of a tile of copies of one block of the target, and adds up over the indices that
 the target does not have, path by path, in plain loops; over the edges too where it belongs to a node. Every
 operand is read where it is used. Correct for every plan, and no more: nothing is kept between copies.
+
+Coefficients are constants in straight code; those of a path that has too many for it, of high degrees, are
+read from a table: then all numbers of a block lie in the lanes, and a lane goes through what its component
+meets.
 """
 
 from __future__ import annotations
@@ -12,11 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from clebsch.algebra.plan import Path, ProductPlan
 
 from .operands import Block, Operands
-from .source import MOST_COEFFICIENTS, Source, Writer, product, require_few, total
+from .source import MOST_COEFFICIENTS, Source, Table, Writer, product, total
 
 __all__ = ["TARGETS", "contraction"]
 
@@ -81,14 +86,19 @@ def contraction(
     sources = []
     for block, paths in blocks.items():
         parts: list[list[Path]] = [[]]
+        held = 0
         for path in paths:
-            require_few("tensor_product", whole.title(path), len(whole.entries(path)))
-            held = sum(len(whole.entries(other)) for other in parts[-1])
-            if parts[-1] and held + len(whole.entries(path)) > MOST_COEFFICIENTS:
+            count = len(whole.entries(path))
+            if parts[-1] and held + count > MOST_COEFFICIENTS:
                 parts.append([])
+                held = 0
             parts[-1].append(path)
+            held += count
         for part in parts:
-            kernel = _Kernel(whole, target, block, part, dtype, graph, shared, tangents)
+            reads_table = len(whole.entries(part[0])) > MOST_COEFFICIENTS
+            kernel = (_TableKernel if reads_table else _Kernel)(
+                whole, target, block, part, dtype, graph, shared, tangents
+            )
             sources.append(kernel.write_all(len(sources), part is not parts[0]))
     return sources
 
@@ -120,10 +130,11 @@ class _Kernel:
         tangents: tuple[bool, bool, bool] | None,
     ) -> None:
         self.whole, self.target, self.block, self.paths = whole, target, block, paths
-        self.graph = graph
+        self.graph, self.along = graph, tangents is not None
         self.pieces = shared and target == "gw"
         self.write = Writer(dtype)
         self.variants = _variants(target, tangents)
+        self.size, self.copy = block.mul, "lane"  # how much lies in the lanes, and of which copy
         self.rows = {"x": "owner", "y": "owner", "weight": "owner", "grad": "owner"}
         if graph:
             self.rows = {"x": "sender", "y": "edge", "weight": "edge", "grad": "receiver"}
@@ -134,8 +145,9 @@ class _Kernel:
         """The whole kernel, which adds to what is there or begins anew."""
         write, block = self.write, self.block
         write.line("owner = tl.program_id(0).to(tl.int64)")
-        write.tile(block.mul)
-        sums = block.names("sum")
+        write.tile(self.size)
+        results = self.results()
+        sums = list(results)
         write.zeros(sums)
         with ExitStack() as stack:
             for head in self.owned_rows():
@@ -152,20 +164,32 @@ class _Kernel:
         )
         mask = "lanes" if owner == "edge" and not self.pieces else "there"
         row = write.row(self.target, "owner" if self.pieces else owner)
-        for i, name in enumerate(sums):
-            place = f"{row} + {block.place(i, 'lane')}"
+        for name, offset in results.items():
+            place = f"{row} + {offset}"
             if adds:
                 write.load("earlier", place, mask)
                 write.line(f"{name} += earlier")
             write.store(place, name, mask)
         return write.finish(
-            f"modes_{self.target}_{number}",
-            [f"{self.target} by block {block.number} of", *self.whole.comment()],
-            lanes=block.mul,
+            f"modes_{self.target}_{'tangent_' if self.along else ''}{number}",
+            [
+                f"{self.target}{' along tangents' if self.along else ''} by block {block.number} of",
+                *self.whole.comment(),
+            ],
+            lanes=self.size,
             values=2 * len(sums),
-            contiguous=False,
+            wide=False,
             adds=adds,
+            table=self.table(),
         )
+
+    def results(self) -> dict[str, str]:
+        """What lanes add up, and where in a row it is stored."""
+        return {name: self.block.place(i, "lane") for i, name in enumerate(self.block.names("sum"))}
+
+    def table(self) -> Table:
+        """What is read from memory in place of constants."""
+        return ()
 
     def owned_rows(self) -> Iterator[str]:
         """Heads of the loop over what belongs to an owner."""
@@ -193,7 +217,7 @@ class _Kernel:
             write.edge("listed")
         else:
             write.edge()
-        write.line(f"lanes = lane < tl.where(good, {self.block.mul}, 0)")
+        write.line(f"lanes = lane < tl.where(good, {self.size}, 0)")
 
     def add_path(self, path: Path, sums: Sequence[str]) -> None:
         """sums += what the path gives, over all indices that the target does not have."""
@@ -217,23 +241,23 @@ class _Kernel:
         """Lines that give the letters of the lanes; which letters these are."""
         write = self.write
         if copy in muls:
-            write.line(f"{copy} = lane")
+            write.line(f"{copy} = {self.copy}")
             return {copy}
         if mode.ordered:
             (u, v, *w), twice = mode.letters, 2 * muls[mode.y] - 1
             per_pair = muls[w[0]] if w else 1
             last = muls[v] * (muls[v] - 1) // 2 - 1
-            write.line(f"pair = tl.minimum(lane // {per_pair}, {last}).to(tl.int64)")
+            write.line(f"pair = tl.minimum({self.copy} // {per_pair}, {last}).to(tl.int64)")
             write.line(f"root = tl.sqrt(({twice} * {twice} - 8 * pair).to(tl.float64))")
             write.line(f"{u} = (({twice} - root) / 2).to(tl.int64)")
             write.line(f"{u} -= ({u} * ({twice} - {u}) // 2 > pair).to(tl.int64)")
             write.line(f"{u} += (({u} + 1) * ({twice} - {u} - 1) // 2 <= pair).to(tl.int64)")
             write.line(f"{v} = pair - {u} * ({twice} - {u}) // 2 + {u} + 1")
             if w:
-                write.line(f"{w[0]} = lane % {muls[w[0]]}")
+                write.line(f"{w[0]} = {self.copy} % {muls[w[0]]}")
             return set(mode.letters)
         letters = [letter for letter in mode.letters if letter in copy]
-        rest = "lane"
+        rest = self.copy
         for letter in reversed(letters[1:]):
             write.line(f"{letter} = {rest} % {muls[letter]}")
             rest = f"({rest} // {muls[letter]})"
@@ -258,22 +282,37 @@ class _Kernel:
         sums: Sequence[str],
     ) -> None:
         """sums += the product of three operands, each as it is or its tangent."""
-        whole = self.whole
-        weighted = whole.weight(path) is not None
-        if variant["weight"] == "aw" and not weighted:
+        at, replaced = self.whole.weight(path), TARGETS[self.target]
+        if variant["weight"] == "aw" and at is None:
             return
-        blocks = {"x": whole.x(path), "y": whole.y(path), "grad": whole.out(path)}
-        copies = {"x": mode.x, "y": mode.y, "grad": mode.out, "weight": mode.weight}
-        replaced = TARGETS[self.target]
-        for role, block in blocks.items():
-            if role != replaced:
-                self.load_copy(path, variant[role], role, block, copies[role], lanes, mask)
         weight = ""
-        if weighted and replaced != "weight":
-            at = Block(0, whole.weight(path), 0, 1, "ir_mul")
-            self.load_copy(path, variant["weight"], "weight", at, copies["weight"], lanes, mask)
+        if at is not None and replaced != "weight":
+            block = Block(0, at, 0, 1, "ir_mul")
+            self.load_copy(path, variant["weight"], "weight", block, mode.weight, lanes, mask)
             weight = f"{self.name(path, variant['weight'], 0)} * "
-        self.contract(path, replaced, variant, weight, mask, sums)
+        whole = self.whole
+        others = {
+            "x": (whole.x(path), mode.x),
+            "y": (whole.y(path), mode.y),
+            "grad": (whole.out(path), mode.out),
+        }
+        others.pop(replaced, None)
+        self.add_products(path, others, variant, weight, lanes, mask, sums)
+
+    def add_products(
+        self,
+        path: Path,
+        others: dict[str, tuple[Block, str]],
+        variant: dict[str, str],
+        weight: str,
+        lanes: set[str],
+        mask: str,
+        sums: Sequence[str],
+    ) -> None:
+        """sums += weight times the coefficients times the `others`, of each of which it takes a copy."""
+        for role, (block, copy) in others.items():
+            self.load_copy(path, variant[role], role, block, copy, lanes, mask)
+        self.contract(path, TARGETS[self.target], variant, weight, mask, sums)
 
     def name(self, path: Path, operand: str, component: int) -> str:
         """Of a number that a path reads."""
@@ -312,6 +351,62 @@ class _Kernel:
         for component, parts in sorted(terms.items()):
             value = f"{weight}({total(parts)})" if weight else total(parts)
             self.write.line(f"{sums[component]} += tl.where({mask}, {value}, 0.0)")
+
+
+class _TableKernel(_Kernel):
+    """The source for one block of a target and one path, whose coefficients are in a table."""
+
+    def __init__(self, whole: Operands, target: str, block: Block, *rest: Any) -> None:
+        super().__init__(whole, target, block, *rest)
+        self.size, self.copy = block.mul * block.dim, "copy"
+
+    def results(self) -> dict[str, str]:
+        """One number; which one, and what it meets in the table."""
+        write, (mul, dim) = self.write, (self.block.mul, self.block.dim)
+        places = (f"lane // {dim}", f"lane % {dim}")
+        if self.block.layout == "ir_mul":
+            places = (f"lane % {mul}", f"tl.minimum(lane // {mul}, {dim - 1})")
+        for name, place in zip(("copy", "component"), places, strict=True):
+            write.line(f"{name} = {place}")
+        write.line(f"first_met = tl.load({write.argument('begins')} + component)")
+        write.line("last_met = tl.load(begins + component + 1)")
+        return {"sum": f"{self.block.offset} + lane"}
+
+    def table(self) -> Table:
+        """For each component of the target: (m1, m2, m3, coefficient) of all that it meets."""
+        index = {"x": 0, "y": 1, "grad": 2, "weight": None}[TARGETS[self.target]]
+        rows: list[list[tuple[int, int, int, float]]] = [[] for _ in range(self.block.dim)]
+        for entry in self.whole.entries(self.paths[0]):
+            rows[0 if index is None else entry[index]].append(entry)
+        return tuple(map(tuple, rows))
+
+    def add_products(
+        self,
+        path: Path,
+        others: dict[str, tuple[Block, str]],
+        variant: dict[str, str],
+        weight: str,
+        lanes: set[str],
+        mask: str,
+        sums: Sequence[str],
+    ) -> None:
+        write = self.write
+        with write.block(f"for entry in range({max(map(len, self.table()))}):"):
+            write.line("met = first_met + entry")
+            write.line(f"some = {mask} & (met < last_met)")
+            write.load("value", f"{write.argument('coefficients')} + met", "some")
+            factors = ["value"]
+            for role, (block, copy) in others.items():
+                column = ("x", "y", "grad").index(role)
+                place = f"{write.argument('components')} + 3 * met + {column}"
+                write.line(f"m = tl.load({place}, mask=some, other=0)")
+                at = (
+                    f"m * {block.mul} + {copy}" if block.layout == "ir_mul" else f"({copy}) * {block.dim} + m"
+                )
+                row = write.row(variant[role], self.rows[role])
+                write.load(f"{role}_m", f"{row} + {block.offset} + {at}", "some")
+                factors.append(f"{role}_m")
+            write.line(f"{sums[0]} += tl.where(some, {weight}({' * '.join(factors)}), 0.0)")
 
 
 def _variants(target: str, tangents: tuple[bool, bool, bool] | None) -> list[dict[str, str]]:
