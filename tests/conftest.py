@@ -34,6 +34,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="run Triton's kernels in its interpreter, in the place of the CPU's (make test-interpreted)",
     )
+    parser.addoption(
+        "--every-kind",
+        action="store_true",
+        help="with --interpreted: fail unless operator tests reach every kind of Triton's kernels",
+    )
 
 
 def pytest_configure(config):
@@ -45,6 +50,7 @@ def pytest_configure(config):
         import interpretation
 
         interpretation.load()
+        config.pluginmanager.register(interpretation.Plugin(config))
 
 
 def pytest_report_header(config):

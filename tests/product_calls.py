@@ -15,6 +15,7 @@ from torch import Tensor
 
 import emulation
 import interpretation
+import sizes
 from clebsch import backend, ops, reference  # noqa: F401  ops loads the operators
 from clebsch.algebra.irreps import Irreps
 from clebsch.algebra.plan import ProductPlan
@@ -35,6 +36,7 @@ __all__ = [
     "kernel",
     "meets_shared_weights",
     "mixed_plan",
+    "moved",
     "outputs_in_lanes",
     "plan_of_mode",
     "plan_of_orders",
@@ -129,9 +131,10 @@ class Problem:
         dtype: torch.dtype = torch.float64,
         seed: int = 0,
     ) -> Problem:
-        """`rows` rows, or a graph; numbers that both dtypes hold, so that one reference serves both."""
+        """`rows` rows (`sizes.rows`), or a graph; numbers that both dtypes hold, so that one reference serves
+        both."""
         graph = None if isinstance(rows, int) else rows
-        count, nodes = (rows, None) if graph is None else (len(graph.senders), graph.num_nodes)
+        count, nodes = (sizes.rows(rows), None) if graph is None else (len(graph.senders), graph.num_nodes)
         draws = [
             random_operands(plan, count, num_nodes=nodes, shared=shared, dtype=np.float32, seed=2 * seed + i)
             for i in range(2)
@@ -153,6 +156,15 @@ class Problem:
     @property
     def dtype(self) -> torch.dtype:
         return self.grad.dtype
+
+    @property
+    def given(self) -> tuple[Tensor | None, ...]:
+        """Operands, cotangent, tangents."""
+        return *self.operands, self.grad, *self.tangents
+
+    def with_given(self, given: Sequence[Tensor | None]) -> Problem:
+        """The same with others."""
+        return replace(self, operands=tuple(given[:3]), grad=given[3], tangents=tuple(given[4:]))
 
     def to(self, dtype: torch.dtype) -> Problem:
         operands, tangents = (
@@ -352,9 +364,24 @@ def views(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "column by column", tensor.t().contiguous().t()
         tall = poison(torch.empty(3 * shape[0], shape[1], dtype=tensor.dtype))
         yield "every third row", tall[1::3].copy_(tensor)
-    negated = torch.complex(tensor, -tensor).conj().imag
-    assert negated.is_neg()
-    yield "sign to be flipped when read", negated
+    if tensor.dtype in PROMISED:  # of 16 bits there are no such complex numbers
+        negated = torch.complex(tensor, -tensor).conj().imag
+        assert negated.is_neg()
+        yield "sign to be flipped when read", negated
+
+
+def moved(given: Sequence[Tensor]) -> Iterator[tuple[str, list[Tensor]]]:
+    """Tensors of which each in its turn is one of its `views`; where kernels are interpreted all of them are
+    at a time, each in its turn every one of its own."""
+    views_of = [dict(views(tensor)) for tensor in given]
+    if interpretation.enabled():
+        for turn in range(max(map(len, views_of))):
+            names = [list(each)[(i + turn) % len(each)] for i, each in enumerate(views_of)]
+            yield ", ".join(names), [each[name] for each, name in zip(views_of, names, strict=True)]
+        return
+    for i, each in enumerate(views_of):
+        for name, view in each.items():
+            yield f"{i}: {name}", [*given[:i], view, *given[i + 1 :]]
 
 
 def broadcast(tensor: Tensor) -> Tensor:
@@ -383,12 +410,15 @@ def graph(senders: Sequence[int], receivers: Sequence[int], num_nodes: int) -> R
 
 
 def random_graph(num_nodes: int, num_edges: int, seed: int = 0) -> RandomGraph:
-    rng = np.random.default_rng(seed)
+    """With `sizes.edges(num_edges)` edges."""
+    rng, num_edges = np.random.default_rng(seed), sizes.edges(num_edges)
     return graph(rng.integers(num_nodes, size=num_edges), rng.integers(num_nodes, size=num_edges), num_nodes)
 
 
 def dense_plan(mul1: int, mul2: int, mul_out: int, layout: str = "mul_ir") -> ProductPlan:
-    """Every pair meets every output channel, two paths into each block; degrees 0 to 2, then 4 and 5."""
+    """Every pair meets every output channel, two paths into each block; degrees 0 to 2, then 4 and 5.
+    `sizes.copies` of each."""
+    mul1, mul2, mul_out = map(sizes.copies, (mul1, mul2, mul_out))
     instructions = [(0, 0, 0, "uvw", True), (1, 1, 0, "uvw", True), (1, 0, 1, "uvw", True)]
     instructions += [(0, 1, 1, "uvw", True, 0.3), (1, 1, 2, "uvw", True), (2, 1, 3, "uvw", True)]
     return ProductPlan.from_instructions(
@@ -403,11 +433,12 @@ def dense_plan(mul1: int, mul2: int, mul_out: int, layout: str = "mul_ir") -> Pr
 def channelwise_plan(
     irreps_in1: str, irreps_in2: str, l_max: int, layout: str = "mul_ir", unweighted: int = 0
 ) -> ProductPlan:
-    """Every "uvu" path of the two into a block of its own, the first `unweighted` of them without weights.
+    """Every "uvu" path of the two to degrees up to `l_max` (`sizes.out_degree`) into a block of its own, the
+    first `unweighted` of them without weights.
 
     Blocks are sorted, as layers have them: paths do not meet them in order.
     """
-    in1, in2 = Irreps(irreps_in1), Irreps(irreps_in2)
+    in1, in2, l_max = Irreps(irreps_in1), Irreps(irreps_in2), sizes.out_degree(l_max)
     out, paths = [], []
     for i, (mul, ir1) in enumerate(in1):
         for j, (_, ir2) in enumerate(in2):
@@ -484,6 +515,17 @@ _OF_MODE = {
     "u<vw": ("13x1o", "13x1o", "17x1e"),
 }
 
+if interpretation.enabled():
+    _OF_MODE |= {
+        "uvw": ("2x1o", "3x1o", "9x2e"),
+        "uvu": ("3x1o", "2x1o", "3x2e"),
+        "uvv": ("2x1o", "3x1o", "3x2e"),
+        "uuw": ("3x1o", "3x1o", "9x2e"),
+        "uvuv": ("2x1o", "3x1o", "6x2e"),
+        "uvu<v": ("4x1o", "4x1o", "6x1e"),
+        "u<vw": ("4x1o", "4x1o", "9x1e"),
+    }
+
 
 def plan_of_mode(mode: str, layout: str = "mul_ir") -> ProductPlan:
     """One large path of the mode, with weights; where it can do without, another one into the same block."""
@@ -495,7 +537,9 @@ def plan_of_mode(mode: str, layout: str = "mul_ir") -> ProductPlan:
 
 
 def plan_of_orders(mul1: int, mul2: int, mul_out: int, layout: str = "mul_ir") -> ProductPlan:
-    """Fully connected, degrees to 3: coupled pairs, x and y each meet shared weights first on some path."""
+    """Fully connected, degrees to 3: coupled pairs, x and y each meet shared weights first on some path.
+    `sizes.copies` of each."""
+    mul1, mul2, mul_out = map(sizes.copies, (mul1, mul2, mul_out))
     degrees = (
         (0, 1, 1),
         (1, 0, 1),

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+import interpretation
+import sizes
 from clebsch import o3, ops, reference
 from clebsch.ops.spherical_harmonics import _double_backward
 from clebsch.testing import assert_close_to_reference, poison, relative_error
 from product_calls import PROMISED, broadcast, instruction_sets, poisoned_memory, same_bits, views
 
 NORMALIZATIONS = ("component", "norm", "integral")
-COUNTS = (0, 1, 7, 16, 17, 40)
+COUNTS = (0, 130) if interpretation.enabled() else (0, 1, 7, 16, 17, 40)
 # In order from 0, with every width that has a kernel of its own; one degree; ranges; repeated; in no order.
 LISTS = [
     [0],
@@ -21,14 +23,14 @@ LISTS = [
     [0, 1, 2],
     [0, 1, 2, 3],
     list(range(6)),
-    list(range(13)),
+    list(range(sizes.degree(12) + 1)),
     [1],
     [2],
     [1, 2],
     [3, 4, 5, 6],
-    [12],
+    [sizes.degree(12)],
     [2, 0, 2, 1],
-    [9, 4, 4, 12, 4],
+    [sizes.degree(9), 4, 4, sizes.degree(12), 4],
     [0, 0, 0],
     [],
 ]
@@ -93,7 +95,7 @@ def test_equals_the_reference(ls, normalize, dtype):
 @normalized_or_not
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_norms_of_results(normalization, normalize, dtype):
-    ls = list(range(13))
+    ls = list(range(sizes.degree(12) + 1))
     fixed = (normalize, normalization)
     points, grad, tangent = random_problem(ls, 200, dtype)
     double = [tensor.double().numpy() for tensor in (tangent, grad, points)]
@@ -110,7 +112,7 @@ def test_norms_of_results(normalization, normalize, dtype):
 @both_dtypes
 def test_rounding_stays_below_the_bound_of_the_kernel(dtype):
     """(8 l + 4) u |Y^l|, from the head of csrc/cpu/spherical_harmonics.inl.h, most of it at the poles."""
-    ls = list(range(21))
+    ls = list(range(sizes.degree(20) + 1))
     generator = torch.Generator().manual_seed(0)
     shapes = torch.tensor([[1, 1, 1], [1e-3, 1, 1e-3], [3e-2, 1, 3e-2], [1, 1e-4, 1], [1, 1e-6, 1e-6]])
     points = (torch.randn(5, 400, 3, generator=generator) * shapes[:, None]).reshape(-1, 3).to(dtype)
@@ -124,6 +126,7 @@ def test_rounding_stays_below_the_bound_of_the_kernel(dtype):
             assert error[:, l * l : (l + 1) ** 2].max() <= bound, l
 
 
+@pytest.mark.not_interpreted("degrees above 21, which Triton's kernels refuse: test_triton_interpreted.py")
 def test_degrees_without_end():
     points = torch.randn(40, 3, dtype=torch.float64)
     for _ in instruction_sets():
@@ -169,6 +172,7 @@ def test_a_row_does_not_depend_on_the_others(ls, dtype):
             )
 
 
+@pytest.mark.not_interpreted("threads of the CPU")
 def test_any_number_of_threads_gives_the_same_bits():
     ls = [0, 1, 2, 3]
     operands = random_problem(ls, 50_001, torch.float32)
@@ -245,16 +249,22 @@ def test_not_finite_points_stay_in_their_row(bad, normalize, dtype):
 
 @normalized_or_not
 @pytest.mark.parametrize(
-    "ls, normalization", [([0, 1, 2, 3], "component"), ([2, 0, 2], "norm"), ([5, 1], "integral")]
+    "ls, normalization",
+    [
+        (list(range(sizes.derived_degree(3) + 1)), "component"),
+        ([2, 0, 2], "norm"),
+        ([sizes.derived_degree(5), 1], "integral"),
+    ],
 )
 def test_derivatives_of_any_order(ls, normalization, normalize):
-    points, grad, tangent = (tensor.requires_grad_() for tensor in random_problem(ls, 2))
+    points, grad, tangent = (t.requires_grad_() for t in random_problem(ls, 1 if sizes.FAST else 2))
     fixed = (ls, normalize, normalization)
-    assert torch.autograd.gradcheck(lambda x: ops.spherical_harmonics(x, *fixed), points)
-    assert torch.autograd.gradgradcheck(lambda x: ops.spherical_harmonics(x, *fixed), points)
-    operands = (tangent, grad, points)
-    assert torch.autograd.gradcheck(lambda *a: double_backward(*a, *fixed), operands)
-    assert torch.autograd.gradgradcheck(lambda *a: double_backward(*a, *fixed), operands)
+    for function, operands in (
+        (lambda x: ops.spherical_harmonics(x, *fixed), points),
+        (lambda *given: double_backward(*given, *fixed), (tangent, grad, points)),
+    ):
+        assert torch.autograd.gradcheck(function, operands, fast_mode=sizes.FAST)
+        assert torch.autograd.gradgradcheck(function, operands, fast_mode=sizes.FAST)
 
 
 @normalized_or_not
@@ -342,7 +352,7 @@ def test_degree_one_is_the_vector():
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_equals_e3nn(normalization, normalize):
     e3nn_o3 = pytest.importorskip("e3nn.o3")
-    ls = list(range(12))
+    ls = list(range(sizes.degree(11) + 1))
     points, grad, tangent = random_problem(ls, 20)
     points = (points / points.norm(dim=1, keepdim=True) if not normalize else points).requires_grad_()
     grad.requires_grad_()
@@ -418,6 +428,9 @@ def test_bad_arguments(points, ls, normalization, error, message):
     assert str(caught.value) == f"spherical_harmonics: {message}"
 
 
+@pytest.mark.not_interpreted(
+    "the words of the CPU's operators; those of Triton's: test_triton_interpreted.py"
+)
 def test_operators_check_what_reaches_them():
     points, grad, tangent = random_problem([1], 4)
     fixed = ([1], True, "norm")

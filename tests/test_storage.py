@@ -1,6 +1,6 @@
 """Numbers of 16 bits: kernels for GPUs compute in float32 and round each result once; others refuse them.
 
-The kernels run on the emulator: ``pytest --emulated``.
+The kernels run on the emulator, ``pytest --emulated``, or are Triton's, ``pytest --interpreted``.
 """
 
 from dataclasses import replace
@@ -11,6 +11,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import emulation
+import interpretation
+import sizes
 from another_device import pretend_built
 from clebsch import ops, reference
 from clebsch.algebra.plan import LAYOUTS, MODES, ProductPlan
@@ -25,19 +27,25 @@ from product_calls import (
     graph,
     instruction_sets,
     mixed_plan,
+    moved,
     plan_of_mode,
     poisoned_memory,
     same_bits,
-    views,
     wide_plan,
 )
 from test_spherical_harmonics import random_problem, results
 
 DTYPES = (torch.float16, torch.bfloat16)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-emulated = pytest.mark.skipif(not emulation.enabled(), reason="kernels for GPUs: pytest --emulated")
-GRAPH = graph([0, 3, 1, 1, 4, 0, 0], [1, 1, 3, 0, 1, 1, 4], 6)
+for_gpus = pytest.mark.skipif(
+    not (emulation.enabled() or interpretation.enabled()),
+    reason="kernels for GPUs: pytest --emulated or --interpreted",
+)
+emulated = pytest.mark.skipif(not emulation.enabled(), reason="only on the emulator: pytest --emulated")
+MANY = sizes.edges(7)
+GRAPH = graph([0, 3, 1, 1, 4, 0, 0][:MANY], [1, 1, 3, 0, 1, 1, 4][:MANY], 6)
 NO_EDGES = graph([], [], 3)
+DENSE = plan_of_mode("uvw") if interpretation.enabled() else dense_plan(2, 1, 2)
 
 
 def assert_rounded_once(label, actual, expected, bound, dtype):
@@ -76,7 +84,7 @@ PLANS = {
 }
 
 
-@emulated
+@for_gpus
 @dtypes
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("rows", [3, GRAPH], ids=["rows", "graph"])
@@ -85,7 +93,7 @@ def test_products(name, rows, shared, dtype):
     check_product(random_product(PLANS[name], rows, dtype, shared=shared))
 
 
-@emulated
+@for_gpus
 @dtypes
 @pytest.mark.parametrize("rows", [2, GRAPH], ids=["rows", "graph"])
 @pytest.mark.parametrize("mode", MODES)
@@ -105,7 +113,7 @@ def test_edge_products(name, shared, dtype):
 @emulated
 @dtypes
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("plan", [wide_plan(3), dense_plan(2, 1, 2)], ids=["channels", "rows"])
+@pytest.mark.parametrize("plan", [wide_plan(3), DENSE], ids=["channels", "rows"])
 def test_sums_of_several_windows(plan, shared, dtype):
     """Sums go on in float32 from window to window."""
     edges = np.arange(150)
@@ -119,32 +127,24 @@ def test_sums_of_several_windows(plan, shared, dtype):
         emulation.set_workspace_bytes(0)
 
 
-@emulated
+@for_gpus
 @dtypes
-@pytest.mark.parametrize("plan", [wide_plan(3), dense_plan(2, 1, 2), ProductPlan("", "", "", ())], ids=str)
+@pytest.mark.parametrize("plan", [wide_plan(3), DENSE, ProductPlan("", "", "", ())], ids=str)
 def test_next_to_nothing(plan, dtype):
     for rows in (0, NO_EDGES, 1):
         for shared in (False, True):
             check_product(random_product(plan, rows, dtype, shared=shared))
 
 
-@emulated
+@for_gpus
 @dtypes
-@pytest.mark.parametrize("plan", [wide_plan(64), wide_plan(3, "ir_mul"), dense_plan(2, 1, 2)], ids=str)
+@pytest.mark.parametrize("plan", [wide_plan(64), wide_plan(3, "ir_mul"), DENSE], ids=str)
 def test_operands_that_are_not_contiguous(plan, dtype):
     problem = random_product(plan, GRAPH, dtype)
     expected = problem.results()
-    for i in range(7):
-        given = [*problem.operands, problem.grad, *problem.tangents]
-        for name, view in views(given[i].float()):
-            if view.is_neg():  # torch's complex numbers have no bfloat16
-                continue
-            strides = view.stride()
-            room = torch.full((view.untyped_storage().nbytes() // 4,), float("nan"), dtype=dtype)
-            moved = room.as_strided(view.shape, strides, view.storage_offset()).copy_(view)
-            given_ = [*given[:i], moved, *given[i + 1 :]]
-            other = replace(problem, operands=tuple(given_[:3]), grad=given_[3], tangents=tuple(given_[4:]))
-            assert same_bits(bits_of(other.results()), bits_of(expected)), (i, name)
+    for name, elsewhere in moved(problem.given):
+        found = problem.with_given(elsewhere).results()
+        assert same_bits(bits_of(found), bits_of(expected)), name
 
 
 def bits_of(tensors):
@@ -152,9 +152,9 @@ def bits_of(tensors):
     return tuple(tensor.view(torch.int16) for tensor in tensors)
 
 
-@emulated
+@for_gpus
 @dtypes
-@pytest.mark.parametrize("plan", [wide_plan(5), dense_plan(2, 1, 2)], ids=["channels", "rows"])
+@pytest.mark.parametrize("plan", [wide_plan(5), DENSE], ids=["channels", "rows"])
 @pytest.mark.parametrize("rows", [3, GRAPH], ids=["rows", "graph"])
 def test_what_is_not_wanted_or_not_given(rows, plan, dtype):
     problem = random_product(plan, rows, dtype)
@@ -177,7 +177,7 @@ def test_what_is_not_wanted_or_not_given(rows, plan, dtype):
             assert torch.equal(a, b)
 
 
-@emulated
+@for_gpus
 @dtypes
 def test_autograd_calls_the_operators(dtype):
     problem = random_product(wide_plan(5), GRAPH, dtype)
@@ -189,7 +189,7 @@ def test_autograd_calls_the_operators(dtype):
     assert same_bits(bits_of(found), bits_of(problem.results()))
 
 
-@emulated
+@for_gpus
 @dtypes
 def test_conversions(dtype):
     """Every number there is comes back as it was, and products are rounded as torch rounds them."""
@@ -204,7 +204,7 @@ def test_conversions(dtype):
         assert found[~numbers].isnan().all()
 
 
-@emulated
+@for_gpus
 @dtypes
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(
@@ -289,6 +289,7 @@ def test_a_contraction_of_no_nodes(dtype):
 # What takes float32 and float64 alone
 
 
+@pytest.mark.not_interpreted("what the CPU's kernels refuse")
 @pytest.mark.skipif(emulation.enabled(), reason="about the kernels of the CPU")
 @dtypes
 def test_the_cpu_refuses(dtype):
@@ -312,7 +313,7 @@ def test_other_operators_refuse(dtype):
         problem.forward()
 
 
-@emulated
+@for_gpus
 def test_other_types_are_refused():
     x, y, w = (operand.long() for operand in Problem.random(wide_plan(2), 3).operands)
     message = "^tensor_product: x must be float32, float64, float16 or bfloat16$"
