@@ -34,6 +34,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="run Triton's kernels in its interpreter, in the place of the CPU's (make test-interpreted)",
     )
+    parser.addoption(
+        "--gpu",
+        action="store_true",
+        help="fail where tests/gpu would be skipped for want of an NVIDIA GPU (make test-gpu)",
+    )
 
 
 def pytest_configure(config):

@@ -20,6 +20,7 @@ LISTS = [
     [0, 1],
     [0, 1, 2],
     [0, 1, 2, 3],
+    list(range(5)),
     list(range(6)),
     list(range(13)),
     [1],

@@ -37,12 +37,18 @@ __device__ inline Result<S> row_if(const Results<S>& results, std::int64_t r) {
   return {row_if(results.stored, r), row_if(results.sums, r)};
 }
 
+// Before anything else of an order is read: the CPU's is of the same size, and its numbers are indices too.
+__device__ inline void require_device_order(const GraphView& graph) {
+  if (graph.edge && (graph.head[0] != -1 || graph.head[1] != -1)) refuse(Refusal::order);
+}
+
 // The positions of a receiver that lie in [first, last); without a graph, the row itself.
 struct Positions {
   std::int64_t begin, end;
 };
 template <class S>
 __device__ inline Positions positions_of(const DeviceProduct<S>& a, std::int64_t receiver) {
+  require_device_order(a.graph);
   if (!a.graph.edge) return {receiver, receiver + 1};
   Positions at{a.graph.receiver_begin[receiver], a.graph.receiver_begin[receiver + 1]};
   if (at.begin < 0 || at.end < at.begin || at.end > a.graph.edges) refuse(Refusal::order);
@@ -77,6 +83,7 @@ __device__ inline Edge edge_at(const DeviceProduct<S>& a, std::int64_t position)
 }
 template <class S>
 __device__ inline std::int64_t receiver_at(const DeviceProduct<S>& a, std::int64_t position) {
+  require_device_order(a.graph);
   if (!a.graph.edge) return position;
   const std::int64_t r = a.graph.receiver[position];
   if (r < 0 || r >= a.graph.nodes) refuse(Refusal::order);

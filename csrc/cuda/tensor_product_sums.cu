@@ -2,6 +2,7 @@
 // alone. Bytes: parts read once, sums written once.
 #include "cuda/device.h"
 #include "cuda/device_product.h"
+#include "cuda/edges.h"
 
 namespace clebsch::cuda {
 inline namespace tensor_product_sums_kernels {
@@ -10,6 +11,7 @@ constexpr int kThreads = 128;
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) add_to_senders(SenderSums<T> a) {
+  require_device_order(a.graph);
   for (std::int64_t node = blockIdx.x; node < a.graph.nodes; node += gridDim.x) {
     const std::int64_t begin = a.graph.sender_begin[node], end = a.graph.sender_begin[node + 1];
     if (begin < 0 || end < begin || end > a.graph.edges) refuse(Refusal::order);
@@ -45,19 +47,15 @@ __global__ void __launch_bounds__(kThreads) round_sums(RoundedSums<S> a) {
   each(a.count, [&](std::int64_t i) { a.to[i] = rounded<S>(a.sums[i]); });
 }
 
-unsigned at_most(std::int64_t count, std::int64_t most) {
-  return static_cast<unsigned>(count < most ? count : most);
-}
-
 }  // namespace tensor_product_sums_kernels
 
 template <class T>
 void launch_sender_sums(const SenderSums<T>& sums, void* stream) {
-  launch(&add_to_senders<T>, dim3(at_most(sums.graph.nodes, 1 << 20)), dim3(kThreads), 0, stream, sums);
+  launch(&add_to_senders<T>, dim3(blocks_x(sums.graph.nodes)), dim3(kThreads), 0, stream, sums);
 }
 template <class T>
 void launch_row_sums(const RowSums<T>& sums, void* stream) {
-  const dim3 grid(at_most((sums.length + kThreads - 1) / kThreads, 1 << 20), at_most(sums.groups, 65535));
+  const dim3 grid(blocks_x((sums.length + kThreads - 1) / kThreads), blocks_y(sums.groups));
   launch(&add_rows<T>, grid, dim3(kThreads), 0, stream, sums);
 }
 template <class S>
