@@ -30,7 +30,7 @@ bin := $(dir $(PYTHON))
 cxx := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 run := PYTHONPATH=$(CURDIR)/python $(PYTHON)
 cmake := PATH="$(bin):$$PATH" cmake
-configure := $(cmake) -S . -G Ninja -DPython_EXECUTABLE=$(PYTHON) -DCLEBSCH_TESTS=ON -DCLEBSCH_CUDA=$(CUDA) --log-level=WARNING
+configure = $(cmake) -S . -G Ninja -DPython_EXECUTABLE=$(PYTHON) -DCLEBSCH_TESTS=ON -DCLEBSCH_CUDA=$(CUDA) --log-level=WARNING
 ctest := PATH="$(bin):$$PATH" ctest --output-on-failure --no-tests=error --test-dir
 
 .PHONY: help demo test test-clients test-emulated test-interpreted test-gpu test-package sanitize races cuda cuda-budget \
@@ -62,13 +62,15 @@ test-clients: develop
 # selects.
 EMULATED ?= not larger_than and not many_blocks and (modes_with_many or degrees_in or narrow or test_graphs or \
   needs or autograd or rows_in_several or wide_multiplicities or equals_the_reference or depend_on_the_others or \
-  zero_and_tiny or random_plans or one_form or windows_of_edges or storage or test_devices and (models or layers))
+  zero_and_tiny or one_hot_index or random_plans or one_form or windows_of_edges or shared_memory_of_the_table or \
+  storage or test_devices and (models or layers))
 test-emulated: develop
 	@$(cmake) --build build/develop --target clebsch_emulated
 	$(run) -m pytest -n 2 --emulated tests/test_spherical_harmonics.py tests/test_tensor_product.py \
 	  tests/test_convolution.py tests/test_edge_product.py tests/test_symmetric_contraction.py tests/test_linear.py \
+	  tests/test_one_hot.py \
 	  tests/test_radial_convolution.py tests/test_gate.py tests/test_silu.py tests/test_storage.py \
-	  tests/test_devices.py -k "$(EMULATED)" $(ARGS)
+	  tests/test_cuda_budget.py tests/test_devices.py -k "$(EMULATED)" $(ARGS)
 
 # Triton's kernels in its interpreter: what is tested of them alone, and all operator tests of the CPU's kernels
 # but those marked not_interpreted, on problems as small as tests/sizes.py says. Fails where these reach not every
@@ -78,9 +80,10 @@ test-interpreted: develop
 	  tests/test_spherical_harmonics.py tests/test_tensor_product.py tests/test_convolution.py \
 	  tests/test_storage.py tests/test_multilinear.py tests/test_compile.py::TestOpcheck $(ARGS)
 
-# On a machine with an NVIDIA GPU, a torch for it, and the operators built (make test-gpu CUDA=ON).
+# On a machine with an NVIDIA GPU and a torch for it: builds the operators, and fails where there is none.
+test-gpu: override CUDA := ON
 test-gpu: develop
-	$(run) -m pytest tests/gpu $(ARGS)
+	$(run) -m pytest tests/gpu --gpu $(ARGS)
 
 # Compiles the operators for NVIDIA GPUs, for one architecture, where there is a compiler, and tests what can be
 # tested without a GPU. The next `make develop` leaves them out again.
@@ -107,10 +110,11 @@ sanitize: $(environment)
 	$(cmake) --build build/sanitize --target clebsch_tests
 	$(ctest) build/sanitize
 
-# The kernels of the GPU on the emulator under ThreadSanitizer: barriers order what threads do, nothing else.
+# The kernels of the GPU on the emulator under ThreadSanitizer: barriers order what threads do, nothing else. Tests
+# of the CPU's kernels in the same files are left out.
 races: develop
 	@$(cmake) --build build/develop --target clebsch_races
-	build/develop/csrc/tests/clebsch_races
+	build/develop/csrc/tests/clebsch_races races_ emulated_
 
 # Incremental: compiles what changed and puts the libraries beside the Python sources.
 develop: $(environment)

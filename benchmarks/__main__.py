@@ -14,6 +14,8 @@ from . import NAMES
 
 if TYPE_CHECKING:
     from .device import Device
+    from .harness import Row
+    from .session import Session
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -54,8 +56,8 @@ def prepare(options: argparse.Namespace) -> None:
         os.environ["CLEBSCH_ISA"] = options.isa
 
 
-def stem(name: str, options: argparse.Namespace) -> str:
-    """Runs with other settings than the default do not overwrite its results."""
+def stem(name: str, options: argparse.Namespace, complete: bool = True) -> str:
+    """Runs with other settings than the default, or that ended early, do not overwrite its results."""
     device = "" if options.device == "cpu" else options.device
     parts = [
         name,
@@ -64,7 +66,7 @@ def stem(name: str, options: argparse.Namespace) -> str:
         options.isa,
         f"threads{options.threads}" if options.threads != 1 else "",
     ]
-    parts += ["quick" if options.quick else "", "part" if options.only else ""]
+    parts += ["quick" if options.quick else "", "part" if options.only or not complete else ""]
     return "-".join(filter(None, parts))
 
 
@@ -84,6 +86,20 @@ def chosen(options: argparse.Namespace, device: Device) -> dict[str, ModuleType]
         sys.exit("\n".join(lines))
     print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr)
     return {name: module for name, module in modules.items() if name not in refused}
+
+
+def measured(module: ModuleType, session: Session) -> tuple[list[Row], BaseException | None]:
+    """Rows, and what ended the run before it was through: hours of numbers are written all the same."""
+    from .device import first_line
+
+    rows: list[Row] = []
+    try:
+        for row in module.rows(session):
+            rows.append(row)
+    except BaseException as failure:
+        session.note(f"ended early: {first_line(failure)}")
+        return rows, failure
+    return rows, None
 
 
 def main(arguments: list[str] | None = None, device: Device | None = None) -> int:
@@ -110,15 +126,19 @@ def main(arguments: list[str] | None = None, device: Device | None = None) -> in
         print(name, file=sys.stderr, flush=True)
         place = machine.describe(command) | device.describe()
         session.notes.clear()
-        rows = list(module.rows(session))
+        rows, ended = measured(module, session)
+        if ended is not None and not rows:
+            raise ended
         every += rows
-        path = options.results / f"{stem(name, options)}.json"
+        path = options.results / f"{stem(name, options, ended is None)}.json"
         report.write_json(path, name, place, rows, [*notes, *session.notes])
         title = f"{name}: {device.title(place)}"
         report.show(title, rows)
         print(*session.notes, sep="\n", end="\n" if session.notes else "")
         if options.plot:
             report.plot(path.with_suffix(".png"), title, rows)
+        if ended is not None:
+            raise ended
     print(report.summary(every, notes))
     return 0
 

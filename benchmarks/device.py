@@ -223,7 +223,7 @@ class TorchGpu:
         }
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Of what it says, with its type, to stand in a table."""
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]

@@ -39,6 +39,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="with --interpreted: fail unless operator tests reach every kind of Triton's kernels",
     )
+    parser.addoption(
+        "--gpu",
+        action="store_true",
+        help="fail where tests/gpu would be skipped for want of an NVIDIA GPU (make test-gpu)",
+    )
 
 
 def pytest_configure(config):

@@ -10,7 +10,7 @@ import torch
 
 from clebsch import ops  # noqa: F401  the operators are defined before they are replaced
 
-__all__ = ["ORDERS", "enabled", "load", "set_workspace_bytes", "thread_orders"]
+__all__ = ["ORDERS", "enabled", "load", "set_workspace_bytes", "shared_bytes_since", "thread_orders"]
 
 LIBRARY = Path(__file__).parents[1] / "build" / "develop" / "csrc" / "tests" / "_clebsch_emulated.so"
 ORDERS = ("forward", "reverse", "random:1")
@@ -25,6 +25,7 @@ def load() -> None:
     _library = ctypes.CDLL(str(LIBRARY))
     _library.clebsch_set_thread_order.argtypes = [ctypes.c_char_p]
     _library.clebsch_set_workspace_bytes.argtypes = [ctypes.c_int64]
+    _library.clebsch_shared_bytes_since.restype = ctypes.c_int64
 
 
 def enabled() -> bool:
@@ -45,3 +46,8 @@ def thread_orders() -> Iterator[str]:
 def set_workspace_bytes(count: int) -> None:
     """What parts of sums may take at a time; 0 for the rule."""
     _library.clebsch_set_workspace_bytes(count)
+
+
+def shared_bytes_since() -> int:
+    """The most shared memory that a block was given since the last call."""
+    return _library.clebsch_shared_bytes_since()

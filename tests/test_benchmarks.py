@@ -254,6 +254,7 @@ def test_results_of_other_settings_have_other_names():
     assert stem("limits", parse(["limits", "--isa", "avx2", "--threads", "2", "--quick"])) == (
         "limits-avx2-threads2-quick"
     )
+    assert stem("limits", parse(["limits"]), complete=False) == "limits-part"
 
 
 def test_only_selects_cases():
@@ -480,6 +481,55 @@ def test_a_peer_that_differs_or_fails_has_that_beside_its_numbers(monkeypatch):
         "slow / clebsch": "without its kernels, its_kernels",
     }
     assert all(row.detail["failed"] == {"fails": "ValueError: no such mode"} for row in rows)
+
+
+CASE = "OpenEquivariance uvw, tetris-poly-2, "
+
+
+def run_published(folder):
+    arguments = ["published", "--quick", "--device", "cuda", "--only", f"{CASE}*", "--results", str(folder)]
+    try:
+        return main(arguments, HostGpu())
+    finally:
+        (file,) = folder.iterdir()
+        assert file.name == "published-cuda-quick-part.json"
+
+
+def test_a_case_that_fails_leaves_the_others(monkeypatch, tmp_path):
+    """Ours, which e3nn is compared with: out of memory in one step of three."""
+    pytest.importorskip("e3nn")
+    own = published.results
+
+    def results(step, function, inputs):
+        if step == steps.BACKWARD:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        return own(step, function, inputs)
+
+    monkeypatch.setattr(published, "results", results)
+    assert run_published(tmp_path) == 0
+    content = json.loads((tmp_path / "published-cuda-quick-part.json").read_text())
+    said = f"{CASE}{steps.BACKWARD}: clebsch failed: OutOfMemoryError: CUDA out of memory."
+    assert said in content["caveats"]
+    assert {entry["name"] for entry in content["rows"]} == {
+        f"{CASE}{step}" for step in steps.STEPS if step != steps.BACKWARD
+    }
+
+
+def test_what_was_measured_before_a_run_ended_is_written(monkeypatch, tmp_path):
+    pytest.importorskip("e3nn")
+    own = published._compare
+
+    def compare(session, name, case, step):
+        if step == steps.BACKWARD:
+            raise KeyboardInterrupt
+        yield from own(session, name, case, step)
+
+    monkeypatch.setattr(published, "_compare", compare)
+    with pytest.raises(KeyboardInterrupt):
+        run_published(tmp_path)
+    content = json.loads((tmp_path / "published-cuda-quick-part.json").read_text())
+    assert "ended early: KeyboardInterrupt" in [note.rstrip(": ") for note in content["caveats"]]
+    assert {entry["name"] for entry in content["rows"]} == {f"{CASE}{steps.FORWARD}"}
 
 
 @pytest.mark.parametrize("name", ["cuEquivariance", "OpenEquivariance", "OpenEquivariance deterministic"])

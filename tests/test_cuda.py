@@ -15,6 +15,10 @@ import torch
 
 from clebsch import backend
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are not installed
+
+from benchmarks.cuda.devices import DEVICES
+
 LIBRARY = Path(
     os.environ.get("CLEBSCH_CUDA_LIBRARY") or Path(backend.__file__).with_name("_clebsch_cuda.so")
 ).resolve()
@@ -112,6 +116,50 @@ def test_needs_only_the_c_interface_of_torch():
     foreign = [name for name in foreign if not name.startswith(("_ITM_", "__gmon_start__", "__cudaRegister"))]
     assert foreign
     assert [name for name in foreign if not re.fullmatch(r"(aoti_)?torch_\w+", name)] == []
+
+
+def test_code_is_built_for_the_devices_that_are_counted():
+    """Machine code for each, and of the newest also what drivers compile for those that come after it."""
+    lists = (Path(__file__).parents[1] / "CMakeLists.txt").read_text()
+    (names,) = re.findall(r"set\(CMAKE_CUDA_ARCHITECTURES (.*)\)", lists)
+    *older, newest = sorted(device.architecture for device in DEVICES)
+    assert names.split() == [*(f"{number}-real" for number in older), str(newest)]
+
+
+@built
+def test_what_it_was_built_for_is_said():
+    version, driver, architectures = backend._versions(LIBRARY)
+    assert version >= 12000 and driver >= 0 and re.fullmatch(r"\d+(-real)?( \d+(-real)?)*", architectures)
+
+
+def test_gpu_tests_fail_without_a_gpu_where_they_are_asked_for():
+    """``make test-gpu`` is not green where nothing ran."""
+    if "devices:" in backend.backends()["cuda"]:
+        pytest.skip("there is a GPU")
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here / "gpu")]
+    asked = subprocess.run([*command, "--gpu"], capture_output=True, text=True, cwd=here.parent)
+    assert asked.returncode != 0
+    assert f"tests/gpu need an NVIDIA GPU; cuda is {backend.backends()['cuda']}" in asked.stderr
+    makefile = (here.parent / "Makefile").read_text()
+    assert "test-gpu: override CUDA := ON\n" in makefile and "pytest tests/gpu --gpu " in makefile
+
+
+BUILD = Path(__file__).parents[1] / "build" / "develop"
+
+
+@pytest.mark.skipif(not (BUILD / "libclebsch.so").is_file(), reason="not a tree where it was built")
+def test_a_library_of_an_earlier_build_is_removed(tmp_path):
+    """One with GPUs, then one without: the library would be loaded beside a libclebsch of another layout."""
+    if "CLEBSCH_CUDA:STRING=OFF" not in (BUILD / "CMakeCache.txt").read_text():
+        pytest.skip("built with kernels for GPUs")
+    (tmp_path / "clebsch").mkdir()
+    stale = tmp_path / "clebsch" / "_clebsch_cuda.so"
+    stale.touch()
+    cmake = Path(sys.executable).with_name("cmake")
+    command = [str(cmake) if cmake.is_file() else "cmake", "--install", str(BUILD), "--prefix", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert (stale.parent / "libclebsch.so").is_file() and not stale.exists()
 
 
 @pytest.mark.skipif(LIBRARY.parent == Path(backend.__file__).parent and LIBRARY.is_file(), reason="built")

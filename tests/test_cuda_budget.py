@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import emulation
+from clebsch import Graph, ops
+
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))  # benchmarks are not installed
 
@@ -121,7 +124,7 @@ def test_what_became_worse_is_said():
     name = "channels_forward<float, 4, false>"
     new = copy.deepcopy(old)
     new[name]["90"]["registers"] += 8
-    new[name]["90"]["occupancy"] -= 0.0625
+    new[name]["90"]["occupancy_by_registers"] -= 0.0625
     new[name]["80"]["loop_shared_bytes_per_fma"] /= 2
     new[name]["100"]["spill_stores"] = 4
     assert budget.spills(new) == [f"{name}, sm_100: spill_stores 4, must be 0"]
@@ -132,7 +135,7 @@ def test_what_became_worse_is_said():
         "another, sm_80: not in the file",
         f"{name}, sm_100: spill_stores x -> y, WORSE",
         f"{name}, sm_80: loop_shared_bytes_per_fma x -> y, better: the file is old",
-        f"{name}, sm_90: occupancy x -> y, WORSE",
+        f"{name}, sm_90: occupancy_by_registers x -> y, WORSE",
         f"{name}, sm_90: registers x -> y, WORSE",
         "order_by_sender, sm_80: in the file only",
     ]
@@ -140,6 +143,36 @@ def test_what_became_worse_is_said():
 
 def test_the_table_is_up_to_date():
     assert roofline.DOCUMENT.read_text() == roofline.text(), "make cuda-budget"
+
+
+@pytest.mark.skipif(not emulation.enabled(), reason="pytest --emulated")
+@pytest.mark.parametrize("size", roofline.TYPES)
+@pytest.mark.parametrize("name", roofline.MODELS)
+def test_blocks_ask_for_the_shared_memory_of_the_table(name, size):
+    """What bounds occupancy beside registers, for the plans of models: no budget has it."""
+    problem, dtype = roofline.Convolution(name, size), {4: torch.float32, 8: torch.float64}[size]
+    plan, graph = problem.plan, Graph(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2)
+    shapes = ((2, plan.irreps_in1.dim), (3, plan.irreps_in2.dim), (3, plan.weight_numel))
+    given = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    most = {step: max(shared for _, shared in problem.kernels(step)) for step in roofline.STEPS}
+    emulation.shared_bytes_since()
+    out = ops.convolution(*given, graph, plan)
+    assert emulation.shared_bytes_since() == most["forward"]
+    g = torch.ones_like(out).requires_grad_()
+    grads = torch.autograd.grad(out, given, g, create_graph=True)
+    assert emulation.shared_bytes_since() == most["backward"]
+    torch.autograd.grad(grads, [*given, g], [torch.ones_like(grad) for grad in grads])
+    assert emulation.shared_bytes_since() == most["double backward"]
+
+
+@pytest.mark.skipif(not emulation.enabled(), reason="pytest --emulated")
+@pytest.mark.parametrize("size", roofline.TYPES)
+def test_harmonics_ask_for_the_shared_memory_of_the_table(size):
+    ((_, shared),) = roofline.Harmonics(size).kernels("forward")
+    emulation.shared_bytes_since()
+    points = torch.randn(3, 3, dtype={4: torch.float32, 8: torch.float64}[size])
+    ops.spherical_harmonics(points, [0, 1, 2, 3], True, "component")
+    assert emulation.shared_bytes_since() == shared
 
 
 def test_bounds_of_one_convolution():

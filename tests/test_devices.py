@@ -43,6 +43,7 @@ def triton_is_there():
 
 
 LOAD_CUDA = backend._load_cuda.__wrapped__  # before a fixture takes its place
+DEVICES_MISSING = backend._devices_missing.__wrapped__
 has_triton = pytest.mark.skipif(not triton_is_there(), reason="Triton is not installed")
 
 
@@ -244,6 +245,7 @@ def test_compiled_kernels_are_for_one_vendor(hip, cuda, xpu, nothing, monkeypatc
     monkeypatch.setattr(backend, "_library", Path)
     monkeypatch.setattr(torch.ops, "load_library", lambda path: loaded.append(path.name))
     monkeypatch.setattr(backend, "_load_cuda", LOAD_CUDA)
+    monkeypatch.setattr(backend, "_versions", lambda library: (13000, 13010, "90"))
     backend.load.__wrapped__()
     assert backend.runs_triton() is (cuda is None)
     if cuda is not None:
@@ -256,6 +258,71 @@ def test_compiled_kernels_are_for_one_vendor(hip, cuda, xpu, nothing, monkeypatc
         backend.select("cuda")
     backend.select("auto")
     assert backend.runs_triton() and backend.backend_of("linear", "cuda") == ""
+
+
+@pytest.fixture
+def gpu(nothing, monkeypatch):
+    """Compiled kernels and a device are there, both of which a test describes."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    monkeypatch.setattr(backend, "_library", Path)
+    monkeypatch.setattr(backend, "_load_cuda", LOAD_CUDA)
+    monkeypatch.setattr(backend, "_devices_missing", DEVICES_MISSING)
+
+    def describe(built=13000, driver=13000, architectures="80-real 90-real 100", capabilities=((9, 0),)):
+        monkeypatch.setattr(backend, "_versions", lambda library: (built, driver, architectures))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
+
+    return describe
+
+
+@pytest.mark.parametrize(("driver", "runs"), [(13020, True), (13000, True), (12080, False), (0, True)])
+def test_drivers_that_are_too_old_are_named(driver, runs, gpu):
+    """Kernels of a newer CUDA do not start; without a driver, torch says so."""
+    gpu(built=13010, driver=driver)
+    assert backend.backend_of("linear", "cuda") == ("cuda" if runs else "")
+    if not runs:
+        said = "built with CUDA 13.1, and the driver is for 12.8: update it, or build with an older nvcc"
+        assert backend.backends()["cuda"] == said and backend.cuda_missing() == [said]
+        assert backend.no_kernels("linear", "cuda") == f"no kernel for it: the compiled ones are {said}"
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capabilities", "runs"),
+    [
+        ("80-real 90-real 100", [(8, 0)], True),
+        ("80-real 90-real 100", [(8, 9)], True),  # machine code of the same major version
+        ("80-real 90-real 100", [(12, 0)], True),  # from PTX
+        ("80-real 90-real 100", [(7, 5)], False),
+        ("80-real 90-real 100", [(7, 5), (9, 0)], True),  # one of two
+        ("90-real", [(10, 0)], False),
+        ("90-virtual", [(8, 9)], False),
+        ("90-virtual", [(10, 0)], True),
+        ("native", [(7, 5)], True),
+    ],
+)
+def test_devices_that_there_is_no_code_for_are_named(architectures, capabilities, runs, gpu):
+    gpu(architectures=architectures, capabilities=capabilities)
+    assert backend.backend_of("linear", "cuda") == ("cuda" if runs else "")
+    assert (backend.cuda_missing() == []) is runs
+    assert ("; devices: GPU 0" in backend.backends()["cuda"]) is runs
+    if not runs:
+        major, minor = capabilities[0]
+        said = f"built for GPUs of architectures {architectures}, and GPU 0 is sm_{major}{minor}"
+        said += ": build with -DCMAKE_CUDA_ARCHITECTURES"
+        assert backend.backends()["cuda"] == said
+        assert backend.no_kernels("linear", "cuda") == f"no kernel for it: the compiled ones are {said}"
+
+
+def test_nobody_wakes_the_driver_to_choose_a_backend(gpu, monkeypatch):
+    gpu(capabilities=[(7, 5)])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: pytest.fail("woken"))
+    assert backend.backend_of("linear", "cuda") == "cuda"
 
 
 def test_nobody_looks_elsewhere():
@@ -516,6 +583,21 @@ def test_graphs_of_a_call_are_not_looked_at(monkeypatch):
     assert not what_runs(lambda: Graph.of_call(*ENDS, 4)) & WAITS
     assert what_runs(lambda: Graph(*ENDS, 4)) & WAITS
     assert (graph.num_nodes, graph.num_edges) == (4, 5)
+
+
+def test_the_order_of_a_graph_on_a_gpu_is_made_with_it(monkeypatch):
+    """Made at first use, a second stream could read it before it is there, and a CUDA graph replay it."""
+    assert "clebsch::graph_order" not in what_runs(lambda: Graph(*ENDS, 4))
+    take_cpu_for_gpu(monkeypatch)
+    monkeypatch.setattr(backend, "_load_cuda", lambda: "")
+    assert "clebsch::graph_order" in what_runs(lambda: Graph(*ENDS, 4))
+    graph = Graph(*ENDS, 4)
+    assert what_runs(lambda: graph.order) == set()
+    assert what_runs(lambda: Graph.of_call(*ENDS, 4)) == set()
+    monkeypatch.setattr(
+        backend, "_load_cuda", lambda: "not built"
+    )  # without kernels a graph can be made, too
+    assert "clebsch::graph_order" not in what_runs(lambda: Graph(*ENDS, 4))
 
 
 # What explain says

@@ -39,7 +39,7 @@ def results(copies, scalars, gates, gated, grad):
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40, derandomize=True)
 @given(blocks, st.sampled_from([0, 1, 5, 7]), st.sampled_from([0, 1, 6, 19]))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equals_the_reference(dtype, copies, rows, scalars):

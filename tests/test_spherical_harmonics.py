@@ -22,6 +22,7 @@ LISTS = [
     [0, 1],
     [0, 1, 2],
     [0, 1, 2, 3],
+    list(range(5)),
     list(range(6)),
     list(range(sizes.degree(12) + 1)),
     [1],

@@ -64,6 +64,8 @@ inline Limits limits() {
   return {processors, static_cast<std::size_t>(shared)};
 }
 
+inline std::int64_t most_blocks(std::int64_t most) { return most; }
+
 extern __shared__ __align__(16) unsigned char shared_memory[];
 template <class T>
 __device__ inline T* dynamic_shared() {
@@ -106,6 +108,7 @@ struct Limits {
   std::size_t shared;
 };
 inline Limits limits() { return {1, 48 << 10}; }
+inline std::int64_t most_blocks(std::int64_t most) { return emulator::most_blocks(most); }
 
 template <class T>
 inline T* dynamic_shared() {
@@ -208,6 +211,16 @@ __device__ inline T sum_lanes(T value) {
   return value;
 }
 
+// Blocks of a grid for so many tasks, along x and along y: kernels go through what is more by themselves.
+inline unsigned blocks_x(std::int64_t tasks) {
+  const std::int64_t most = most_blocks(1 << 20);
+  return static_cast<unsigned>(tasks < most ? tasks : most);
+}
+inline unsigned blocks_y(std::int64_t tasks) {
+  const std::int64_t most = most_blocks(65535);
+  return static_cast<unsigned>(tasks < most ? tasks : most);
+}
+
 // f(i) for i < count by all threads of all blocks.
 template <class F>
 __device__ inline void each(std::int64_t count, const F& f) {
@@ -216,8 +229,7 @@ __device__ inline void each(std::int64_t count, const F& f) {
 }
 // Blocks for it.
 inline dim3 blocks_for(std::int64_t count, int threads) {
-  const std::int64_t blocks = (count + threads - 1) / threads;
-  return dim3(static_cast<unsigned>(blocks < (1 << 20) ? blocks : 1 << 20));
+  return dim3(blocks_x((count + threads - 1) / threads));
 }
 
 // Where the first that is not smaller lies.

@@ -37,6 +37,11 @@ __device__ inline Result<S> row_if(const Results<S>& results, std::int64_t r) {
   return {row_if(results.stored, r), row_if(results.sums, r)};
 }
 
+// Before anything else of an order is read: the CPU's is of the same size, and its numbers are indices too.
+__device__ inline void require_device_order(const GraphView& graph) {
+  if (graph.edge && (graph.head[0] != -1 || graph.head[1] != -1)) refuse(Refusal::order);
+}
+
 // Whether a task is a receiver, whose edges are summed; else it is a row or a position.
 template <class S>
 __device__ inline bool sums_edges(const DeviceProduct<S>& a) {
@@ -49,6 +54,7 @@ struct Positions {
 };
 template <class S>
 __device__ inline Positions positions_of(const DeviceProduct<S>& a, std::int64_t task) {
+  require_device_order(a.graph);
   if (!sums_edges(a)) return {task, task + 1};
   Positions at{a.graph.receiver_begin[task], a.graph.receiver_begin[task + 1]};
   if (at.begin < 0 || at.end < at.begin || at.end > a.graph.edges) refuse(Refusal::order);
@@ -84,6 +90,7 @@ __device__ inline Edge edge_at(const DeviceProduct<S>& a, std::int64_t position)
 }
 template <class S>
 __device__ inline std::int64_t task_at(const DeviceProduct<S>& a, std::int64_t position) {
+  require_device_order(a.graph);
   if (!sums_edges(a)) return position;
   const std::int64_t r = a.graph.receiver[position];
   if (r < 0 || r >= a.graph.nodes) refuse(Refusal::order);

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <exception>
@@ -49,6 +50,7 @@ Setting parse_order(const std::string& words) {
   return setting;
 }
 std::mutex setting_mutex;
+std::atomic<std::int64_t> most_blocks_of_tests{0}, most_shared{0};
 Setting& setting() {
   static Setting one = [] {
     const char* words = std::getenv("CLEBSCH_THREAD_ORDER");
@@ -502,6 +504,14 @@ void set_order(const std::string& words) {
   set_order(parsed.order, parsed.seed);
 }
 
+void set_most_blocks(std::int64_t count) { most_blocks_of_tests = count; }
+std::int64_t most_blocks(std::int64_t of_a_device) {
+  const std::int64_t set = most_blocks_of_tests;
+  return set ? set : of_a_device;
+}
+
+std::int64_t shared_bytes_since() { return most_shared.exchange(0); }
+
 const Place& here() { return running->place_; }
 void* shared_memory() { return running->shared_; }
 void block_barrier(const char* file, int line) { running->block_barrier(file, line); }
@@ -512,6 +522,7 @@ const void* exchange(const void* value, std::size_t bytes, unsigned mask, int of
 }
 
 void run_threads(dim3 grid, dim3 block, std::size_t shared, void (*body)(void*), void* context) {
+  most_shared = std::max(most_shared.load(), static_cast<std::int64_t>(shared));
   Block state(grid, block, shared, body, context);
   Block* const before = running;
   running = &state;

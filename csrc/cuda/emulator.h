@@ -17,6 +17,7 @@
 #include <bit>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -44,6 +45,13 @@ enum class Order { forward, reverse, random };
 void set_order(Order order, unsigned seed = 1);
 // As CLEBSCH_THREAD_ORDER; std::invalid_argument for another word.
 void set_order(const std::string& words);
+
+// For tests: the most blocks of a grid along x or y, so that small problems meet what large ones do; 0 for
+// none.
+void set_most_blocks(std::int64_t count);
+std::int64_t most_blocks(std::int64_t of_a_device);
+// The most shared memory that a block has been given since the last call, in bytes.
+std::int64_t shared_bytes_since();
 
 struct Place {
   dim3 thread, block, threads, blocks;

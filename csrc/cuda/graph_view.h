@@ -1,5 +1,5 @@
 // The order of the edges of a graph on a device. It is made there and never looked at by the host, so that
-// nothing waits: kernels check each index that they use.
+// nothing waits: kernels check what it begins with, and each index that they use.
 //
 // It lies in an array of order_size (graph_order.h) elements, as the order of the CPU's kernels does and with
 // the edges in the same place, but is another one: its first two elements are -1, which no other order has.
@@ -13,6 +13,7 @@ namespace clebsch::cuda {
 
 struct GraphView {
   std::int64_t nodes, edges;
+  const std::int64_t* head;            // 2: -1, which says that the rest is what follows
   const std::int64_t* receiver_begin;  // nodes + 1: positions
   const std::int64_t* sender_begin;    // nodes + 1: in outgoing
   const std::int64_t* edge;            // by position: index of the edge
@@ -27,6 +28,7 @@ inline GraphView view_graph(const std::int64_t* order, std::int64_t edges, std::
   GraphView view{};
   view.nodes = nodes;
   view.edges = edges;
+  view.head = order;
   view.receiver_begin = take(nodes + 1);
   view.sender_begin = take(nodes + 1);
   take(nodes + 1);

@@ -167,7 +167,7 @@ __device__ void weigh_pairs(const LinearWeightSums<T>& sums, const LinearTargetT
   const int components = 2 * target.l + 1;
   const bool mul_ir = a.tables.mul_ir;
   for (std::int64_t p = begin; p < end; p += kDepth) {
-    __syncthreads();
+    // Before the last barrier of the round before, all had read their pairs; before the next, all of a and b.
     if (threadIdx.x < kDepth) space.pairs[threadIdx.x] = pair_at(a, p + threadIdx.x, end, components);
     __syncthreads();
     fill(space.a, false, [&](int k, int i) {
@@ -245,23 +245,19 @@ __global__ void __launch_bounds__(kThreads) weight_sums(LinearWeightSums<T> sums
   });
 }
 
-unsigned at_most(std::int64_t count, std::int64_t most) {
-  return static_cast<unsigned>(count < most ? count : most);
-}
-
 }  // namespace linear_kernels
 
 template <class T>
 void launch_mix_rows(const DeviceLinear<T>& a, void* stream) {
   const std::int64_t pairs = a.rows * a.tables.widest;
-  launch(&mix_rows<T>, dim3(at_most((pairs + kTile - 1) / kTile, 1 << 20), at_most(a.tables.tiles, 65535)),
-         dim3(kThreads), kSpaceBytes<T>, stream, a);
+  launch(&mix_rows<T>, dim3(blocks_x((pairs + kTile - 1) / kTile), blocks_y(a.tables.tiles)), dim3(kThreads),
+         kSpaceBytes<T>, stream, a);
 }
 template <class T>
 void launch_weight_parts(const LinearWeightSums<T>& sums, void* stream) {
   const std::int64_t chunks = (sums.linear.rows + sums.chunk - 1) / sums.chunk;
-  launch(&weight_parts<T>, dim3(at_most(chunks, 1 << 20), at_most(sums.linear.tables.weight_tiles, 65535)),
-         dim3(kThreads), kSpaceBytes<T>, stream, sums);
+  launch(&weight_parts<T>, dim3(blocks_x(chunks), blocks_y(sums.linear.tables.weight_tiles)), dim3(kThreads),
+         kSpaceBytes<T>, stream, sums);
 }
 template <class T>
 void launch_weight_sums(const LinearWeightSums<T>& sums, void* stream) {

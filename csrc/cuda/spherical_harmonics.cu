@@ -417,11 +417,9 @@ void launch_harmonics(const DeviceHarmonics<S>& harmonics, int derivative, void*
   const Kernel<S> kernel = derivative == 0   ? kernel_for<S, 0>(tables)
                            : derivative == 1 ? kernel_for<S, 1>(tables)
                                              : kernel_for<S, 2>(tables);
-  const std::int64_t blocks = (harmonics.points + kThreads - 1) / kThreads;
   const int columns = (tables.l_max + 1) * (tables.l_max + 1);
   const std::size_t shared = tables.more_steps ? 0 : kThreads * (columns | 1) * sizeof(T);
-  launch(kernel, dim3(static_cast<unsigned>(blocks < (1 << 20) ? blocks : 1 << 20)), dim3(kThreads), shared,
-         stream, harmonics);
+  launch(kernel, blocks_for(harmonics.points, kThreads), dim3(kThreads), shared, stream, harmonics);
 }
 
 template void launch_harmonics(const DeviceHarmonics<float>&, int, void*);

@@ -535,8 +535,7 @@ void launch_contraction(const DeviceContraction<S>& a, ContractionStep step, con
   } else if constexpr (kPacked<T> / kNarrower<S> > 1) {
     kernel = kernel_for<S, kPacked<T> / kNarrower<S>, true>(step);
   }
-  const std::int64_t most = 1 << 20;
-  launch(kernel, dim3(static_cast<unsigned>(shape.blocks < most ? shape.blocks : most)), dim3(kWarp),
+  launch(kernel, dim3(blocks_x(shape.blocks)), dim3(kWarp),
          shape.shared ? static_cast<std::size_t>(shape.numbers) * sizeof(T) : 0, stream, a);
 }
 

@@ -555,7 +555,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<Arithmetic<S>>)
   }
 }
 
-unsigned blocks(std::int64_t tasks) { return static_cast<unsigned>(tasks < (1 << 20) ? tasks : 1 << 20); }
+unsigned blocks(std::int64_t tasks) { return blocks_x(tasks); }
 
 template <class T, int C>
 std::size_t forward_bytes(const PlanTables<T>& plan, bool tangent) {

@@ -326,7 +326,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks) rows_backward(Devic
   }
 }
 
-unsigned blocks(std::int64_t tasks) { return static_cast<unsigned>(tasks < (1 << 20) ? tasks : 1 << 20); }
+unsigned blocks(std::int64_t tasks) { return blocks_x(tasks); }
 
 }  // namespace tensor_product_rows_kernels
 

@@ -11,6 +11,7 @@ constexpr int kThreads = 128;
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) add_to_nodes(NodeSums<T> a) {
+  require_device_order(a.graph);
   const std::int64_t* begins = a.of_receivers ? a.graph.receiver_begin : a.graph.sender_begin;
   for (std::int64_t node = blockIdx.x; node < a.graph.nodes; node += gridDim.x) {
     const std::int64_t begin = begins[node], end = begins[node + 1];
@@ -47,19 +48,15 @@ __global__ void __launch_bounds__(kThreads) round_sums(RoundedSums<S> a) {
   each(a.count, [&](std::int64_t i) { a.to[i] = rounded<S>(a.sums[i]); });
 }
 
-unsigned at_most(std::int64_t count, std::int64_t most) {
-  return static_cast<unsigned>(count < most ? count : most);
-}
-
 }  // namespace tensor_product_sums_kernels
 
 template <class T>
 void launch_node_sums(const NodeSums<T>& sums, void* stream) {
-  launch(&add_to_nodes<T>, dim3(at_most(sums.graph.nodes, 1 << 20)), dim3(kThreads), 0, stream, sums);
+  launch(&add_to_nodes<T>, dim3(blocks_x(sums.graph.nodes)), dim3(kThreads), 0, stream, sums);
 }
 template <class T>
 void launch_row_sums(const RowSums<T>& sums, void* stream) {
-  const dim3 grid(at_most((sums.length + kThreads - 1) / kThreads, 1 << 20), at_most(sums.groups, 65535));
+  const dim3 grid(blocks_x((sums.length + kThreads - 1) / kThreads), blocks_y(sums.groups));
   launch(&add_rows<T>, grid, dim3(kThreads), 0, stream, sums);
 }
 template <class S>

@@ -417,6 +417,9 @@ extern "C" __attribute__((visibility("default"))) void clebsch_set_thread_order(
 extern "C" __attribute__((visibility("default"))) void clebsch_set_workspace_bytes(int64_t bytes) {
   clebsch::cuda::set_workspace_bytes(bytes);
 }
+extern "C" __attribute__((visibility("default"))) int64_t clebsch_shared_bytes_since() {
+  return clebsch::cuda::emulator::shared_bytes_since();
+}
 #endif
 
 STABLE_TORCH_LIBRARY_IMPL(clebsch, CLEBSCH_KEY, m) {

@@ -70,6 +70,7 @@ void check_in_each_order(const Problem& problem) {
   static int turn = 0;
   for (const char* order : {"forward", "reverse", "random:3"}) {
     cuda::emulator::set_order(std::string(order));
+    cuda::emulator::set_most_blocks(turn / 2 % 2 ? 2 : 0);
     if (++turn % 2) {
       check_problem<float>(problem, std::string(order) + " float");
     } else {
@@ -77,6 +78,7 @@ void check_in_each_order(const Problem& problem) {
     }
   }
   cuda::emulator::set_order("forward");
+  cuda::emulator::set_most_blocks(0);
 }
 
 std::vector<Description> descriptions() {
@@ -130,22 +132,44 @@ TEST(emulated_products_in_several_windows) {
   cuda::set_workspace_bytes(0);
 }
 
+// Whether each call over the edges refuses their order: out, gradients, and both of a second derivative.
+void check_refused(const Description& description, const Edges& edges, const cuda::GraphView& view) {
+  const Problem problem(description, 0, false, &edges);
+  const Arrays<float> arrays(problem, Place::heap);
+  const clebsch::Plan& plan = clebsch::parse_plan(problem.description.text());
+  const std::vector<int64_t> words = cuda::plan_words<float>(plan);
+  int calls = 0;
+  arrays.run([&](const clebsch::ProductCall<float>& call, Derivative derivative) {
+    ++calls;
+    DeviceMemory memory;
+    CHECK(check::refusal([&] {
+            cuda::run_product(call, cuda::view_plan<float>(plan, words.data()), &view, derivative,
+                              memory.workspace(), nullptr);
+          }) == "convolution: order must come from graph_order of the same graph",
+          problem.description.text(), static_cast<int>(derivative));
+  });
+  CHECK(calls == 3);
+}
+
 TEST(emulated_kernels_refuse_a_bad_order) {
   const Edges edges = random_edges(5, 13);
   const DeviceOrder order(edges, 5);
   const_cast<int64_t*>(order.view.sender)[3] = 5;
-  const Problem problem(channelwise({{3, 1, 'o'}}, {{1, 1, 'o'}}, 1, true), 0, false, &edges);
-  const Arrays<float> arrays(problem, Place::heap);
-  const clebsch::Plan& plan = clebsch::parse_plan(problem.description.text());
-  const std::vector<int64_t> words = cuda::plan_words<float>(plan);
-  const std::string said = check::refusal([&] {
-    arrays.run([&](const clebsch::ProductCall<float>& call, Derivative derivative) {
-      DeviceMemory memory;
-      cuda::run_product(call, cuda::view_plan<float>(plan, words.data()), &order.view, derivative,
-                        memory.workspace(), nullptr);
-    });
-  });
-  CHECK(said == "convolution: order must come from graph_order of the same graph");
+  check_refused(channelwise({{3, 1, 'o'}}, {{1, 1, 'o'}}, 1, true), edges, order.view);
+}
+
+// The CPU's order of the same graph. Of one node its indices are all those of a device's order but for the
+// positions of senders: what kernels refuse is what it begins with.
+TEST(emulated_kernels_refuse_the_order_of_the_cpu) {
+  const Edges one_node{{0, 0, 0}, {0, 0, 0}, 1}, several = random_edges(5, 13);
+  for (const Edges* edges : {&one_node, &several}) {
+    const int64_t count = static_cast<int64_t>(edges->senders.size());
+    const Buffer<int64_t> order(clebsch::order_size(count, edges->nodes), Place::page_end);
+    clebsch::build_order(edges->senders.data(), edges->receivers.data(), count, edges->nodes, order.data());
+    const cuda::GraphView view = cuda::view_graph(order.data(), count, edges->nodes);
+    check_refused(channelwise({{3, 1, 'o'}}, {{1, 1, 'o'}}, 1, true), *edges, view);
+    check_refused(one_path("uvw", 3, 2, 2, true, true), *edges, view);
+  }
 }
 
 // A call on numbers of 16 bits that float numbers hold, in arrays that end where no memory is.
@@ -240,9 +264,40 @@ TEST(emulated_products_of_16_bits) {
   cuda::emulator::set_order("forward");
 }
 
+// Of these every kernel has more tasks than three times its blocks, along y too: the sums of gw have 4 groups
+// of rows, and 343 weights in 3 blocks.
+TEST(emulated_products_in_few_blocks) {
+  const Edges edges = random_edges(9, 30);
+  cuda::emulator::set_most_blocks(2);
+  const auto check_both = [](const Problem& problem) {
+    check_problem<float>(problem, "float");
+    check_short<clebsch::BFloat16>(problem, "bfloat16");
+  };
+  check_both(Problem(one_path("uvw", 7, 7, 7, true, true), 200, true));
+  check_both(Problem(channelwise({{16, 1, 'o'}}, {{1, 1, 'o'}}, 2, true), 0, false, &edges));
+  cuda::emulator::set_most_blocks(0);
+}
+
+TEST(emulated_orders_in_few_blocks) {
+  const Edges edges = random_edges(600, 1100);
+  const DeviceOrder in_many(edges, 600);
+  cuda::emulator::set_most_blocks(2);
+  const DeviceOrder in_few(edges, 600);
+  cuda::emulator::set_most_blocks(0);
+  const auto check_same = [&](const int64_t* cuda::GraphView::* array, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) CHECK((in_few.view.*array)[i] == (in_many.view.*array)[i], i);
+  };
+  check_same(&cuda::GraphView::head, 2);
+  for (const auto begins : {&cuda::GraphView::receiver_begin, &cuda::GraphView::sender_begin})
+    check_same(begins, 601);
+  for (const auto by_edge : {&cuda::GraphView::edge, &cuda::GraphView::sender, &cuda::GraphView::receiver,
+                             &cuda::GraphView::outgoing})
+    check_same(by_edge, 1100);
+}
+
 template <class T>
-void check_harmonics(const std::vector<int64_t>& ls, bool normalize, const std::string& label) {
-  const int64_t points = 131;
+void check_harmonics(const std::vector<int64_t>& ls, bool normalize, const std::string& label,
+                     int64_t points = 131) {
   auto args = clebsch::spherical_harmonics_args<T>(ls, normalize, "component");
   std::mt19937 generator(1);
   const auto random = [&](int64_t width) { return random_numbers(points * width, generator); };
@@ -300,4 +355,8 @@ TEST(emulated_harmonics) {
     }
   }
   cuda::emulator::set_order("forward");
+  cuda::emulator::set_most_blocks(2);
+  for (const auto& ls : {std::vector<int64_t>{0, 1, 2}, std::vector<int64_t>{9, 4}})
+    check_harmonics<float>(ls, true, "few blocks", 600);
+  cuda::emulator::set_most_blocks(0);
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -13,6 +14,9 @@
 #include "cpu/dispatch.h"
 #include "cpu/run_linear.h"
 #include "cpu/run_product.h"
+#include "cuda/emulator.h"
+#include "cuda/run_linear.h"
+#include "device_memory.h"
 #include "form.h"
 #include "linear_arrangement.h"
 #include "plan.h"
@@ -240,6 +244,62 @@ void check_kernels(const Problem& problem, const std::string& label) {
   arrays.check(label);
 }
 
+// The kernels of the GPU; positions sorted by element, as torch's sort does for the operator.
+template <class T>
+void run_emulated(const Arrays<T>& arrays) {
+  namespace cuda = clebsch::cuda;
+  using clebsch::LinearDirection;
+  const Problem& p = arrays.problem;
+  const clebsch::Plan& plan = clebsch::parse_plan(p.description.text());
+  std::vector<int64_t> order(p.index.size()), sorted;
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return p.index[a] < p.index[b]; });
+  for (const int64_t row : order) sorted.push_back(p.index[row]);
+  for (const int result : {0, 1, 2}) {
+    const clebsch::LinearArrangement arrangement(
+        plan, result == 1 ? LinearDirection::to_x : LinearDirection::to_out,
+        result == 0 ? p.biased : std::vector<int64_t>{});
+    const std::vector<int64_t> words = cuda::linear_words(arrangement.program(), plan.program.dim2);
+    cuda::DeviceLinear<T> call{};
+    call.tables = cuda::view_linear(arrangement.program(), words.data());
+    call.rows = p.rows;
+    call.elements = p.index.empty() ? 1 : plan.program.dim2;
+    if (!p.index.empty()) {
+      call.order = order.data();
+      call.index = p.index.data();
+    }
+    call.source = arrays.in(result == 1 ? G : X);
+    if (result < 2) {
+      call.weight = arrays.operands[W]->data();
+      call.bias = arrays.in(B);
+      call.target = arrays.out(result);
+      cuda::launch_mix_rows(call, nullptr);
+    } else {
+      DeviceMemory memory;
+      cuda::run_grad_weight(call, arrays.in(G), p.index.empty() ? nullptr : sorted.data(),
+                            plan.program.weight_numel, arrays.outputs[2]->data(), memory.workspace(),
+                            nullptr);
+    }
+  }
+}
+
+void check_emulated(const Problem& problem) {
+  for (const char* order : {"forward", "reverse", "random:3"}) {
+    clebsch::cuda::emulator::set_order(std::string(order));
+    for (const Place place : {Place::heap, Place::page_end}) {
+      clebsch::cuda::emulator::set_most_blocks(place == Place::heap ? 0 : 2);
+      const Arrays<float> single(problem, place);
+      run_emulated(single);
+      single.check(std::string("emulated float ") + order);
+      const Arrays<double> twice(problem, place);
+      run_emulated(twice);
+      twice.check(std::string("emulated double ") + order);
+    }
+  }
+  clebsch::cuda::emulator::set_order("forward");
+  clebsch::cuda::emulator::set_most_blocks(0);
+}
+
 struct Layer {
   Description description;
   std::vector<int64_t> biased;
@@ -407,6 +467,32 @@ TEST(linear_waves_do_not_change_a_bit) {
       }
       clebsch::set_private_bytes(0);
     });
+  }
+}
+
+// Tiles of 64 pairs and of 64 columns, chunks of 64 rows: of each some problem has more than three.
+TEST(emulated_linear) {
+  for (const bool mul_ir : {true, false}) {
+    const Description several = mixing({{5, 0, 'e'}, {7, 1, 'o'}, {0, 0, 'e'}, {9, 1, 'o'}},
+                                       {{4, 3, 'o'}, {33, 0, 'e'}, {8, 1, 'o'}, {6, 0, 'e'}}, mul_ir);
+    check_emulated(Problem(several, 5, {3, 1}, true));
+    check_emulated(Problem(several, 0, {3, 1}));
+    check_emulated(Problem(with_elements(several, 3), 13, {1}, false, in_turn(13, 3, 2)));
+    check_emulated(Problem(mixing({{70, 0, 'e'}}, {{133, 0, 'e'}}, mul_ir), 3));
+    check_emulated(
+        Problem(mixing({{3, 1, 'o'}}, {{5, 1, 'o'}}, mul_ir, 4), 200, {}, false, in_turn(200, 4, 3)));
+  }
+}
+
+// Not under ThreadSanitizer, to which nothing orders what a kernel that was left did before.
+TEST(linear_elements_that_the_gpu_refuses) {
+  for (const int64_t wrong : {int64_t{-1}, int64_t{3}}) {
+    const Description d = with_elements(mixing({{3, 1, 'o'}}, {{2, 1, 'o'}}, true), 3);
+    Problem problem(d, 4, {}, false, {0, 1, 2, 1});
+    problem.index[2] = wrong;
+    const Arrays<float> arrays(problem, Place::heap);
+    CHECK(check::refusal([&] { run_emulated(arrays); }) ==
+          "linear: index must lie in [0, 3), got " + std::to_string(wrong) + " in row 2");
   }
 }
 

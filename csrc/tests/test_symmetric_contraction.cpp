@@ -357,6 +357,7 @@ void check_emulated(const Problem& p) {
   for (const char* order : {"forward", "reverse", "random:3"}) {
     clebsch::cuda::emulator::set_order(std::string(order));
     for (const Place place : {Place::heap, Place::page_end}) {
+      clebsch::cuda::emulator::set_most_blocks(place == Place::heap ? 0 : 2);
       const Arrays<float> single(p, place);
       run_emulated(single);
       single.check(sums, std::string("emulated float ") + order);
@@ -366,6 +367,7 @@ void check_emulated(const Problem& p) {
     }
   }
   clebsch::cuda::emulator::set_order("forward");
+  clebsch::cuda::emulator::set_most_blocks(0);
 }
 
 void check_everywhere(const Problem& p) {

@@ -7,6 +7,7 @@ The module can be called: `clebsch.backend("triton")` is `select`.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import sys
 from importlib import import_module, metadata
@@ -172,7 +173,7 @@ def backend_of(noun: str, device: str) -> str:
     load()
     if device in ("cuda", "xpu") and _triton.runs(_ON_TRITON.get(noun, noun)):
         return "triton"
-    return "cuda" if device == "cuda" and not _load_cuda() else ""
+    return "cuda" if device == "cuda" and not (_load_cuda() or _devices_known_missing()) else ""
 
 
 def dtypes_of(noun: str, device: str) -> tuple[str, ...]:
@@ -191,7 +192,9 @@ def no_kernels(noun: str, device: str) -> str:
     """Why `backend_of` is "", in a few words."""
     if device not in ("cuda", "xpu"):
         return "kernels run on the CPU and on GPUs"
-    missing = [f"the compiled ones are {_load_cuda()}"] if device == "cuda" else []
+    missing = (
+        [f"the compiled ones are {_load_cuda() or _devices_known_missing()}"] if device == "cuda" else []
+    )
     if _triton.is_in_place:
         missing.append(f"Triton's have no {noun}" if _has_triton() else "Triton is not installed")
     return f"no kernel for it: {', and '.join(missing) or 'Triton is not in use'}"
@@ -225,13 +228,71 @@ def _load_cuda() -> str:
         torch.ops.load_library(library)
     except OSError as error:
         return f"built, does not load ({error})"
-    return ""
+    built, driver, _ = _versions(library)
+    # One of the same major version runs it; 0 is no driver, which torch says.
+    if not 0 < driver // 1000 < built // 1000:
+        return ""
+    known, needed = (f"{version // 1000}.{version % 1000 // 10}" for version in (driver, built))
+    return f"built with CUDA {needed}, and the driver is for {known}: update it, or build with an older nvcc"
+
+
+def _versions(library: Path) -> tuple[int, int, str]:
+    """The CUDA that the library for GPUs was built with and the newest that the driver knows, as 1000 major +
+    10 minor, and the architectures that CMake was given. The driver is not woken."""
+    compiled = ctypes.CDLL(str(library))
+    compiled.clebsch_cuda_architectures.restype = ctypes.c_char_p
+    return (
+        compiled.clebsch_cuda_version(),
+        compiled.clebsch_cuda_driver_version(),
+        compiled.clebsch_cuda_architectures().decode(),
+    )
+
+
+def _has_code_for(capability: tuple[int, int], architectures: str) -> bool:
+    """Whether the library holds machine code for a GPU, which later ones of its major version run too, or
+    code that the driver compiles, which all later ones do. Names that are no numbers ("native") count as
+    code for it."""
+    for name in architectures.split():
+        number, _, kind = name.partition("-")
+        if not number.isdecimal():
+            return True
+        major, minor = divmod(int(number), 10)
+        if (kind != "virtual" and major == capability[0] and minor <= capability[1]) or (
+            kind != "real" and (major, minor) <= capability
+        ):
+            return True
+    return False
+
+
+@functools.cache
+def _devices_missing() -> str:
+    """Why none of the devices that torch sees runs what was built; "" if one does. Wakes the driver."""
+    import torch
+
+    library = _library("_clebsch_cuda.so")
+    built = _versions(library)[2] if library else "native"
+    capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    if not capabilities or any(_has_code_for(capability, built) for capability in capabilities):
+        return ""
+    have = ", ".join(
+        f"{torch.cuda.get_device_name(i)} is sm_{major}{minor}"
+        for i, (major, minor) in enumerate(capabilities)
+    )
+    return f"built for GPUs of architectures {built}, and {have}: build with -DCMAKE_CUDA_ARCHITECTURES"
+
+
+def _devices_known_missing() -> str:
+    """The same once torch has woken the driver, as it has where there is a tensor on a GPU; else ""."""
+    import torch
+
+    return _devices_missing() if torch.cuda.is_initialized() else ""
 
 
 def cuda_missing() -> list[str]:
     """What keeps operators from running on a GPU here, in a few words each; nothing where they run."""
     load()
-    return [reason for reason in (_load_cuda(), _torch_missing()) if reason]
+    reasons = [reason for reason in (_load_cuda(), _torch_missing()) if reason]
+    return reasons or list(filter(None, [_devices_missing()]))
 
 
 def _torch_missing() -> str:
@@ -248,6 +309,8 @@ def _cuda_state() -> str:
         return library or f"built; {device}"
     import torch
 
+    if none_fits := _devices_missing():
+        return none_fits
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     return f"built, and never run on a GPU by its authors; devices: {names}"
 

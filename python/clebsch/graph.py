@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from clebsch import backend
 from clebsch import ops as ops  # loads the library that has graph_order
 from clebsch.ops.dispatch import on_host
 
@@ -19,8 +20,9 @@ class Graph:
 
     Make it once for a list of edges and give it to every layer: what the kernels need, the edges sorted by
     receiver and, for gradients, where the sums of each sender are kept, is made at first use, in O(E), and
-    kept. Edges may come in any order; self loops, duplicate edges, isolated nodes, no edges at all and graphs
-    that are not symmetric are all fine. The tensors must not be changed afterwards.
+    kept; on a GPU at once, on the current stream, which others that use the graph must wait for. Edges may
+    come in any order; self loops, duplicate edges, isolated nodes, no edges at all and graphs that are not
+    symmetric are all fine. The tensors must not be changed afterwards.
 
     Args:
         senders, receivers: int64 or int32 tensors of shape (num_edges,), on one device.
@@ -56,10 +58,16 @@ class Graph:
             raise TypeError(f"Graph: num_nodes must be an int, got {type(num_nodes).__name__}")
         if num_nodes < 0:
             raise ValueError(f"Graph: num_nodes must be >= 0, got {num_nodes}")
-        if not (torch.compiler.is_compiling() or isinstance(senders, FakeTensor) or senders.is_meta):
+        has_numbers = not (
+            torch.compiler.is_compiling() or isinstance(senders, FakeTensor) or senders.is_meta
+        )
+        if has_numbers:
             _check_range("senders", senders, num_nodes)
             _check_range("receivers", receivers, num_nodes)
         self._keep(senders, receivers, num_nodes)
+        # Not at first use, which may be on one of several streams, or while a CUDA graph is captured.
+        if has_numbers and not on_host(senders) and backend.backend_of("graph_order", senders.device.type):
+            self._order = self._make_order()
 
     def _keep(self, senders: Tensor, receivers: Tensor, num_nodes: int) -> None:
         self.senders = senders
@@ -72,6 +80,7 @@ class Graph:
         """The graph of one call of a model, whose tensors are what they must be.
 
         On a GPU nothing waits for the range of the indices: kernels stop the program for one outside of it.
+        The order is made at first use, on the stream of the call.
         """
         if on_host(senders):
             return cls(senders, receivers, num_nodes)
@@ -103,12 +112,15 @@ class Graph:
 
     @property
     def order(self) -> Tensor:
-        """What ``torch.ops.clebsch.convolution`` takes for a graph: int64, opaque; made at first use."""
+        """What ``torch.ops.clebsch.convolution`` takes for a graph: int64, opaque; made once."""
         if self._order is None:
-            self._order = torch.ops.clebsch.graph_order(
-                self.senders.to(torch.int64), self.receivers.to(torch.int64), self.num_nodes
-            )
+            self._order = self._make_order()
         return self._order
+
+    def _make_order(self) -> Tensor:
+        return torch.ops.clebsch.graph_order(
+            self.senders.to(torch.int64), self.receivers.to(torch.int64), self.num_nodes
+        )
 
     def to(self, device: torch.device | str) -> Graph:
         """The same graph on another device."""
