@@ -103,6 +103,7 @@ class TensorProduct(torch.nn.Module):
         layout: str = "mul_ir",
     ) -> None:
         super().__init__()
+        self._did_compile_right = compile_right  # what e3nn's is called: `explain` asks
         if normalization is not None:
             warnings.warn(
                 "`normalization` is deprecated: use irrep_normalization", DeprecationWarning, stacklevel=2
