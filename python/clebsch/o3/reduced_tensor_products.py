@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,12 +15,10 @@ from clebsch.algebra.plan import Path, ProductPlan
 from clebsch.o3.index_symmetry import IndexSymmetry
 from clebsch.o3.irreps import Irrep, Irreps, allowed_irreps
 from clebsch.o3.reduced_basis import BasisIrrep, CoupledProduct, ReducedBasis
+from clebsch.o3.reduced_constants import make_constants
 from clebsch.ops.tensor_product import multiply_rows, plan_sizes
 
 __all__ = ["ReducedTensorProducts"]
-
-# The products that e3nn's generated code computes with. change_of_basis says all that they could say.
-_E3NN_PRODUCT = re.compile(r"main\.tp\d+\.(?:weight|output_mask|_compiled_main_(?:left_right|right)\..+)")
 
 
 class ReducedTensorProducts(torch.nn.Module):
@@ -83,6 +80,7 @@ class ReducedTensorProducts(torch.nn.Module):
         self.register_buffer(
             "change_of_basis", torch.tensor(self._own_basis, dtype=torch.get_default_dtype())
         )
+        self.add_module("main", make_constants(basis.vectors, basis.copies))
 
     def _set_plans(self, plans: Sequence[ProductPlan]) -> None:
         self.plans = tuple(plans)
@@ -151,10 +149,6 @@ class ReducedTensorProducts(torch.nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        # The caller's dictionary is untouched: torch hands every module a copy of its part.
-        for name in [name for name in state_dict if name.startswith(prefix)]:
-            if _E3NN_PRODUCT.fullmatch(name[len(prefix) :]):
-                del state_dict[name]
         key, signs = f"{prefix}change_of_basis", None
         stored = state_dict.get(key)
         if (
