@@ -16,6 +16,7 @@ from clebsch.o3.index_symmetry import IndexSymmetry
 from clebsch.o3.irreps import Irrep, Irreps, allowed_irreps
 from clebsch.o3.reduced_basis import BasisIrrep, CoupledProduct, ReducedBasis
 from clebsch.o3.reduced_constants import make_constants
+from clebsch.ops.dispatch import require_dense
 from clebsch.ops.tensor_product import multiply_rows, plan_sizes
 
 __all__ = ["ReducedTensorProducts"]
@@ -112,6 +113,7 @@ class ReducedTensorProducts(torch.nn.Module):
             label = f"ReducedTensorProducts: the input of index {index!r} must"
             if not isinstance(x, Tensor):
                 raise TypeError(f"{label} be a tensor, got {type(x).__name__}")
+            require_dense("ReducedTensorProducts", f"the input of index {index!r}", x)
             if x.dim() == 0 or x.shape[-1] != width:
                 raise ValueError(f"{label} have shape (..., {width}), got {tuple(x.shape)}")
             if x.dtype != xs[0].dtype or x.dtype not in (torch.float32, torch.float64):

@@ -20,6 +20,7 @@ __all__ = [
     "may_look",
     "on_host",
     "require_alike",
+    "require_dense",
     "require_one_device",
     "suits_kernels",
     "takes",
@@ -105,6 +106,13 @@ def require_alike(noun: str, **operands: Any) -> None:
             raise ValueError(
                 f"{noun}: {name} must be on the device of {label}, {first.device}, got {value.device}"
             )
+
+
+def require_dense(layer: str, name: str, value: Tensor) -> None:
+    """TypeError for a sparse, nested or MKLDNN tensor, whose rows nothing here can read."""
+    if value.is_nested or value.layout is not torch.strided:
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise TypeError(f"{layer}: {name} must be a dense tensor, got {kind}")
 
 
 def takes_dtype(noun: str, value: Tensor) -> bool:
