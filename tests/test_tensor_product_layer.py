@@ -5,6 +5,7 @@ rest.
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
@@ -655,3 +656,23 @@ def test_forms_of_lists_of_weights_are_e3nns(shared, float64_by_default):
     if shared:
         with pytest.raises(ValueError, match=r"weight\[0\] must have shape \(3, 2\), got \(4, 3, 2\)$"):
             ours(x, y, rows)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, torch.func.hessian])
+def test_gradients_of_torch_func_are_refused_with_the_remedy(transform):
+    said = (
+        "tensor_product: its kernel has no gradients under torch.func (grad, vjp, jacrev, hessian): take "
+        "torch.autograd.grad, with create_graph=True or is_grads_batched=True, or e3nn's layer"
+    )
+    layer, y = o3.FullyConnectedTensorProduct("2x0e+1o", "0e+1o", "2x0e"), torch.randn(3, 4)
+    with pytest.raises(NotImplementedError, match=f"^{re.escape(said)}$"):
+        transform(lambda x: layer(x, y).sum())(torch.randn(3, 5))
+
+
+def test_the_remedy_works():
+    layer, y = o3.FullyConnectedTensorProduct("2x0e+1o", "0e+1o", "2x0e"), torch.randn(3, 4)
+    x = torch.randn(3, 5, requires_grad=True)
+    out, cotangents = layer(x, y), torch.randn(4, 3, 2)
+    (batched,) = torch.autograd.grad(out, x, cotangents, is_grads_batched=True, retain_graph=True)
+    for cotangent, gradient in zip(cotangents, batched, strict=True):
+        torch.testing.assert_close(torch.autograd.grad(out, x, cotangent, retain_graph=True)[0], gradient)

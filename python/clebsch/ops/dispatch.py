@@ -39,13 +39,30 @@ def call(operator: Any, *arguments: Any) -> Any:
     Derivatives are registered in Python, and asking them whether they are wanted takes as long as a small
     product. Transforms of torch.func and compilers see the whole call.
     """
-    recorded = torch.is_grad_enabled() and any(
+    if torch.compiler.is_compiling():
+        return operator(*arguments)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return _transformed(operator, *arguments)
+    if torch.is_grad_enabled() and any(
         isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
-    )
-    if recorded or torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    ):
         return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)
+
+
+def _transformed(operator: Any, *arguments: Any) -> Any:
+    """In a transform of torch.func: NotImplementedError with the remedy where it asks for gradients."""
+    try:
+        return operator(*arguments)
+    except RuntimeError as error:
+        if "setup_context" not in str(error):
+            raise
+        noun = operator._qualified_op_name.rpartition("::")[2]
+        raise NotImplementedError(
+            f"{noun}: its kernel has no gradients under torch.func (grad, vjp, jacrev, hessian): take "
+            "torch.autograd.grad, with create_graph=True or is_grads_batched=True, or e3nn's layer"
+        ) from error
 
 
 def asked_for(ctx: Any, count: int, operands: Sequence[Tensor | None] | None = None) -> tuple[bool, ...]:
