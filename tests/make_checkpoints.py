@@ -176,6 +176,10 @@ LAYERS = {
         lambda o3, nn: o3.SphericalHarmonics("0e+1o+2e+3o+4e", False, normalization="norm"), ((ROWS, 3),)
     ),
     "network": Layer(Network, ((4, 9), (8, 3), (8, 4))),
+    "reduced": Layer(lambda o3, nn: o3.ReducedTensorProducts("ij=ji", i="1o+2e"), ((ROWS, 8), (ROWS, 8))),
+    "reduced_three": Layer(
+        lambda o3, nn: o3.ReducedTensorProducts("ijk=jik=ikj", i="0e+1o"), ((ROWS, 4),) * 3
+    ),
 }
 
 

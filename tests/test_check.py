@@ -417,6 +417,15 @@ def test_layers_of_e3nn_that_are_not_as_expected():
     )
 
 
+def test_a_layer_that_cannot_be_shown():
+    """e3nn's SO3Grid prints attributes that it does not have."""
+    with pytest.raises(AttributeError):
+        repr(e3nn.o3.SO3Grid(2, 4))
+    reports = clebsch.check(e3nn.nn.SO3Activation(2, 2, torch.tanh, 4)).layers
+    assert [report.description for report in reports[:2]] == ["e3nn SO3Grid(...)"] * 2
+    assert not_checked(e3nn.o3.SO3Grid(2, 4)) == "e3nn's SO3Grid has no definition here to compare with"
+
+
 def test_rows_are_fewer_where_terms_are_many():
     layer = o3.FullyConnectedTensorProduct("100x0e", "50x0e", "100x0e")
     (report,) = clebsch.check(layer).layers

@@ -152,7 +152,7 @@ class TestTensorProductLayer:
             (ValueError, "weight must be a list of 2 tensors, one per weighted path, got 1", [weight[0]]),
             (
                 ValueError,
-                "weight[1] must have shape (..., 4, 1), got (4, 2)",
+                "weight[1] must have shape (4, 1), got (4, 2)",
                 [torch.randn(4, 1), torch.randn(4, 2)],
             ),
             (TypeError, "weight must be a tensor, got float", 1.0),
@@ -820,7 +820,7 @@ class TestOtherLayers:
             (TypeError, "have the dtype of the weights, float32, got float64", torch.randn(5, 8).double()),
             (TypeError, "have the dtype of the weights, float32, got int64", torch.ones(5, 8).long()),
         ):
-            with raises(error, f"FullyConnectedNet: x must {message}", net, given):
+            with raises(error, f"FullyConnectedNet: input must {message}", net, given):
                 net(given)
         with torch.autocast("cpu", torch.bfloat16):
             assert net(torch.randn(5, 8).bfloat16()).dtype == torch.bfloat16
@@ -883,3 +883,129 @@ def test_operators_refuse_tensors_of_several_devices(noun):
             torch.ops.clebsch.spherical_harmonics_backward(
                 y, torch.ones(2, 3).to("meta"), [0], True, "component"
             )
+
+
+LAYERS = {
+    "TensorProduct": (lambda: product(), (16, 4, 8), ("x", "y", "weight")),
+    "FullTensorProduct": (lambda: o3.FullTensorProduct("4x0e", "0e"), (4, 1), ("x", "y")),
+    "FullyConnectedTensorProduct": (  # whose y may be one-hot
+        lambda: o3.FullyConnectedTensorProduct("4x0e", "5x0e", "3x0e"),
+        (4, 5),
+        ("x", "y"),
+    ),
+    "Linear": (
+        lambda: o3.Linear("4x0e+2x1o", "3x0e", shared_weights=False),
+        (10, 12),
+        ("features", "weight"),
+    ),
+    "Norm": (lambda: o3.Norm("4x1o"), (12,), ("features",)),
+    "ReducedTensorProducts": (
+        lambda: o3.ReducedTensorProducts("ij=ji", i="1o"),
+        (3, 3),
+        ("the input of index 'i'", "the input of index 'j'"),
+    ),
+    "SphericalHarmonics": (lambda: o3.SphericalHarmonics(1, True), (3,), ("x",)),
+    "Gate": (lambda: nn.Gate("", [], "4x0e", [torch.tanh], "4x1o"), (16,), ("features",)),
+    "Activation": (lambda: nn.Activation("4x0e", [torch.tanh]), (4,), ("features",)),
+    "NormActivation": (lambda: nn.NormActivation("4x0e", torch.tanh), (4,), ("features",)),
+    "BatchNorm": (lambda: nn.BatchNorm("4x0e"), (4,), ("input",)),
+    "Dropout": (lambda: nn.Dropout("4x0e", 0.5), (4,), ("x",)),
+    "Extract": (lambda: nn.Extract("4x0e", ["4x0e"], [(0,)]), (4,), ("x",)),
+    "ExtractIr": (lambda: nn.ExtractIr("4x0e", "0e"), (4,), ("x",)),
+    "FullyConnectedNet": (lambda: nn.FullyConnectedNet([4, 3]), (4,), ("input",)),
+}
+NOT_DENSE = {
+    "sparse_coo": Tensor.to_sparse,
+    "sparse_csr": Tensor.to_sparse_csr,
+    "_mkldnn": Tensor.to_mkldnn,
+    "nested": lambda x: torch.nested.nested_tensor(list(x)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning", "ignore:.*nested.*:UserWarning")
+@pytest.mark.parametrize("kind", NOT_DENSE)
+@pytest.mark.parametrize("name", LAYERS)
+def test_operands_that_are_not_dense(name, kind):
+    make, widths, labels = LAYERS[name]
+    layer = make()
+    for i, label in enumerate(labels):
+        given = [torch.randn(5, width) for width in widths]
+        given[i] = NOT_DENSE[kind](given[i])
+        with raises(TypeError, f"{name}: {label} must be a dense tensor, got {kind}"):
+            layer(*given)
+
+
+def test_features_on_another_device_than_the_weights():
+    features = torch.ones(3, 2, device="meta")
+    for biases in (False, True):
+        with raises(ValueError, "Linear: weight must be on the device of features, meta, got cpu"):
+            o3.Linear("2x0e", "2x0e", biases=biases)(features)
+    for layer in (nn.BatchNorm("2x0e"), nn.BatchNorm("2x0e", affine=False)):
+        with raises(ValueError, "BatchNorm: input must be on the device of the module, cpu, got meta"):
+            layer(features)
+
+
+PAIRS = "Linear: instructions must be pairs (i_in, i_out) of integers, got "
+OF_BIASES = "Linear: biases must be a bool or one for each block of irreps_out, got "
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"f_in": -1, "f_out": 2}, ValueError, "Linear: f_in must be an integer >= 1, got -1"),
+        ({"f_in": 0, "f_out": 2}, ValueError, "Linear: f_in must be an integer >= 1, got 0"),
+        ({"f_in": 2, "f_out": "a"}, ValueError, "Linear: f_out must be an integer >= 1, got 'a'"),
+        ({"instructions": [1, 0]}, ValueError, f"{PAIRS}[1, 0]"),
+        ({"instructions": [(0.5, 0)]}, ValueError, f"{PAIRS}[(0.5, 0)]"),
+        ({"instructions": [(0, 0, 1)]}, ValueError, f"{PAIRS}[(0, 0, 1)]"),
+        ({"biases": 3}, TypeError, f"{OF_BIASES}3"),
+        ({"biases": "x"}, TypeError, f"{OF_BIASES}'x'"),
+    ],
+)
+def test_arguments_of_linear(options, error, message):
+    with raises(error, message):
+        o3.Linear("2x0e+1o", "2x0e", **options)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda: o3.TensorProduct("2x0e", "0e", "2x0e", None),
+            "instructions must be an iterable of tuples, got None",
+        ),
+        (
+            lambda: nn.Activation("2x0e", "tanh"),
+            "Activation: acts must be a list of one function or None per block, got 'tanh'",
+        ),
+        (
+            lambda: nn.Activation("2x0e", torch.tanh),
+            f"Activation: acts must be a list of one function or None per block, got {torch.tanh!r}",
+        ),
+        (lambda: nn.Activation("2x0e", [3]), "Activation: acts[0] must be a function, got 3"),
+        (
+            lambda: nn.Gate("2x0e", ["tanh"], "", [], ""),
+            "Gate: act_scalars[0] must be a function, got 'tanh'",
+        ),
+        (
+            lambda: nn.Gate("", [], "2x0e", 3, "2x1o"),
+            "Gate: act_gates must be a list of one function or None per block, got 3",
+        ),
+        (
+            lambda: nn.NormActivation("2x0e", "x"),
+            "NormActivation: scalar_nonlinearity must be a function, got 'x'",
+        ),
+        (lambda: nn.FullyConnectedNet([2, 3], "x"), "FullyConnectedNet: act must be a function, got 'x'"),
+        (lambda: nn.FullyConnectedNet(3), "FullyConnectedNet: hs must be a list of sizes, got 3"),
+        (lambda: nn.BatchNorm("2x0e", eps="a"), "BatchNorm: eps must be a number, got 'a'"),
+        (lambda: nn.BatchNorm("2x0e", momentum=None), "BatchNorm: momentum must be a number, got None"),
+        (
+            lambda: nn.Extract("2x0e", ["2x0e"], None),
+            "Extract: instructions must be a list of one tuple per output, got None",
+        ),
+        (lambda: nn.ExtractIr("2x0e", "0e")([1.0]), "ExtractIr: x must be a tensor, got list"),
+    ],
+)
+def test_arguments_of_layers(make, message):
+    with raises(TypeError, message):
+        make()

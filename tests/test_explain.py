@@ -1,5 +1,6 @@
 """explain: counts equal to those by hand, the kernel that runs, the reasons word for word."""
 
+import contextlib
 import json
 import re
 import subprocess
@@ -202,10 +203,40 @@ def test_symmetric_contractions():
     assert [one.bytes for one in entry.passes] == [4 * 8 * (16 + 4), 4 * 8 * (32 + 4)]
 
 
-def test_gate_counts_no_functions():
-    forward, backward = only(nn.Gate("8x0e", [SILU], "5x0e", [torch.sigmoid], "5x1o")).passes
-    assert (forward.flops, forward.bytes) == (None, 4 * (28 + 23))
-    assert (backward.flops, backward.bytes) == (None, 4 * (28 + 23 + 28))
+# By hand, of a row; functions themselves count nothing.
+@pytest.mark.parametrize(
+    "layer, forward, backward",
+    [
+        # 8 + 5 constants of functions, 15 products; the derivative of both, and 3 for each product
+        (lambda: nn.Gate("8x0e", [SILU], "5x0e", [torch.sigmoid], "5x1o"), 13 + 15, 2 * 13 + 3 * 15),
+        (lambda: nn.Gate("8x0e", [None], "", [], ""), 0, 0),
+        (lambda: nn.Activation("8x0e+2x1o", [SILU, None]), 8, 16),
+        # rows of uuu: 2 t for each copy, with t = 1 and 3 terms; relu and root of five norms
+        (lambda: o3.Norm("2x0e+3x1o"), 2 * (2 * 2 * 1 + 3 * 2 * 3) + 10, 2 * (2 * 4 + 3 * 4 * 3) + 15),
+        (lambda: o3.Norm("2x0e+3x1o", squared=True), 44, 88),
+        # the same, a product of scalars with irreps (t = 3), and least norm, root, quotient
+        (
+            lambda: nn.NormActivation("2x0e+3x1o", SILU, bias=True),
+            44 + 2 * (2 * 2 + 3 * 2 * 3) + 4 * 5,
+            88 + 2 * (2 * 4 + 3 * 4 * 3) + 7 * 5,
+        ),
+        # two means and their subtraction, 11 squares added, 11 scales, two shifts
+        (lambda: nn.BatchNorm("2x0e+3x1o"), 4 + 22 + 11 + 2, 33 + 22 + 4),
+        (lambda: nn.BatchNorm("2x0e+3x1o", affine=False).eval(), 2 + 11, 11),
+        (lambda: nn.Dropout("2x0e+3x1o", 0.5), 11, 11),
+        (lambda: nn.Dropout("2x0e+3x1o", 0.5).eval(), 0, 0),
+        (lambda: nn.Extract("2x0e+3x1o", ["3x1o", "2x0e"], [(1,), (0,)]), 0, 0),
+    ],
+)
+def test_what_is_between_products_is_counted(layer, forward, backward):
+    assert [one.flops for one in only(layer()).passes] == [forward, backward]
+
+
+def test_bytes_of_layers_that_move():
+    gate = only(nn.Gate("8x0e", [SILU], "5x0e", [torch.sigmoid], "5x1o"))
+    assert [one.bytes for one in gate.passes] == [4 * (28 + 23), 4 * (28 + 23 + 28)]
+    several = only(nn.Extract("2x0e+3x1o", ["3x1o", "2x0e"], [(1,), (0,)]))
+    assert [one.bytes for one in several.passes] == [4 * (11 + 11), 4 * (11 + 11 + 11)]
 
 
 # Which kernel
@@ -281,13 +312,77 @@ def test_gates():
     assert (entry.backend, entry.instruction_set) == ("cpu", backend.instruction_set())
     assert [one.kernel for one in entry.passes] == ["gate + torch"] * 2
     assert entry.reasons == ("between its product and operations of torch, numbers go through memory",)
-    for torchs in (nn.Gate(*arguments).bfloat16(), nn.Gate("8x0e", [SILU], "", [], "")):
+    for torchs, why in (
+        (
+            nn.Gate(*arguments).bfloat16(),
+            "operations of torch, a product for each block: the kernel, if any, takes float32 and float64",
+        ),
+        (nn.Gate("8x0e", [SILU], "", [], ""), FUNCTIONS),
+    ):
         entry = only(torchs)
-        assert (entry.backend, entry.instruction_set, entry.reasons) == ("torch", None, ())
+        assert (entry.backend, entry.instruction_set, entry.reasons) == ("torch", None, (why,))
         assert [one.kernel for one in entry.passes] == ["torch"] * 2
     entry = only(nn.Gate(*arguments), dtype=torch.bfloat16)
     assert entry.backend == "torch"
     assert only(e3nn.nn.Gate(*arguments)).backend == "e3nn"
+
+
+FUNCTIONS = "operations of torch: its functions are the caller's, and each is a pass through memory"
+BATCH = "operations of torch: statistics of the whole batch come first, then a second pass scales it"
+
+
+@pytest.mark.parametrize(
+    "layer, reason",
+    [
+        (lambda: nn.Activation("2x0e", [SILU]), FUNCTIONS),
+        (lambda: nn.BatchNorm("2x0e"), BATCH),
+        (lambda: nn.BatchNorm("2x0e", reduce="max").eval(), BATCH),
+        (
+            lambda: nn.Dropout("2x0e", 0.5),
+            "operations of torch: the random numbers are torch's, as e3nn draws them, and go through memory",
+        ),
+        (
+            lambda: nn.Extract("2x0e", ["2x0e"], [(0,)]),
+            "operations of torch: it copies blocks and computes nothing",
+        ),
+    ],
+)
+def test_layers_that_torch_runs_say_why(layer, reason):
+    entry = only(layer())
+    assert (entry.backend, entry.reasons) == ("torch", (reason,))
+    assert [one.kernel for one in entry.passes] == ["torch"] * 2
+
+
+def test_largest_squares_are_a_product():
+    for layer in (
+        nn.BatchNorm("4x1o", reduce="max"),
+        nn.BatchNorm("4x1o", reduce="max", instance=True).eval(),
+    ):
+        entry = only(layer)
+        assert (entry.backend, entry.reasons[0]) == ("cpu", BATCH)
+        assert [one.kernel for one in entry.passes] == ["rows + torch"] * 2
+    assert only(e3nn.nn.BatchNorm("4x1o", reduce="max")).backend == "e3nn"
+
+
+def test_products_made_for_right_say_that_it_has_no_kernel():
+    arguments = "2x1o", "1x1o", "2x0e"
+    said = "right has no kernel: operations of torch, an einsum for each path and copies to join"
+    assert said in only(o3.FullyConnectedTensorProduct(*arguments, compile_right=True)).reasons
+    assert said not in only(o3.FullyConnectedTensorProduct(*arguments)).reasons
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: o3.FullyConnectedTensorProduct("2x1o", "2x1o", "2x0e"),
+        lambda: nn.SymmetricContraction("4x0e+4x1o", "4x0e", 2, num_elements=2),
+    ],
+)
+def test_a_device_without_kernels_runs_none(layer):
+    entry = only(layer().to("meta"))
+    assert (entry.backend, entry.instruction_set) == ("none", None)
+    assert [one.kernel for one in entry.passes] == ["none"] * 2
+    assert entry.reasons == ("it is on meta: kernels run on the CPU and on GPUs",)
 
 
 @given(plan=random_plans(l_max=5), shared=st.booleans(), dtype=st.sampled_from(slow_paths.DTYPES))
@@ -560,6 +655,39 @@ def test_layers_of_e3nn():
     assert found["linear"].passes[0].flops == 2 * 40
     assert found["product"].instruction_set is None
     assert found["product"].reasons == ()
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_layer_that_has_the_name_of_a_product(enabled):
+    arguments = "2x0e+3x1o", "1x0e+2x1o"
+    layer, ours = e3nn.o3.FullTensorProductv2(*arguments), o3.FullTensorProduct(*arguments)
+    x, y = torch.randn(3, 11), torch.randn(3, 7)
+    with clebsch.e3nn.enable() if enabled else contextlib.nullcontext():
+        torch.testing.assert_close(ours(x, y), layer(x, y))  # so the advice is right
+        entry = only(layer)
+    assert (entry.layer, entry.backend, entry.reasons) == ("FullTensorProduct", "e3nn", ())
+    assert entry.advice == "clebsch.o3.FullTensorProduct takes its place"
+    assert clebsch.check(layer).layers[0].not_checked == (
+        "e3nn's FullTensorProduct has no definition here to compare with"
+    )
+
+
+def test_what_torchscript_recorded():
+    said = ("TorchScript runs what it recorded of this layer: its calls are not seen here",)
+    recorded = torch.jit.script(torch.nn.Sequential(e3nn.o3.Linear("2x0e", "2x0e"), torch.nn.ReLU()))
+    entry = only(recorded)
+    assert (entry.name, entry.layer, entry.package, entry.backend) == ("0", "Linear", "e3nn", "e3nn")
+    assert entry.reasons == said
+    entry = only(torch.jit.trace(o3.Linear("2x0e", "2x0e"), (torch.ones(1, 2),)))
+    assert (entry.layer, entry.package, entry.backend, entry.reasons) == ("Linear", "clebsch", "torch", said)
+
+
+def test_linear_layers_of_e3nn_whose_axes_do_not_show():
+    entry = only(e3nn.o3.Linear("2x0e", "2x0e", f_in=2, f_out=2, internal_weights=False))
+    assert (entry.backend, entry.passes) == ("e3nn", ())
+    assert entry.reasons == (
+        "its operations and bytes are not counted: whether it has f_in and f_out does not show",
+    )
 
 
 class Seam:

@@ -247,3 +247,25 @@ def test_another_process_learns_the_couplings(kind, tmp_path):
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "saved")], check=True, env=environment)
+
+
+@pytest.mark.parametrize("axes", [{}, {"f_in": 3, "f_out": 2}], ids=["plain", "axes"])
+def test_forms_of_shared_weights_are_e3nns(axes, float64_by_default):
+    arguments = "3x0e+2x1o", "2x0e+2x1o"
+    options = {"internal_weights": False, "biases": True, **axes}
+    ours, theirs = (package.Linear(*arguments, **options) for package in (o3, e3nn_o3))
+    features = torch.randn(4, *([3] if axes else []), 9)
+    weight, bias = torch.randn(*axes.values(), 10), torch.randn(*list(axes.values())[1:], 2)
+    expected = theirs(features, weight, bias)
+    for w, b in ((weight, bias), (weight.flatten(), bias.flatten()), (weight[None], bias[None])):
+        torch.testing.assert_close(theirs(features, w, b), expected)
+        torch.testing.assert_close(ours(features, w, b), expected)
+
+
+def test_weight_index_slices_are_e3nns():
+    arguments, options = ("3x0e+2x1o", "2x0e+2x1o+0x1o"), {"biases": True}
+    ours, theirs = (package.Linear(*arguments, **options) for package in (o3, e3nn_o3))
+    assert [tuple(part) for part in ours.weight_index_slices] == [
+        tuple(part) for part in theirs.weight_index_slices
+    ]
+    assert ours.weight_index_slices[0]._fields == theirs.weight_index_slices[0]._fields

@@ -5,6 +5,7 @@ rest.
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
@@ -723,3 +724,42 @@ def test_names_that_are_not_here_are_e3nns():
     with pytest.raises(AttributeError, match=r"'clebsch.o3' has no attribute 'Nothing', nor has e3nn.o3"):
         _ = o3.Nothing
     assert not hasattr(nn, "__wrapped__")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_forms_of_lists_of_weights_are_e3nns(shared, float64_by_default):
+    arguments = "3x0e+3x1o", "2x0e+1o", "3x0e", [(0, 0, 0, "uvu", True), (1, 1, 0, "uvu", True)]
+    options = {"shared_weights": shared, "internal_weights": False}
+    ours, theirs = (package.TensorProduct(*arguments, **options) for package in (o3, e3nn_o3))
+    x, y = torch.randn(4, 12), torch.randn(4, 5)
+    single = [torch.randn(3, 2), torch.randn(3, 1)]
+    rows = [torch.randn(4, 3, 2), torch.randn(4, 3, 1)]
+    forms = [single, [w.flatten() for w in single], [w[None] for w in single]]
+    if not shared:
+        forms += [rows, [w.flatten(1) for w in rows]]
+    for form in forms:
+        torch.testing.assert_close(ours(x, y, form), theirs(x, y, form))
+        torch.testing.assert_close(ours(x, y, tuple(form)), theirs(x, y, form))
+    if shared:
+        with pytest.raises(ValueError, match=r"weight\[0\] must have shape \(3, 2\), got \(4, 3, 2\)$"):
+            ours(x, y, rows)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, torch.func.hessian])
+def test_gradients_of_torch_func_are_refused_with_the_remedy(transform):
+    said = (
+        "tensor_product: its kernel has no gradients under torch.func (grad, vjp, jacrev, hessian): take "
+        "torch.autograd.grad, with create_graph=True or is_grads_batched=True, or e3nn's layer"
+    )
+    layer, y = o3.FullyConnectedTensorProduct("2x0e+1o", "0e+1o", "2x0e"), torch.randn(3, 4)
+    with pytest.raises(NotImplementedError, match=f"^{re.escape(said)}$"):
+        transform(lambda x: layer(x, y).sum())(torch.randn(3, 5))
+
+
+def test_the_remedy_works():
+    layer, y = o3.FullyConnectedTensorProduct("2x0e+1o", "0e+1o", "2x0e"), torch.randn(3, 4)
+    x = torch.randn(3, 5, requires_grad=True)
+    out, cotangents = layer(x, y), torch.randn(4, 3, 2)
+    (batched,) = torch.autograd.grad(out, x, cotangents, is_grads_batched=True, retain_graph=True)
+    for cotangent, gradient in zip(cotangents, batched, strict=True):
+        torch.testing.assert_close(torch.autograd.grad(out, x, cotangent, retain_graph=True)[0], gradient)

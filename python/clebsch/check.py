@@ -186,8 +186,11 @@ def _check_layer(layer: Layer, rows: int | None, seed: int) -> LayerReport:
 
 def _described(layer: Layer) -> str:
     """The layer's repr, on one line and not without end; with e3nn's name where it is theirs."""
-    text = " ".join(repr(layer.module).split())
-    text = text if len(text) <= 200 else f"{layer.class_name}(...)"
+    try:
+        text = " ".join(repr(layer.module).split())
+    except Exception:  # e3nn's SO3Grid names what it does not have
+        text = ""
+    text = text if 0 < len(text) <= 200 else f"{layer.class_name}(...)"
     return f"e3nn {text}" if layer.origin == "e3nn" else text
 
 

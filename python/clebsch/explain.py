@@ -31,9 +31,12 @@ from clebsch.work import Work, contraction_work, harmonics_work, linear_work, pr
 
 __all__ = ["Entry", "Explanation", "Pass", "explain"]
 
-# What `Entry.backend` says of our kernels.
+# What `Entry.backend` says of our kernels, and of a device that has none.
 GPU_KERNELS = ("cuda", "triton")
 KERNELS = ("cpu", *GPU_KERNELS)
+NONE = "none"
+# Of layers made of several steps.
+THROUGH_MEMORY = "between its product and operations of torch, numbers go through memory"
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,9 @@ class Pass:
 class Entry:
     """A layer: `name` in the tree of modules ("" for the root), class and package ("clebsch" or "e3nn").
 
-    backend: "cpu", or on a GPU "cuda" (the compiled ones) or "triton" for our kernels, "torch" for its
-    operations, "e3nn". instruction_set: of our kernels on the CPU.
+    backend: "cpu", or on a GPU "cuda" (the compiled ones) or "triton" for our kernels, "none" where its
+    device has no kernel for it, "torch" for its operations, "e3nn". instruction_set: of our kernels on the
+    CPU.
     passes: none where nothing is counted. reasons: why it is slower than it might be, a sentence each.
     advice: for a layer of e3nn, what takes its place. source: if asked for, the Triton source of
     the layer's kernels by name, as they would run on a GPU.
@@ -179,14 +183,15 @@ def _entry(layer: Layer, dtype: torch.dtype, edges_per_node: float) -> Entry:
         reasons.append(f"left to {layer.origin}: {layer.reason}")
     if layer.is_waiting:
         reasons.append("clebsch.e3nn is enabled: what runs this layer shows when it has run")
+    if layer.is_recorded:
+        reasons.append("TorchScript runs what it recorded of this layer: its calls are not seen here")
     if layer.overrides_forward:
         reasons.append(f"its class overrides the forward of {layer.kind}: what that does is not seen here")
     if layer.accelerated is not None:
         advice = f"accelerated: {layer.accelerated}"
     elif layer.origin == "e3nn" and not on_kernels:
         advice = _advice(layer)
-    # Where there are none, the reasons say so.
-    runs = backend.backend_of(layer.noun, layer.device.type) or "cpu"
+    runs = backend.backend_of(layer.noun, layer.device.type) or NONE
     entry = Entry(
         layer.name,
         layer.class_name,
@@ -196,19 +201,20 @@ def _entry(layer: Layer, dtype: torch.dtype, edges_per_node: float) -> Entry:
         str(dtype).removeprefix("torch."),
         advice=advice,
     )
-    describe = _DESCRIBED.get("product" if layer.is_product else layer.kind, _describe_other)
+    describe = _describe_recorded if layer.is_recorded else _describe_other
+    describe = _DESCRIBED.get("product" if layer.is_product else layer.kind, describe)
     try:
         entry = describe(entry, layer, dtype, edges_per_node)
     except Exception as error:  # a class of another release, or of the same name
         if layer.origin == "clebsch":
             raise
         reasons.append(f"cannot be described: {' '.join(f'{type(error).__name__}: {error}'.split())}")
-    if on_kernels and entry.backend in KERNELS:
+    if on_kernels and entry.backend in (*KERNELS, NONE):
         reasons += slow_paths.of_machine(layer.noun, dtype, layer.device)
     elif not on_kernels:
         entry = replace(
             entry,
-            reasons=(),
+            reasons=() if entry.passes else entry.reasons,
             passes=tuple(replace(one, kernel=f"{layer.origin}'s code") for one in entry.passes),
         )
     return replace(entry, reasons=(*reasons, *entry.reasons))
@@ -258,6 +264,8 @@ def _describe_product(entry: Entry, layer: Layer, dtype: torch.dtype, edges_per_
     square = layer.kind == "TensorSquare"
     work = product_work(plan, dtype.itemsize, shared=shared, edges_per_node=graph, is_square=square)
     reasons = list(_reasons(entry, plan, dtype, shared, may_be_one_hot=shared and graph is None))
+    if getattr(layer.module, "_did_compile_right", False):
+        reasons.append("right has no kernel: operations of torch, an einsum for each path and copies to join")
     passes = _passes(_kernels(entry, plan, dtype, shared), work)
     return replace(entry, passes=passes, plan=str(plan), reasons=tuple(reasons))
 
@@ -266,6 +274,8 @@ def _kernels(entry: Entry, plan: ProductPlan, dtype: torch.dtype, shared: bool) 
     """Of a product: forward and backward."""
     if entry.backend in GPU_KERNELS:
         return (slow_paths.kernel_on_gpu(plan, entry.backend),) * 2
+    if entry.backend == NONE:
+        return (NONE,) * 2
     return slow_paths.kernels(plan, dtype, shared=shared)
 
 
@@ -275,6 +285,7 @@ def _reasons(
     """Why a product is slower than another one would be."""
     if entry.backend in GPU_KERNELS:
         yield from slow_paths.of_gpu(plan, may_be_one_hot=may_be_one_hot)
+    if entry.backend in (*GPU_KERNELS, NONE):
         return
     yield from slow_paths.of_plan(plan, dtype, shared=shared)
     if may_be_one_hot and entry.backend == "cpu":
@@ -285,14 +296,18 @@ def _describe_harmonics(entry: Entry, layer: Layer, dtype: torch.dtype, _: float
     module = layer.module
     degrees = [ir.l for mul, ir in Irreps(str(module.irreps_out)) for _ in range(mul)]
     work = harmonics_work(degrees, dtype.itemsize, normalize=module.normalize)
-    passes = _passes(("lanes are points",) * 2, work)
-    reasons = () if entry.backend in GPU_KERNELS else tuple(slow_paths.of_harmonics(degrees, dtype))
+    passes = _passes((NONE if entry.backend == NONE else "lanes are points",) * 2, work)
+    is_on_cpu = entry.backend not in (*GPU_KERNELS, NONE)
+    reasons = tuple(slow_paths.of_harmonics(degrees, dtype)) if is_on_cpu else ()
     return replace(entry, passes=passes, reasons=reasons)
 
 
 def _describe_linear(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
     module = layer.module
-    f_in, f_out = (size or 1 for size in axes(module))
+    try:
+        f_in, f_out = (size or 1 for size in axes(module))
+    except ValueError as error:
+        return replace(entry, reasons=(f"its operations and bytes are not counted: {error}",))
     irreps_in, irreps_out = Irreps(str(module.irreps_in)), Irreps(str(module.irreps_out))
     products = [
         (f_in * ins.path_shape[0], f_out * ins.path_shape[1], irreps_out[ins.i_out].ir.dim)
@@ -322,43 +337,127 @@ def _describe_net(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> E
     return replace(_on_torch(entry), passes=passes, reasons=reason if len(sizes) > 2 else ())
 
 
-def _describe_gate(entry: Entry, layer: Layer, dtype: torch.dtype, edges_per_node: float) -> Entry:
+def _describe_gate(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
     """Ours multiplies in a kernel of its own, not by the product that it keeps for its state_dict."""
-    if layer.origin != "clebsch":
-        return _describe_other(entry, layer, dtype, edges_per_node)
-    is_compiled = layer.module.irreps_gates.dim > 0 and _suits_kernels(layer, dtype)
-    return _describe_moved(entry, layer, dtype, ["gate"] * is_compiled)
+    module, gated = layer.module, layer.module.irreps_gated.dim
+    is_compiled = module.irreps_gates.dim > 0 and _suits_kernels(layer, dtype)
+    scaled = [_scaled(act.irreps_in, act.acts) for act in (module.act_scalars, module.act_gates)]
+    flops = sum(scaled) + gated, 2 * sum(scaled) + 3 * gated
+    reasons = [THROUGH_MEMORY] if is_compiled else slow_paths.of_gate(has_gates=module.irreps_gates.dim > 0)
+    return _describe_moved(entry, layer, dtype, ["gate"] * is_compiled, flops, reasons)
+
+
+def _describe_activation(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
+    scaled = _scaled(layer.module.irreps_in, layer.module.acts)
+    return _describe_moved(entry, layer, dtype, (), (scaled, 2 * scaled), [slow_paths.FUNCTIONS])
+
+
+def _scaled(irreps: Irreps, acts: Sequence[Any]) -> int:
+    """Numbers that go through a function, and are multiplied by its constant."""
+    return sum(block.mul for block, act in zip(irreps, acts, strict=True) if act is not None)
+
+
+def _describe_norm(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
+    product = _part(layer, layer.module.tp)
+    per_norm = (0, 0) if layer.module.squared else (2, 3)  # its sign and root; their derivatives
+    return _describe_composed(entry, layer, dtype, [product], per_norm, layer.module.irreps_out.dim)
+
+
+def _describe_norm_activation(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
+    module = layer.module
+    products = [_part(layer, part) for part in (module.norm.tp, module.scalar_multiplier)]
+    per_norm = (3, 6) if module.normalize else (2, 3)  # least norm, root, quotient; or as of Norm
+    per_norm = (per_norm[0] + bool(module.bias), per_norm[1] + bool(module.bias))
+    return _describe_composed(entry, layer, dtype, products, per_norm, module.norm.irreps_out.dim)
+
+
+def _part(layer: Layer, product: torch.nn.Module) -> Layer:
+    return Layer("", product, layer.origin, "TensorProduct")
+
+
+def _describe_composed(
+    entry: Entry,
+    layer: Layer,
+    dtype: torch.dtype,
+    products: Sequence[Layer],
+    per_norm: tuple[int, int],
+    norms: int,
+) -> Entry:
+    """Products of ours, and operations of torch on norms between them."""
+    plans = [product_plan(product) for product in products]
+    names = dict.fromkeys(_kernels(entry, plan, dtype, True)[0] for plan in plans)
+    work = [product_work(plan, dtype.itemsize, shared=True, is_square=i == 0) for i, plan in enumerate(plans)]
+    flops = tuple(sum(one[step].flops for one in work) + per_norm[step] * norms for step in range(2))
+    return _describe_moved(entry, layer, dtype, list(names), flops, [THROUGH_MEMORY])
+
+
+def _describe_batch_norm(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
+    module, dim = layer.module, layer.module.irreps.dim
+    scalars = sum(mul for mul, ir in module.irreps if ir.is_scalar())
+    is_measured = module.training or module.instance
+    # Means of scalars and their subtraction, sums of squares, the scale; the shift of scalars. Backward the
+    # gradients of features and scale, of the mean squares and of the means.
+    forward = scalars + dim + scalars * bool(module.affine and module.include_bias)
+    backward = dim + 2 * dim * bool(module.affine) + scalars * bool(module.affine and module.include_bias)
+    if is_measured:
+        forward, backward = forward + scalars + 2 * dim, 3 * dim + 2 * dim + 2 * scalars
+    takes_kernel = is_measured and module.reduce == "max" and _suits_kernels(layer, dtype)
+    ours = layer.origin == "clebsch" and takes_kernel
+    names = [_kernels(entry, ProductPlan.parse(module._plan), dtype, True)[0]] if ours else []
+    reasons = [slow_paths.BATCH, *[THROUGH_MEMORY] * ours]
+    return _describe_moved(entry, layer, dtype, names, (forward, backward), reasons)
+
+
+def _describe_dropout(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
+    module = layer.module
+    count = module.irreps.dim if module.training and module.p > 0 else 0
+    return _describe_moved(entry, layer, dtype, (), (count, count), [slow_paths.DRAWS] if count else [])
+
+
+def _describe_extract(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
+    return _describe_moved(entry, layer, dtype, (), (0, 0), [slow_paths.COPIES])
+
+
+def _describe_recorded(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
+    return _on_torch(entry)
 
 
 def _describe_other(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
+    """Layers that are not known here."""
     products = [part for part in map(survey, layer.module.children()) for part in part if part.is_product]
     names = sorted(
         {_kernels(entry, product_plan(part), dtype, bool(part.module.shared_weights))[0] for part in products}
     )
-    return _describe_moved(entry, layer, dtype, names)
+    return _describe_moved(entry, layer, dtype, names, (None, None), [THROUGH_MEMORY] if names else [])
 
 
-def _describe_moved(entry: Entry, layer: Layer, dtype: torch.dtype, names: Sequence[str]) -> Entry:
+def _describe_moved(
+    entry: Entry,
+    layer: Layer,
+    dtype: torch.dtype,
+    names: Sequence[str],
+    flops: tuple[int | None, int | None],
+    reasons: Sequence[str],
+) -> Entry:
     """Layers that touch each number a few times: what they must move, and no count of functions.
 
-    names: of the kernels that take part.
+    names: of the kernels that take part. flops: forward and backward.
     """
-    reasons = ()
-    if layer.origin == "clebsch" and names:
-        reasons = ("between its product and operations of torch, numbers go through memory",)
-    elif layer.origin == "clebsch":
+    if layer.origin == "clebsch" and not names:
         entry = _on_torch(entry)
-    module = layer.module
+    entry, module = replace(entry, reasons=tuple(reasons)), layer.module
     given = [getattr(module, name, getattr(module, "irreps", None)) for name in ("irreps_in", "irreps_out")]
+    if layer.kind == "Extract":
+        given[1] = sum((Irreps(str(irreps)) for irreps in module.irreps_outs), Irreps(""))
     try:
         sizes = [Irreps(str(irreps)).dim for irreps in given]
     except ValueError:  # several outputs, or none that it tells
-        return replace(entry, reasons=reasons)
+        return entry
     # Backward: the gradient of the output and the input are read, the gradient of the input is written.
     forward, backward = (dtype.itemsize * count for count in (sum(sizes), 2 * sizes[0] + sizes[1]))
     kernel = " + ".join([*names, "torch"])
-    passes = _passes((kernel,) * 2, (Work(None, forward), Work(None, backward)))
-    return replace(entry, passes=passes, reasons=reasons)
+    work = Work(flops[0], forward), Work(flops[1], backward)
+    return replace(entry, passes=_passes((kernel,) * 2, work))
 
 
 def _describe_reduced(entry: Entry, layer: Layer, dtype: torch.dtype, _: float) -> Entry:
@@ -382,11 +481,13 @@ def _describe_contraction(entry: Entry, layer: Layer, dtype: torch.dtype, _: flo
     sizes = sum(ir.dim for _, ir in module.irreps_in), sum(ir.dim for _, ir in module.irreps_out)
     counts = contraction_counts(module._table)
     work = contraction_work(counts, module.num_channels, sizes, dtype.itemsize)
-    return replace(entry, passes=_passes(("lanes are channels",) * 2, work))
+    kernel = NONE if entry.backend == NONE else "lanes are channels"
+    return replace(entry, passes=_passes((kernel,) * 2, work))
 
 
 def _on_torch(entry: Entry) -> Entry:
-    return replace(entry, backend="torch", instruction_set=None) if entry.backend in KERNELS else entry
+    is_ours = entry.backend in (*KERNELS, NONE)
+    return replace(entry, backend="torch", instruction_set=None) if is_ours else entry
 
 
 _DESCRIBED = {
@@ -394,6 +495,12 @@ _DESCRIBED = {
     "SphericalHarmonics": _describe_harmonics,
     "Linear": _describe_linear,
     "Gate": _describe_gate,
+    "Activation": _describe_activation,
+    "Norm": _describe_norm,
+    "NormActivation": _describe_norm_activation,
+    "BatchNorm": _describe_batch_norm,
+    "Dropout": _describe_dropout,
+    "Extract": _describe_extract,
     "FullyConnectedNet": _describe_net,
     "ReducedTensorProducts": _describe_reduced,
     "SymmetricContraction": _describe_contraction,

@@ -14,9 +14,14 @@ from clebsch.ops.tensor_product import plan_sizes
 from clebsch.work import DENSE
 
 __all__ = [
+    "BATCH",
+    "COPIES",
+    "DRAWS",
     "DTYPES",
+    "FUNCTIONS",
     "kernel_on_gpu",
     "kernels",
+    "of_gate",
     "of_gpu",
     "of_harmonics",
     "of_linear",
@@ -30,6 +35,13 @@ LINE = 16  # channels of a panel are padded to a cache line of floats: kPadding 
 WIDE_OUTPUTS = LINE // 2  # output channels that go into the lanes: choose_outputs there
 WHOLE_WEIGHTS = 1024  # kWholeWeights in csrc/program.h
 CHANNELWISE_MAX_DEGREE = 12  # kChannelwiseMaxDegree there
+
+# Of layers that are torch's operations.
+FUNCTIONS = "operations of torch: its functions are the caller's, and each is a pass through memory"
+BATCH = "operations of torch: statistics of the whole batch come first, then a second pass scales it"
+DRAWS = "operations of torch: the random numbers are torch's, as e3nn draws them, and go through memory"
+COPIES = "operations of torch: it copies blocks and computes nothing"
+_NO_GATE = "operations of torch, a product for each block: the kernel, if any, takes float32 and float64"
 
 
 def kernels(
@@ -281,6 +293,11 @@ def of_harmonics(degrees: Sequence[int], dtype: torch.dtype) -> Iterator[str]:
         yield "degrees are not 0, 1, ..., l in order: general loops, and degrees between are computed too"
     elif max(degrees) > limit:
         yield f"not unrolled: degree {max(degrees)} is above {limit}"
+
+
+def of_gate(*, has_gates: bool) -> list[str]:
+    """Why a gate is left to torch."""
+    return [_NO_GATE] if has_gates else [FUNCTIONS]
 
 
 def of_linear(irreps_out: Irreps, *, shared: bool, is_compiled: bool) -> Iterator[str]:

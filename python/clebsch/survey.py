@@ -4,6 +4,7 @@ classes, so that e3nn need not be imported, nor be of any version.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ KNOWN = (
     "Dropout",
     "Extract",
 )
+# e3nn's FullTensorProductv2 is a class named FullTensorProduct that is no product of this family.
+FAMILY = "TensorProduct"
 
 # Of the kernels that layers ask for; all others ask for "tensor_product".
 NOUNS = {
@@ -68,7 +71,12 @@ class Layer:
     @property
     def class_name(self) -> str:
         """As in the source."""
-        return type(self.module).__name__
+        return self.module.original_name if self.is_recorded else type(self.module).__name__
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether TorchScript runs what it recorded of the layer."""
+        return isinstance(self.module, torch.jit.ScriptModule)
 
     @property
     def is_product(self) -> bool:
@@ -164,9 +172,10 @@ def _visit(name: str, module: torch.nn.Module, seen: set[int]) -> Iterator[Layer
         yield from _parts(name, module, seen)
         return
     parts = list(_parts(name, module, seen))
-    if origin and not parts:
+    if origin and (layer.is_recorded or not parts):
         yield layer
-    yield from parts
+    if not (origin and layer.is_recorded):
+        yield from parts
 
 
 def _parts(name: str, module: torch.nn.Module, seen: set[int]) -> Iterator[Layer]:
@@ -183,13 +192,23 @@ def _is_routed(module: torch.nn.Module) -> bool:
 
 def _identify(module: torch.nn.Module) -> tuple[str, str]:
     """("clebsch" or "e3nn" or "", the known name or ""); the package of any module that `accelerate` met."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return _recorded_package(module), ""
     classes = [cls for cls in original_class(module).__mro__ if package_of(cls) in ("clebsch", "e3nn")]
     known = next((cls for cls in classes if cls.__name__ in KNOWN), None)
+    if known is not None and known.__name__ in PRODUCTS and package_of(known) == "e3nn":
+        known = known if any(cls.__name__ == FAMILY for cls in classes) else None
     if known is not None:
         return package_of(known), known.__name__
     if is_accelerated(module) or LEFT in vars(module):
         return package_of(original_class(module)), ""
     return (package_of(classes[0]), "") if classes else ("", "")
+
+
+def _recorded_package(module: torch.jit.ScriptModule) -> str:
+    """Whose layer TorchScript recorded; "" if nobody's that is known here."""
+    found = re.match(r"__torch__\.(clebsch|e3nn)\.(?:o3|nn)\.", module._c._type().qualified_name())
+    return found.group(1) if found else ""
 
 
 def product_plan(layer: Layer) -> ProductPlan:

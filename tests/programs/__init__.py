@@ -12,7 +12,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-NAMES = ("convolution_block", "tetris", "se3_transformer")
+NAMES = ("first_steps", "convolution_block", "tetris", "se3_transformer")
 IMPORT = "from e3nn import nn, o3\n"
 
 

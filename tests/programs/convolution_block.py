@@ -1,4 +1,4 @@
-"""A convolution over neighbours, as in e3nn's README: harmonics of the edges, a product with weights that are
+"""A convolution over neighbours, as in e3nn's guide: harmonics of the edges, a product with weights that are
 made from distances, a sum over neighbours. Two of them learn a tensor of every point's surroundings.
 """
 

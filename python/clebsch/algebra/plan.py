@@ -194,7 +194,11 @@ class ProductPlan:
                 ("in1_var", "in2_var", "out_var"), (in1_var, in2_var, out_var), blocks, strict=True
             )
         ]
-        given = [_instruction(i, instruction, blocks) for i, instruction in enumerate(instructions)]
+        try:
+            numbered = list(enumerate(instructions))
+        except TypeError:
+            raise TypeError(f"instructions must be an iterable of tuples, got {instructions!r}") from None
+        given = [_instruction(i, instruction, blocks) for i, instruction in numbered]
         divisors = _divisors(given, blocks, variances, path_normalization or "element")
         paths = []
         for number, (path, x) in enumerate(zip(given, divisors, strict=True)):

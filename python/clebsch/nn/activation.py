@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clebsch.o3.irreps import Irreps
+from clebsch.ops.dispatch import require_dense
 
 __all__ = ["Activation", "NormalizedActivation", "second_moment_constant"]
 
@@ -67,6 +68,7 @@ class Activation(torch.nn.Module):
         acts: one function or None per block.
 
     Raises:
+        TypeError: what is no sequence of functions and None.
         ValueError: another number of functions, a function of a block of degree > 0, or parity that is not
             kept.
     """
@@ -74,6 +76,7 @@ class Activation(torch.nn.Module):
     def __init__(self, irreps_in: Any, acts: Sequence[Function | None]) -> None:
         super().__init__()
         self.irreps_in = Irreps(irreps_in)
+        check_functions("Activation", "acts", acts)
         if len(self.irreps_in) != len(acts):
             raise ValueError(
                 f"Activation: acts must have one entry per block of irreps_in = '{self.irreps_in}', "
@@ -111,10 +114,26 @@ class Activation(torch.nn.Module):
         return f"{type(self).__name__} [{acts}] ({self.irreps_in} -> {self.irreps_out})"
 
 
+def check_functions(layer: str, name: str, acts: Any) -> None:
+    """TypeError unless `acts` is a sequence of functions and None."""
+    if isinstance(acts, str) or not isinstance(acts, (Sequence, torch.nn.ModuleList)):
+        raise TypeError(f"{layer}: {name} must be a list of one function or None per block, got {acts!r}")
+    for i, act in enumerate(acts):
+        if act is not None:
+            check_function(layer, f"{name}[{i}]", act)
+
+
+def check_function(layer: str, name: str, act: Any) -> None:
+    """TypeError unless `act` can be called."""
+    if not callable(act):
+        raise TypeError(f"{layer}: {name} must be a function, got {act!r}")
+
+
 def check_floating(layer: str, features: Any, name: str = "features") -> None:
     """TypeError unless `features` is a tensor that activations are functions of."""
     if not isinstance(features, Tensor):
         raise TypeError(f"{layer}: {name} must be a tensor, got {type(features).__name__}")
+    require_dense(layer, name, features)
     if not features.is_floating_point():
         dtype = str(features.dtype).removeprefix("torch.")
         raise TypeError(f"{layer}: {name} must be floating point, got {dtype}")

@@ -36,6 +36,7 @@ class BatchNorm(torch.nn.Module):
             sum.
 
     Raises:
+        TypeError: eps or momentum that is no number.
         ValueError: another value of `reduce` or `normalization`.
     """
 
@@ -59,6 +60,9 @@ class BatchNorm(torch.nn.Module):
                 raise ValueError(
                     f"BatchNorm: {name} must be {' or '.join(map(repr, allowed))}, got {value!r}"
                 )
+        for name, value in (("eps", eps), ("momentum", momentum)):
+            if isinstance(value, (str, bool)) or not hasattr(value, "__float__"):
+                raise TypeError(f"BatchNorm: {name} must be a number, got {value!r}")
         self.irreps = Irreps(irreps)
         self.eps, self.momentum, self.affine, self.reduce = eps, momentum, affine, reduce
         self.instance, self.include_bias, self.normalization = instance, include_bias, normalization
@@ -79,6 +83,11 @@ class BatchNorm(torch.nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """input (batch, ..., irreps.dim), of any floating dtype, to the same shape."""
         check_features("BatchNorm", "input", input, self._dim, batched=True)
+        held = self.weight if self.affine else self.running_var
+        if held is not None and held.device != input.device:
+            raise ValueError(
+                f"BatchNorm: input must be on the device of the module, {held.device}, got {input.device}"
+            )
         if input.numel() == 0 and (self.instance or self._dim == 0):
             return input
         x = input.reshape(input.shape[0], math.prod(input.shape[1:-1]), self._dim)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clebsch.o3.irreps import Irrep, Irreps
+from clebsch.ops.dispatch import require_dense
 
 __all__ = ["Extract", "ExtractIr"]
 
@@ -41,10 +42,14 @@ class Extract(torch.nn.Module):
         super().__init__()
         self.irreps_in = Irreps(irreps_in)
         self.irreps_outs = tuple(map(Irreps, irreps_outs))
+        if not isinstance(instructions, Sequence):
+            raise TypeError(
+                f"{self._name}: instructions must be a list of one tuple per output, got {instructions!r}"
+            )
         self.instructions = instructions
         if len(self.irreps_outs) != len(instructions):
             raise ValueError(
-                f"Extract: instructions must have one entry per output, {len(self.irreps_outs)} in all, "
+                f"{self._name}: instructions must have one entry per output, {len(self.irreps_outs)} in all, "
                 f"got {len(instructions)}"
             )
         self._spans = [
@@ -54,13 +59,17 @@ class Extract(torch.nn.Module):
         self._is_squeezed = squeeze_out and len(self.irreps_outs) == 1
         self._dim_in = self.irreps_in.dim
 
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
     def _contiguous_spans(
         self, number: int, irreps_out: Irreps, blocks: Sequence[int]
     ) -> list[tuple[int, int]]:
         """(start, length) within x of what output `number` is made of; neighbours are merged."""
         if len(irreps_out) != len(blocks):
             raise ValueError(
-                f"Extract: instructions[{number}] must list one block per block of '{irreps_out}', "
+                f"{self._name}: instructions[{number}] must list one block per block of '{irreps_out}', "
                 f"{len(irreps_out)} in all, got {len(blocks)}"
             )
         count, slices = len(self.irreps_in), self.irreps_in.slices()
@@ -68,13 +77,13 @@ class Extract(torch.nn.Module):
         for block, wanted in zip(map(operator.index, blocks), irreps_out, strict=True):
             if not -count <= block < count:
                 raise IndexError(
-                    f"Extract: instructions[{number}] must list blocks of irreps_in = '{self.irreps_in}', "
-                    f"{count} in all, got {block}"
+                    f"{self._name}: instructions[{number}] must list blocks of irreps_in = "
+                    f"'{self.irreps_in}', {count} in all, got {block}"
                 )
             given, where = self.irreps_in[block], slices[block]
             if given.dim != wanted.dim:
                 raise ValueError(
-                    f"Extract: instructions[{number}] takes '{given}', of dimension {given.dim}, "
+                    f"{self._name}: instructions[{number}] takes '{given}', of dimension {given.dim}, "
                     f"where the output has '{wanted}', of dimension {wanted.dim}"
                 )
             if spans and sum(spans[-1]) == where.start:
@@ -88,9 +97,10 @@ class Extract(torch.nn.Module):
         memory with x.
         """
         if not isinstance(x, Tensor):
-            raise TypeError(f"Extract: x must be a tensor, got {type(x).__name__}")
+            raise TypeError(f"{self._name}: x must be a tensor, got {type(x).__name__}")
+        require_dense(self._name, "x", x)
         if x.dim() == 0 or x.shape[-1] != self._dim_in:
-            raise ValueError(f"Extract: x must have shape (..., {self._dim_in}), got {tuple(x.shape)}")
+            raise ValueError(f"{self._name}: x must have shape (..., {self._dim_in}), got {tuple(x.shape)}")
         outputs = tuple(_copy(x, spans) for spans in self._spans)
         return outputs[0] if self._is_squeezed else outputs
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from clebsch.nn.activation import Function, NormalizedActivation
+from clebsch.nn.activation import Function, NormalizedActivation, check_function
+from clebsch.ops.dispatch import require_dense
 
 __all__ = ["FullyConnectedNet"]
 
@@ -41,7 +42,9 @@ class _Layer(torch.nn.Module):
         weight = self.weight
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             wanted, got = (str(t.dtype).removeprefix("torch.") for t in (weight, x))
-            raise TypeError(f"FullyConnectedNet: x must have the dtype of the weights, {wanted}, got {got}")
+            raise TypeError(
+                f"FullyConnectedNet: input must have the dtype of the weights, {wanted}, got {got}"
+            )
         y = x @ (weight * (self._weight_scale * input_scale))
         return (y, 1.0) if self.act is None else (self.act.f(y), self._output_scale)
 
@@ -63,8 +66,9 @@ class FullyConnectedNet(torch.nn.Sequential):
         out_act: whether `act` follows the last layer too.
 
     Raises:
-        ValueError: a size that is not an integer >= 0, a variance that is not > 0; in `forward`, an x that
-            does not end in hs[0].
+        TypeError: hs that is no list, act that is no function.
+        ValueError: a size that is not an integer >= 0, a variance that is not > 0; in `forward`, an input
+            that does not end in hs[0].
     """
 
     def __init__(
@@ -80,6 +84,8 @@ class FullyConnectedNet(torch.nn.Sequential):
         for name, variance in (("variance_in", variance_in), ("variance_out", variance_out)):
             if not variance > 0:
                 raise ValueError(f"FullyConnectedNet: {name} must be > 0, got {variance}")
+        if act is not None:
+            check_function("FullyConnectedNet", "act", act)
         normalized = None if act is None else NormalizedActivation(act)
         count = len(self.hs) - 1
         for i in range(count):
@@ -93,13 +99,15 @@ class FullyConnectedNet(torch.nn.Sequential):
             )
             self.add_module(f"layer{i}", layer)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., hs[0]) to (..., hs[-1]), of the dtype of the weights unless autocast is on."""
+    def forward(self, input: Tensor) -> Tensor:
+        """input (..., hs[0]) to (..., hs[-1]), of the dtype of the weights unless autocast is on."""
+        x = input
         if not isinstance(x, Tensor):
-            raise TypeError(f"FullyConnectedNet: x must be a tensor, got {type(x).__name__}")
+            raise TypeError(f"FullyConnectedNet: input must be a tensor, got {type(x).__name__}")
+        require_dense("FullyConnectedNet", "input", x)
         if self.hs and (x.dim() == 0 or x.shape[-1] != self.hs[0]):
             raise ValueError(
-                f"FullyConnectedNet: x must have shape (..., {self.hs[0]}), got {tuple(x.shape)}"
+                f"FullyConnectedNet: input must have shape (..., {self.hs[0]}), got {tuple(x.shape)}"
             )
         scale = 1.0
         for layer in self:
@@ -114,6 +122,8 @@ class FullyConnectedNet(torch.nn.Sequential):
 
 
 def _sizes(hs: Sequence[int]) -> list[int]:
+    if not isinstance(hs, Iterable):
+        raise TypeError(f"FullyConnectedNet: hs must be a list of sizes, got {hs!r}")
     sizes = list(hs)
     if any(isinstance(h, bool) or not hasattr(h, "__index__") or h < 0 for h in sizes):
         raise ValueError(f"FullyConnectedNet: hs must be sizes >= 0, got {sizes}")

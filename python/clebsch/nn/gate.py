@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clebsch.nn.activation import Activation, Function, check_features
+from clebsch.nn.activation import Activation, Function, check_features, check_functions
 from clebsch.o3.irreps import Irreps
 from clebsch.o3.tensor_product import ElementwiseTensorProduct
 from clebsch.ops.dispatch import suits_kernels
@@ -43,6 +43,8 @@ class Gate(torch.nn.Module):
         irreps_gated: Any,
     ) -> None:
         super().__init__()
+        check_functions("Gate", "act_scalars", act_scalars)
+        check_functions("Gate", "act_gates", act_gates)
         irreps_scalars, irreps_gates, irreps_gated = map(Irreps, (irreps_scalars, irreps_gates, irreps_gated))
         for name, irreps in (("irreps_scalars", irreps_scalars), ("irreps_gates", irreps_gates)):
             if any(ir.l > 0 for mul, ir in irreps if mul > 0):

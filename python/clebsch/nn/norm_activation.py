@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clebsch.nn.activation import Function, check_features
+from clebsch.nn.activation import Function, check_features, check_function
 from clebsch.o3.irreps import Irreps
 from clebsch.o3.norm import Norm
 from clebsch.o3.tensor_product import ElementwiseTensorProduct
@@ -44,6 +44,7 @@ class NormActivation(torch.nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
+        check_function("NormActivation", "scalar_nonlinearity", scalar_nonlinearity)
         if normalize:
             epsilon = 1e-8 if epsilon is None else epsilon
             if not epsilon > 0:

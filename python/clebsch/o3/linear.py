@@ -5,6 +5,7 @@ numbers.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from clebsch.algebra.plan import Path, ProductPlan
 from clebsch.backend import MAX_DEGREE, MAX_MULTIPLICITY
 from clebsch.o3.irreps import Irreps
-from clebsch.ops.dispatch import suits_kernels
+from clebsch.ops.dispatch import require_dense, suits_kernels
 from clebsch.ops.linear import mix_rows
 from clebsch.ops.tensor_product import multiply_rows, plan_sizes
 
@@ -28,6 +29,13 @@ class LinearInstruction(NamedTuple):
     i_out: int
     path_shape: tuple[int, ...]
     path_weight: float
+
+
+class LinearSlices(NamedTuple):
+    """The part of a flat weight that belongs to an instruction, and the shape to view it in."""
+
+    slice_1D: slice
+    shape_2D: tuple[int, ...]
 
 
 class _Product(NamedTuple):
@@ -88,6 +96,9 @@ class Linear(torch.nn.Module):
         self.irreps_in, self.irreps_out = Irreps(irreps_in), Irreps(irreps_out)
         if (f_in is None) != (f_out is None):
             raise ValueError(f"Linear: give both of f_in and f_out or neither, got {f_in} and {f_out}")
+        for name, size in (("f_in", f_in), ("f_out", f_out)):
+            if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+                raise ValueError(f"Linear: {name} must be an integer >= 1, got {size!r}")
         if path_normalization not in ("element", "path"):
             raise ValueError(
                 f"Linear: path_normalization must be 'element' or 'path', got {path_normalization!r}"
@@ -139,7 +150,12 @@ class Linear(torch.nn.Module):
                 for i_out, (_, ir_out) in enumerate(self.irreps_out)
                 if ir_in == ir_out
             ]
-        pairs = [tuple(pair) for pair in instructions]
+        try:
+            pairs = [tuple(map(operator.index, (i_in, i_out))) for i_in, i_out in instructions]
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"Linear: instructions must be pairs (i_in, i_out) of integers, got {instructions!r}"
+            ) from None
         for number, (i_in, i_out) in enumerate(pairs):
             label = f"instructions[{number}] = ({i_in}, {i_out})"
             for name, i, irreps in (("in", i_in, self.irreps_in), ("out", i_out, self.irreps_out)):
@@ -174,6 +190,10 @@ class Linear(torch.nn.Module):
         scalar = [ir.is_scalar() for _, ir in self.irreps_out]
         if biases is None or isinstance(biases, bool):
             return [bool(biases) and is_scalar for is_scalar in scalar]
+        if isinstance(biases, str) or not isinstance(biases, Iterable):
+            raise TypeError(
+                f"Linear: biases must be a bool or one for each block of irreps_out, got {biases!r}"
+            )
         biases = list(biases)
         if len(biases) != len(scalar):
             raise ValueError(
@@ -258,8 +278,9 @@ class Linear(torch.nn.Module):
         """features (..., [f_in,] irreps_in.dim) to (..., [f_out,] irreps_out.dim).
 
         weight: ([f_in, f_out,] weight_numel), or (..., the same) where weights are not shared; bias:
-        ([f_out,] bias_numel), or (..., the same). Both must be given if the module holds none. ValueError for
-        another shape, TypeError for no tensor or another dtype than that of the weight.
+        ([f_out,] bias_numel), or (..., the same). Where weights are shared, either may be flat, or have a 1
+        in front. Both must be given if the module holds none. ValueError for another shape or device,
+        TypeError for no tensor or another dtype than that of the weight.
         """
         self._check_features(features)
         count = len(self._axes_out) + 1
@@ -313,6 +334,7 @@ class Linear(torch.nn.Module):
     def _check_features(self, features: Any) -> None:
         if not isinstance(features, Tensor):
             raise TypeError(f"Linear: features must be a tensor, got {type(features).__name__}")
+        require_dense("Linear", "features", features)
         trailing = (*self._axes[:1], self._dim_in)
         if features.dim() < len(trailing) or tuple(features.shape[-len(trailing) :]) != trailing:
             raise ValueError(
@@ -325,6 +347,10 @@ class Linear(torch.nn.Module):
     ) -> Tensor:
         """The weight or bias to use: the given one or the module's own, checked."""
         value = self._given_or_own(name, value, own, shape)
+        if value.device != features.device and shape[-1] > 0:
+            raise ValueError(
+                f"Linear: {name} must be on the device of features, {features.device}, got {value.device}"
+            )
         if value.dtype != features.dtype and shape[-1] > 0:
             if not torch.is_autocast_enabled(features.device.type):
                 wanted, got = (str(t.dtype).removeprefix("torch.") for t in (value, features))
@@ -341,6 +367,9 @@ class Linear(torch.nn.Module):
             return own
         if not isinstance(value, Tensor):
             raise TypeError(f"Linear: {name} must be a tensor, got {type(value).__name__}")
+        require_dense("Linear", name, value)
+        if self.shared_weights and value.shape in ((math.prod(shape),), (1, *shape)):
+            return value.reshape(shape)
         leading = value.dim() - len(shape)
         if leading < 0 or tuple(value.shape[leading:]) != shape or (leading and self.shared_weights):
             dots = "" if self.shared_weights else "..., "
@@ -444,6 +473,18 @@ class Linear(torch.nn.Module):
         if block is not None:
             return block
         return x.new_zeros(x.shape[0], *self._axes_out, output.mul * output.width)
+
+    @property
+    def weight_index_slices(self) -> list[LinearSlices]:
+        """Where the numbers of every instruction lie, in its weight or, for the last of them, in its bias
+        counted on; e3nn 0.6's.
+        """
+        slices, start = [], 0
+        for ins in self.instructions:
+            stop = start + math.prod(ins.path_shape)
+            slices.append(LinearSlices(slice(start, stop), ins.path_shape))
+            start = stop
+        return slices
 
     def weight_view_for_instruction(self, instruction: int, weight: Tensor | None = None) -> Tensor:
         """A view of the weights of one instruction: (..., *path_shape). ValueError if it is a bias."""

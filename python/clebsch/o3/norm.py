@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clebsch.o3.irreps import Irreps
 from clebsch.o3.tensor_product import TensorProduct
+from clebsch.ops.dispatch import require_dense
 
 __all__ = ["Norm"]
 
@@ -42,6 +43,7 @@ class Norm(torch.nn.Module):
         """
         if not isinstance(features, Tensor):
             raise TypeError(f"Norm: features must be a tensor, got {type(features).__name__}")
+        require_dense("Norm", "features", features)
         if features.dim() == 0 or features.shape[-1] != self._width:
             raise ValueError(
                 f"Norm: features must have shape (..., {self._width}), got {tuple(features.shape)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,13 +15,12 @@ from clebsch.algebra.plan import Path, ProductPlan
 from clebsch.o3.index_symmetry import IndexSymmetry
 from clebsch.o3.irreps import Irrep, Irreps, allowed_irreps
 from clebsch.o3.reduced_basis import BasisIrrep, CoupledProduct, ReducedBasis
+from clebsch.o3.reduced_constants import make_constants
 from clebsch.o3.unwritten import COMPILES, Seen, have_numbers, unobserved
+from clebsch.ops.dispatch import require_dense
 from clebsch.ops.tensor_product import PlanSizes, multiply_rows, plan_sizes
 
 __all__ = ["ReducedTensorProducts"]
-
-# The products that e3nn's generated code computes with. change_of_basis says all that they could say.
-_E3NN_PRODUCT = re.compile(r"main\.tp\d+\.(?:weight|output_mask|_compiled_main_(?:left_right|right)\..+)")
 
 
 class ReducedTensorProducts(torch.nn.Module):
@@ -87,6 +85,7 @@ class ReducedTensorProducts(torch.nn.Module):
             "change_of_basis", torch.tensor(self._own_basis, dtype=torch.get_default_dtype())
         )
         self._seen = Seen.now((self.change_of_basis,))
+        self.add_module("main", make_constants(basis.vectors, basis.copies))
 
     @property
     def plans(self) -> tuple[ProductPlan, ...]:
@@ -143,6 +142,7 @@ class ReducedTensorProducts(torch.nn.Module):
             label = f"ReducedTensorProducts: the input of index {index!r} must"
             if not isinstance(x, Tensor):
                 raise TypeError(f"{label} be a tensor, got {type(x).__name__}")
+            require_dense("ReducedTensorProducts", f"the input of index {index!r}", x)
             if x.dim() == 0 or x.shape[-1] != width:
                 raise ValueError(f"{label} have shape (..., {width}), got {tuple(x.shape)}")
             if x.dtype != xs[0].dtype or x.dtype not in (torch.float32, torch.float64):
@@ -180,10 +180,6 @@ class ReducedTensorProducts(torch.nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        # The caller's dictionary is untouched: torch hands every module a copy of its part.
-        for name in [name for name in state_dict if name.startswith(prefix)]:
-            if _E3NN_PRODUCT.fullmatch(name[len(prefix) :]):
-                del state_dict[name]
         key, signs = f"{prefix}change_of_basis", None
         stored = state_dict.get(key)
         if (

@@ -26,6 +26,7 @@ from clebsch.o3.irreps import Irreps, allowed_irreps
 from clebsch.o3.tensor_product_right import check_right, right_matrices
 from clebsch.o3.unwritten import COMPILES, unobserved
 from clebsch.o3.wigner import wigner_3j
+from clebsch.ops.dispatch import require_dense
 from clebsch.ops.one_hot import choose_or_multiply
 from clebsch.ops.tensor_product import PlanSizes, multiply_rows, plan_sizes
 
@@ -108,6 +109,7 @@ class TensorProduct(torch.nn.Module):
         layout: str = "mul_ir",
     ) -> None:
         super().__init__()
+        self._did_compile_right = compile_right  # what e3nn's is called: `explain` asks
         if normalization is not None:
             warnings.warn(
                 "`normalization` is deprecated: use irrep_normalization", DeprecationWarning, stacklevel=2
@@ -202,14 +204,16 @@ class TensorProduct(torch.nn.Module):
         """The product of x (..., irreps_in1.dim) and y (..., irreps_in2.dim): (..., irreps_out.dim).
 
         weight: (weight_numel,) where weights are shared, else (..., weight_numel), or a list with one tensor
-        per weighted path, of its path_shape after any leading dimensions; must be given if the module holds
-        none. Leading dimensions broadcast. ValueError for other shapes and devices, TypeError for another
-        dtype than that of x or no tensor.
+        per weighted path, of its path_shape, or flat, after any leading dimensions (all 1 where weights are
+        shared); must be given if the module holds none. Leading dimensions broadcast. ValueError for other
+        shapes and devices, TypeError for another dtype than that of x or no dense tensor.
         """
         weight = self._get_weight(weight, x)
         if (
             isinstance(x, Tensor)
             and isinstance(y, Tensor)
+            and not (x.is_nested or y.is_nested)
+            and x.layout is y.layout is torch.strided
             and x.dim() == 2
             and y.dim() == 2
             and x.shape[0] == y.shape[0]
@@ -236,6 +240,7 @@ class TensorProduct(torch.nn.Module):
         for name, (value, width) in operands.items():
             if not isinstance(value, Tensor):
                 raise TypeError(f"{self._name}: {name} must be a tensor, got {type(value).__name__}")
+            require_dense(self._name, name, value)
             if value.dim() == 0 or value.shape[-1] != width:
                 raise ValueError(
                     f"{self._name}: {name} must have shape (..., {width}), got {tuple(value.shape)}"
@@ -274,6 +279,7 @@ class TensorProduct(torch.nn.Module):
             weight = self._flatten(weight)
         if not isinstance(weight, Tensor):
             raise TypeError(f"{self._name}: weight must be a tensor, got {type(weight).__name__}")
+        require_dense(self._name, "weight", weight)
         if self.shared_weights:
             if weight.dim() != 1 or weight.shape[0] != self.weight_numel:
                 raise ValueError(
@@ -299,13 +305,19 @@ class TensorProduct(torch.nn.Module):
         for i, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):
             if not isinstance(weight, Tensor):
                 raise TypeError(f"{self._name}: weight[{i}] must be a tensor, got {type(weight).__name__}")
-            split = weight.dim() - len(shape)
-            if split < 0 or tuple(weight.shape[split:]) != shape:
+            leading, numel = weight.shape[: max(weight.dim() - len(shape), 0)], math.prod(shape)
+            if tuple(weight.shape[len(leading) :]) != shape:
+                leading = weight.shape[:-1]
+            if weight.shape not in ((*leading, *shape), (*leading, numel)) or (
+                self.shared_weights and math.prod(leading) != 1
+            ):
+                dots = "" if self.shared_weights else "..., "
                 raise ValueError(
-                    f"{self._name}: weight[{i}] must have shape (..., {', '.join(map(str, shape))}), "
+                    f"{self._name}: weight[{i}] must have shape ({dots}{', '.join(map(str, shape))}), "
                     f"got {tuple(weight.shape)}"
                 )
-            flat.append(weight.reshape(*weight.shape[:split], math.prod(shape)))
+            leading = () if self.shared_weights else leading or (1,)
+            flat.append(weight.reshape(*leading, numel))
         return torch.cat(flat, dim=-1) if flat else self.weight
 
     def weight_view_for_instruction(self, instruction: int, weight: Tensor | None = None) -> Tensor:

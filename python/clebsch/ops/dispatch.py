@@ -20,6 +20,7 @@ __all__ = [
     "may_look",
     "on_host",
     "require_alike",
+    "require_dense",
     "require_one_device",
     "suits_kernels",
     "takes",
@@ -38,13 +39,30 @@ def call(operator: Any, *arguments: Any) -> Any:
     Derivatives are registered in Python, and asking them whether they are wanted takes as long as a small
     product. Transforms of torch.func and compilers see the whole call.
     """
-    recorded = torch.is_grad_enabled() and any(
+    if torch.compiler.is_compiling():
+        return operator(*arguments)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return _transformed(operator, *arguments)
+    if torch.is_grad_enabled() and any(
         isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
-    )
-    if recorded or torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    ):
         return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)
+
+
+def _transformed(operator: Any, *arguments: Any) -> Any:
+    """In a transform of torch.func: NotImplementedError with the remedy where it asks for gradients."""
+    try:
+        return operator(*arguments)
+    except RuntimeError as error:
+        if "setup_context" not in str(error):
+            raise
+        noun = operator._qualified_op_name.rpartition("::")[2]
+        raise NotImplementedError(
+            f"{noun}: its kernel has no gradients under torch.func (grad, vjp, jacrev, hessian): take "
+            "torch.autograd.grad, with create_graph=True or is_grads_batched=True, or e3nn's layer"
+        ) from error
 
 
 def asked_for(ctx: Any, count: int, operands: Sequence[Tensor | None] | None = None) -> tuple[bool, ...]:
@@ -105,6 +123,13 @@ def require_alike(noun: str, **operands: Any) -> None:
             raise ValueError(
                 f"{noun}: {name} must be on the device of {label}, {first.device}, got {value.device}"
             )
+
+
+def require_dense(layer: str, name: str, value: Tensor) -> None:
+    """TypeError for a sparse, nested or MKLDNN tensor, whose rows nothing here can read."""
+    if value.is_nested or value.layout is not torch.strided:
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise TypeError(f"{layer}: {name} must be a dense tensor, got {kind}")
 
 
 def takes_dtype(noun: str, value: Tensor) -> bool:

@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 
 from clebsch.algebra.plan import Path, ProductPlan
 from clebsch.algebra.so3 import coupling
-from clebsch.ops.dispatch import call, require_one_device, takes_dtype
+from clebsch.ops.dispatch import call, require_dense, require_one_device, takes_dtype
 from clebsch.ops.tensor_product import constant_plan_sizes, multiply_rows, refuse_tangents
 
 __all__ = ["spherical_harmonics"]
@@ -73,6 +73,7 @@ def check_points(noun: str, name: str, points: Any) -> None:
             str(points.dtype).removeprefix("torch.") if isinstance(points, Tensor) else type(points).__name__
         )
         raise TypeError(f"{noun}: {name} must be a float32 or float64 tensor, got {given}")
+    require_dense(noun, name, points)
     if points.dim() == 0 or points.shape[-1] != 3:
         raise ValueError(f"{noun}: {name} must have shape (..., 3), got {tuple(points.shape)}")
 
