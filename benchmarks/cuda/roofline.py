@@ -50,6 +50,7 @@ class Convolution:
 
     name: str
     size: int  # bytes of a number
+    steps = STEPS
 
     @cached_property
     def plan(self):
@@ -126,6 +127,7 @@ class Harmonics:
 
     size: int
     l_max: int = 3
+    steps = STEPS
 
     @property
     def name(self) -> str:
@@ -149,6 +151,44 @@ class Harmonics:
         yield name, 128 * (columns | 1) * self.size
 
 
+@dataclass(frozen=True)
+class Counted:
+    """One of the others of docs/cuda.md: of each step its flops, and the numbers that it moves once."""
+
+    name: str
+    size: int
+    counts: dict[str, tuple[float, float]]
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return tuple(self.counts)
+
+    def work(self, step: str) -> Work:
+        flops, numbers = self.counts[step]
+        return Work(flops, self.size * numbers, self.size * numbers)
+
+    def by_rows(self, step: str) -> bool:
+        return False
+
+    def kernels(self, step: str) -> Iterator[tuple[str, int]]:
+        return iter(())
+
+
+def counted(size: int) -> Iterator[Counted]:
+    # A channel of a node: 16 components in, 4 out; of degrees to 3 and correlation 3.
+    contraction = {
+        "forward": (1956, 16 + 4),
+        "backward": (3076, 2 * 16 + 4),
+        "double backward": (6200, 3 * 16 + 2 * 4),
+    }
+    yield Counted("contraction to 0e + 1o", size, contraction)
+    components, channels = 16, 128
+    linear = 2 * components * channels**2, 2 * components * channels
+    yield Counted("linear 128x, l <= 3", size, {"forward": linear, "gradient of weights": linear})
+    yield Counted("gate, a vector", size, {"forward": (3, 2 * 3 + 1), "backward": (3 * 3, 3 * 3 + 2)})
+    yield Counted("silu", size, {"forward": (3, 2), "backward": (6, 3), "double backward": (13, 5)})
+
+
 def attainable(work_bytes: float, flops: float, device: Device, size: int) -> float:
     """The share of the peak that memory alone lets through."""
     return min(1.0, flops / work_bytes / device.balance(size))
@@ -162,11 +202,12 @@ def _bound(work: Work, by_rows: bool, device: Device, size: int) -> str:
     return f"{low:.0%}" if f"{low:.0%}" == f"{high:.0%}" else f"{low * 100:.0f}-{high:.0%}"
 
 
-def _rows() -> Iterator[tuple[int, Convolution | Harmonics]]:
+def _rows() -> Iterator[Convolution | Harmonics | Counted]:
     for size in TYPES:
         for name in MODELS:
-            yield size, Convolution(name, size)
-        yield size, Harmonics(size)
+            yield Convolution(name, size)
+        yield Harmonics(size)
+        yield from counted(size)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
@@ -176,8 +217,8 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 def _bounds(size: int) -> str:
     rows = []
-    for of_size, problem in _rows():
-        for step in STEPS if of_size == size else ():
+    for problem in _rows():
+        for step in problem.steps if problem.size == size else ():
             work, by_rows = problem.work(step), problem.by_rows(step)
             low, high = (f"{work.flops / value:.1f}" for value in (work.moved, work.least))
             rows.append(
@@ -219,8 +260,8 @@ def _ratios() -> str:
 
 def _room(kernels: budget.Kernels) -> str:
     rows = []
-    for _, problem in _rows():
-        for step in STEPS:
+    for problem in _rows():
+        for step in problem.steps:
             for name, shared in problem.kernels(step):
                 warps = []
                 for device in DEVICES:
@@ -269,13 +310,15 @@ reach the peak.
 
 ## Bounds
 
-For an edge of a convolution with {DEGREE} edges a node, or for a point. *Least*: each operand and result
-once. *Moved*: also what is gathered for senders, if no gather hits a cache, and what a second pass reads
-again. Flops are those of the source, zeros in M included; making M from y (at most two in a hundred) and
-sums over lanes are left out. Under the name of a GPU: **at most this share of its peak**, from the bytes
-moved to the least; "peak" where memory is not the bound. *More*: sums or their tangents do not fit
-shared memory and the kernel of rows runs, which moves more than is counted here; its bound is that of
-the least bytes.
+For an edge of a convolution with {DEGREE} edges a node, for a point, a channel of a node (contraction), a row
+(linear), a copy (gate), a number (silu). *Least*: each operand and result once. *Moved*: also what is
+gathered for senders, if no gather hits a cache, and what a second pass reads again. Flops are those of the
+source, zeros in M included; making M from y (at most two in a hundred) and sums over lanes are left out, and
+weights that all rows or nodes share are in a cache. Under the name of a GPU: **at most this share of its
+peak**, from the bytes moved to the least; "peak" where memory is not the bound: contractions load an operand
+from shared memory for each multiply-add, and linear layers use no tensor cores. *More*: sums or their
+tangents do not fit shared memory and the kernel of rows runs, which moves more than is counted here; its
+bound is that of the least bytes.
 
 ### float32
 
