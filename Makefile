@@ -78,7 +78,7 @@ test-emulated: develop
 test-interpreted: develop
 	$(run) -m pytest -n 2 --interpreted $(if $(ARGS),,--every-kind) tests/test_triton_interpreted.py \
 	  tests/test_spherical_harmonics.py tests/test_tensor_product.py tests/test_convolution.py \
-	  tests/test_storage.py tests/test_multilinear.py tests/test_compile.py::TestOpcheck $(ARGS)
+	  tests/test_storage.py tests/test_compile.py::TestOpcheck $(ARGS)
 
 # On a machine with an NVIDIA GPU and a torch for it: builds the operators, and fails where there is none.
 test-gpu: override CUDA := ON

@@ -41,7 +41,8 @@ def enabled() -> bool:
 
 
 def _round_bfloat16() -> None:
-    """float32 becomes the nearest number of bfloat16, as on GPUs; the interpreter cuts places off."""
+    """float32 becomes the nearest number of bfloat16, and comes back, as on GPUs; the interpreter cuts places
+    off, and changes some numbers below the smallest normal one."""
     import torch
     import triton.language as tl
     from triton.runtime import interpreter
@@ -51,6 +52,8 @@ def _round_bfloat16() -> None:
     def rounded(numbers: Any, given: Any, wanted: Any, mode: Any) -> Any:
         if (given, wanted) == (tl.float32, tl.bfloat16):
             return torch.tensor(numbers).to(torch.bfloat16).view(torch.uint16).numpy()
+        if (given, wanted) == (tl.bfloat16, tl.float32):
+            return torch.tensor(numbers).view(torch.bfloat16).to(torch.float32).numpy()
         return convert(numbers, given, wanted, mode)
 
     interpreter._convert_float = rounded

@@ -62,9 +62,6 @@ cases = pytest.mark.parametrize(
 )
 
 
-many_launches = pytest.mark.not_interpreted("more launches than there is time for")
-
-
 @cases
 def test_first_and_second_derivatives(noun, plan, shared):
     function, operands = case(noun, plan, shared)
@@ -86,7 +83,6 @@ def test_derivatives_of_each_operand_alone(noun, plan, shared):
         assert by_cotangent.shape == out.shape
 
 
-@many_launches
 @cases
 def test_third_derivatives(noun, plan, shared):
     function, operands = case(noun, plan, shared)
@@ -98,7 +94,6 @@ def test_third_derivatives(noun, plan, shared):
     assert gradcheck(twice, operands, fast_mode=True)
 
 
-@many_launches
 @pytest.mark.parametrize("noun", ["tensor_product", "radial_convolution"])
 def test_fourth_derivative(noun):
     function, operands = case(noun, PLAN, shared=False)
@@ -110,7 +105,6 @@ def test_fourth_derivative(noun):
     assert gradgradcheck(twice, operands, fast_mode=True, atol=1e-3, rtol=1e-4)
 
 
-@many_launches
 @pytest.mark.parametrize("noun", ["tensor_product", "convolution", "radial_convolution"])
 def test_hessian_is_symmetric(noun):
     function, operands = case(noun, PLAN, shared=False)
