@@ -95,6 +95,7 @@ def kinds(source: Any, dtype: str) -> Iterator[tuple[str, ...]]:
             yield name, dtype, place, layout
             yield name, place, f"for {needs}"
             yield name, place, f"along {along}"
+        name = name.removesuffix("_tangent") if name.startswith("modes") else name
         for mode in modes if name.startswith("modes") else ():
             step = "along tangents" if along else "plain"
             yield name, mode, step, dtype, place

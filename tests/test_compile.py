@@ -309,6 +309,16 @@ def test_exported_convolution_has_independent_nodes_and_edges_and_checks_them():
 MIXING = mixing_plan("4x0e+3x1o", "2x0e+3x1o+5x0e")
 
 
+NOUNS = [
+    "tensor_product",
+    "convolution",
+    *(
+        pytest.param(noun, marks=pytest.mark.not_interpreted("Triton's kernels have no such product"))
+        for noun in ("edge_product", "radial_convolution")
+    ),
+]
+
+
 class TestOpcheck:
     plan = str(o3.TensorProduct(*CHANNELWISE).plan)
     graph = random_graph(6, 9)
@@ -329,7 +339,7 @@ class TestOpcheck:
         )
 
     @pytest.mark.parametrize("shared", [False, True])
-    @pytest.mark.parametrize("noun", ["tensor_product", "convolution", "edge_product", "radial_convolution"])
+    @pytest.mark.parametrize("noun", NOUNS)
     def test_forward(self, noun, shared):
         operands, fixed = self.operands(noun, shared)
         torch.library.opcheck(getattr(torch.ops.clebsch, noun).default, (*operands, *fixed))
@@ -361,14 +371,14 @@ class TestOpcheck:
         torch.library.opcheck(torch.ops.clebsch.one_hot_index.default, (torch.eye(4),))
 
     @pytest.mark.parametrize("needs", [15, 2])
-    @pytest.mark.parametrize("noun", ["tensor_product", "convolution", "edge_product", "radial_convolution"])
+    @pytest.mark.parametrize("noun", NOUNS)
     def test_backward(self, noun, needs):
         operands, fixed = self.operands(noun, shared=False)
         operator = getattr(torch.ops.clebsch, f"{noun}_backward").default
         torch.library.opcheck(operator, (self.cotangent(operands), *operands, *fixed, needs))
 
     @pytest.mark.parametrize("given, needs", [((True,) * 4, 31), ((True, False, False, True), 9)])
-    @pytest.mark.parametrize("noun", ["tensor_product", "convolution", "edge_product", "radial_convolution"])
+    @pytest.mark.parametrize("noun", NOUNS)
     def test_double_backward(self, noun, given, needs):
         operands, fixed = self.operands(noun, shared=False)
         tangents = [
