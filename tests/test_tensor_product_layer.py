@@ -427,6 +427,11 @@ class TestStateDict:
             weights = () if internal else (torch.randn(5, ours.weight_numel, dtype=x.dtype),)
             assert relative(ours(x, y, *weights), theirs(x, y, *weights)) < 1e-12
 
+    @staticmethod
+    def copy_buffers(to, of):
+        for one, other in zip(to.buffers(), of.buffers(), strict=True):
+            one.copy_(other)
+
     def copied(self, how):
         """A new product, after the buffers of one with the old signs were put into it."""
         ours, theirs = self.pair()
@@ -440,11 +445,7 @@ class TestStateDict:
     def test_signs_travel_with_buffers(self, right):
         """As DistributedDataParallel and averages of models copy them."""
 
-        def copy_buffers(to, of):
-            for one, other in zip(to.buffers(), of.buffers(), strict=True):
-                one.copy_(other)
-
-        other, ours = self.copied(copy_buffers)
+        other, ours = self.copied(self.copy_buffers)
         assert other.plan == ours.plan != o3.TensorProduct(*self.PRODUCT).plan
         x, y = rows(ours, 5)
         if right:
@@ -466,13 +467,9 @@ class TestStateDict:
         assert torch.equal(other(x, y), ours(x, y))
 
     def test_signs_that_were_copied_are_compiled(self):
-        def copy_buffers(to, of):
-            for one, other in zip(to.buffers(), of.buffers(), strict=True):
-                one.copy_(other)
-
         if torch.__version__ < torch.torch_version.TorchVersion("2.13"):
             pytest.skip("torch's compiler cannot ask about a module")
-        other, ours = self.copied(copy_buffers)
+        other, ours = self.copied(self.copy_buffers)
         x, y = rows(ours, 5)
         torch._dynamo.reset()
         assert torch.equal(torch.compile(other, fullgraph=True, backend="eager")(x, y), ours(x, y))

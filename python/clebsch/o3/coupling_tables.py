@@ -19,6 +19,7 @@ from clebsch.o3.unwritten import Seen, have_numbers
 from clebsch.o3.wigner import wigner_3j
 
 __all__ = [
+    "E3NN_DEGREES",
     "CouplingTables",
     "Triple",
     "degrees",
@@ -38,7 +39,7 @@ _CONSTANT = re.compile(
     r"(?:_w3j_(\d+)_(\d+)_(\d+)|_triu_indices_\d+|_tensor_constant\d+)"
 )
 # e3nn has no larger tables, and ours would take (2 l + 1)^3 numbers each.
-_E3NN_DEGREES = 11
+E3NN_DEGREES = 11
 _TABLE = re.compile(r"_w3j_(\d+)_(\d+)_(\d+)")
 
 
@@ -63,7 +64,7 @@ class CouplingTables(torch.nn.Module):
             if path.mode in ("uvu<v", "u<vw"):
                 mul = plan.irreps_in1[path.i_in1].mul
                 self._keep(f"_triu_indices_{mul}", lambda mul=mul: torch.triu_indices(mul, mul, 1))
-            if max(triple) <= _E3NN_DEGREES and not (specialized and _is_specialized(path, triple, right)):
+            if max(triple) <= E3NN_DEGREES and not (specialized and _is_specialized(path, triple, right)):
                 self._keep(table_name(triple), lambda triple=triple: wigner_3j(*triple))
 
     def _keep(self, name: str, make: Any) -> None:

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clebsch.o3.coupling_tables import relative_sign, table_name, table_triple
+from clebsch.o3.coupling_tables import E3NN_DEGREES, relative_sign, table_name, table_triple
 from clebsch.o3.irreps import Irrep
 from clebsch.o3.reduced_basis import BasisIrrep
 from clebsch.o3.wigner import wigner_3j
 
 __all__ = ["Constants", "make_constants"]
 
-E3NN_DEGREES = 11  # to which it has tables
 _NAME = re.compile(r"tp\d+\.(?:weight|output_mask|_compiled_main_(?:left_right|right)\..+)")
 
 # The irreps of one step: what was reached, what it meets, and into what.
