@@ -33,22 +33,21 @@ constexpr int kLanes = 32, kWarps = kForwardWarps, kThreads = kLanes * kWarps;
 #ifndef CLEBSCH_UNROLLED_DEVICE
 #define CLEBSCH_UNROLLED_DEVICE 4
 #endif
-// Degrees of x and the output that are known when compiling, at most 4. One channel a thread of 16 bits to 1,
-// which halves what these types add to the time to compile: their use is many channels.
-template <class S, int C>
-constexpr int kUnrolledProducts =
-    kShort<S> && C == 1 && CLEBSCH_UNROLLED_DEVICE > 1 ? 1 : CLEBSCH_UNROLLED_DEVICE;
-// The double backward of four channels a thread to 3: with more it spilled on sm_80.
-template <class S, int C, bool Tangent>
-constexpr int kUnrolledDerivatives =
-    Tangent && C == 4 && CLEBSCH_UNROLLED_DEVICE > 3 ? 3 : kUnrolledProducts<S, C>;
+// Degrees of x and the output that are known when compiling, at most 4.
+constexpr int kUnrolledProducts = CLEBSCH_UNROLLED_DEVICE;
 
 // Blocks of threads for whose registers a multiprocessor must have room: about those that its shared memory
 // has room for. Left to itself the compiler aims at more of them, and spills.
 template <class T, bool Tangent>
 constexpr int kForwardBlocks = sizeof(T) == 8 || Tangent ? 4 : 5;
-template <class T>
-constexpr int kBackwardBlocks = sizeof(T) == 8 ? 3 : 4;
+// Before sm_90 the double backward of four channels a thread spilled in the registers of 4 blocks, too.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kNeedsRegisters = true;
+#else
+constexpr bool kNeedsRegisters = false;
+#endif
+template <class T, int C, bool Tangent>
+constexpr int kBackwardBlocks = sizeof(T) == 8 || (Tangent && C == 4 && kNeedsRegisters) ? 3 : 4;
 
 template <class T, int C>
 using Channels = Pack<T, C>;
@@ -322,7 +321,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<Arithmetic<S>, Tangen
         const PathTable& p = plan.paths[n];
         if (p.warp != tile.warp) continue;
         Channels<T, C>* own = sums + p.out.component * kLanes + tile.lane;
-        for_path_degrees<kUnrolledProducts<S, C>>(
+        for_path_degrees<kUnrolledProducts>(
             p, [&]<int L1, int L3>() { add_path<S, C, Tangent, L1, L3>(plan, p, edges, tile, own); });
       }
     }
@@ -468,7 +467,7 @@ __device__ __forceinline__ void differentiate_path(const PathTable& p, const Own
 }
 
 template <class S, int C, bool Tangent>
-__global__ void __launch_bounds__(kThreads, kBackwardBlocks<Arithmetic<S>>)
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks<Arithmetic<S>, C, Tangent>)
     channels_backward(DeviceProduct<S> a) {
   using T = Arithmetic<S>;
   const PlanTables<T>& plan = a.plan;
@@ -520,7 +519,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<Arithmetic<S>>)
         own.wants_y = a.gy.sums.data;
         for (int n = 0; n < plan.path_count; ++n) {
           const PathTable& p = plan.paths[n];
-          for_path_degrees<kUnrolledDerivatives<S, C, Tangent>>(
+          for_path_degrees<kUnrolledProducts>(
               p, [&]<int L1, int L3>() { differentiate_path<S, C, Tangent, L1, L3>(p, own, tile); });
         }
 
