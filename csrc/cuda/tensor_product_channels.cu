@@ -30,12 +30,6 @@ namespace clebsch::cuda {
 inline namespace tensor_product_channels_kernels {
 
 constexpr int kLanes = 32, kWarps = kForwardWarps, kThreads = kLanes * kWarps;
-#ifndef CLEBSCH_UNROLLED_DEVICE
-#define CLEBSCH_UNROLLED_DEVICE 4
-#endif
-// Degrees of x and the output that are known when compiling, at most 4.
-constexpr int kUnrolledProducts = CLEBSCH_UNROLLED_DEVICE;
-
 // Blocks of threads for whose registers a multiprocessor must have room: about those that its shared memory
 // has room for. Left to itself the compiler aims at more of them, and spills.
 template <class T, bool Tangent>
@@ -62,43 +56,6 @@ __device__ inline Tile tile_of(std::int64_t number) {
   const int lane = static_cast<int>(threadIdx.x) % kLanes, warp = static_cast<int>(threadIdx.x) / kLanes;
   return {lane, warp, (number * kLanes + lane) * C};
 }
-template <class S, int C>
-__device__ inline bool aligned(const S* at) {
-  return reinterpret_cast<std::uintptr_t>(at) % (C * sizeof(S)) == 0;
-}
-
-// C numbers of a row that belong to the channels from `first` on, zero beyond `mul`.
-template <class S, int C, class T = Arithmetic<S>>
-__device__ inline Channels<T, C> load(const S* row, std::int64_t first, int mul) {
-  if (first + C <= mul && aligned<S, C>(row + first))
-    return widened(*reinterpret_cast<const Channels<S, C>*>(row + first));
-  Channels<T, C> channels;
-  CLEBSCH_DEVICE_UNROLL
-  for (int c = 0; c < C; ++c) channels[c] = first + c < mul ? widened(row[first + c]) : T{};
-  return channels;
-}
-template <class S, int C>
-__device__ inline void store(const Channels<Arithmetic<S>, C>& channels, S* row, std::int64_t first,
-                             int mul) {
-  if (first + C <= mul && aligned<S, C>(row + first)) {
-    *reinterpret_cast<Channels<S, C>*>(row + first) = rounded<S>(channels);
-    return;
-  }
-  CLEBSCH_DEVICE_UNROLL
-  for (int c = 0; c < C; ++c) {
-    if (first + c < mul) row[first + c] = rounded<S>(channels[c]);
-  }
-}
-// To a row of a result from `offset` on.
-template <class S, int C, class T = Arithmetic<S>>
-__device__ inline void store(const Channels<T, C>& channels, const Result<S>& row, std::int64_t offset,
-                             std::int64_t first, int mul) {
-  if constexpr (kShort<S>) {
-    if (row.stored) return store<S, C>(channels, row.stored + offset, first, mul);
-  }
-  store<T, C>(channels, row.sums + offset, first, mul);
-}
-
 // Component m of the channels of this thread is at[m * kLanes].
 template <class S, int C, class T = Arithmetic<S>>
 __device__ inline void load_block(const S* row, const BlockTable& b, bool mul_ir, std::int64_t first,
@@ -373,14 +330,6 @@ struct OwnEdge {
   Result<S> gw;
   bool wants_x, wants_y;
 };
-
-template <class T, int C>
-__device__ inline T dot(const Channels<T, C>& a, const Channels<T, C>& b) {
-  T sum{};
-  CLEBSCH_DEVICE_UNROLL
-  for (int c = 0; c < C; ++c) sum += a[c] * b[c];
-  return sum;
-}
 
 // One path of the edge of a warp. All lanes must call it.
 template <class S, int C, bool Tangent, int L1, int L3>
