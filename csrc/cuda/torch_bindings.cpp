@@ -318,9 +318,16 @@ class RadialWindows {
     const int64_t row = std::max<int64_t>(most * numel * static_cast<int64_t>(sizeof(T)), 1);
     const int64_t count = std::clamp<int64_t>(clebsch::cuda::workspace_bytes(kWindowBytes) / row, 1,
                                               std::max<int64_t>(edges, 1));
+    // Rows of gx wait for several windows.
+    const int64_t dim1 = std::max<int64_t>(p_.plan.program.dim1, 1),
+                  rows = clebsch::cuda::workspace_bytes(kPartsBytes) / (dim1 * int64_t{sizeof(T)});
+    const int64_t wait = std::min(std::max<int64_t>(rows / count, 1) * count, edges);
+    const Tensor parts = torch::stable::new_empty(p_.x.tensor, {call_.gx.data ? wait : 0, dim1});
     int64_t begin = 0;
     do {
-      run_window({begin, std::min(begin + count, edges)});
+      const int64_t first = wait ? begin / wait * wait : 0;
+      run_window({begin, std::min(begin + count, edges), parts.mutable_data_ptr(), first,
+                  std::min(first + wait, edges)});
       begin += count;
     } while (begin < edges);
     if (p_.grad_last) {
@@ -331,7 +338,7 @@ class RadialWindows {
 
  private:
   // Of all weights of a window together: they stay in the second cache of any device that has 40 MiB.
-  static constexpr int64_t kWindowBytes = int64_t{16} << 20;
+  static constexpr int64_t kWindowBytes = int64_t{16} << 20, kPartsBytes = int64_t{256} << 20;
 
   void run_window(clebsch::cuda::Window window) {
     Tensor order = p_.order->tensor;
