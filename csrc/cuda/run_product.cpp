@@ -133,7 +133,7 @@ class DerivativeRun {
     // Every window goes over all nodes: few of them, where there are weights for each position anyway.
     const std::int64_t weights =
         whole_.shared_weights ? 0 : all * whole_.plan.weight_numel * static_cast<std::int64_t>(sizeof(S));
-    const std::int64_t bytes = workspace_bytes(std::max(std::int64_t{256} << 20, weights / 4));
+    const std::int64_t bytes = workspace_bytes(std::max(std::int64_t{256} << 20, weights / 3));
     return std::min(all, group_ * std::max<std::int64_t>(bytes / part, 1));
   }
 
