@@ -277,7 +277,15 @@ struct Cuda {
   };
 };
 
-Tensor matrix_product(const Tensor& a, const Tensor& b) { return torch::stable::matmul(a, b); }
+// a b in their type. Autocast is still on in a kernel, and torch's products give 16 bits under it, but where
+// the result is given to them.
+Tensor matrix_product(const Tensor& a, const Tensor& b) {
+  using torch::stable::detail::from;
+  const Tensor product = torch::stable::new_empty(a, {a.size(0), b.size(1)});
+  std::array<StableIValue, 3> stack{from(a), from(b), from(product)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
 // a b + c, c of no tensor counting as zero.
 Tensor added(const std::optional<Tensor>& c, const Tensor& product) {
   return c ? torch::stable::subtract(*c, product, -1.0) : product;
@@ -343,18 +351,19 @@ class RadialWindows {
     const Tensor w = matrix_product(h, matrix);
     if (ah) aw = matrix_product(*ah, matrix);
     if (p_.alast) aw = added(aw, matrix_product(h, p_.alast->tensor));
-    const bool grads = p_.grad_hidden || p_.grad_last, crossed = grads && aw;
+    const bool grads = p_.grad_hidden || p_.grad_last;
+    const bool crossed = (p_.grad_hidden && p_.alast) || (p_.grad_last && ah);
     const Tensor gw = torch::stable::new_empty(w, {grads ? w.size(0) : 0, w.size(1)});
     clebsch::ProductCall<T> call = call_;
-    set(call.w, w);
-    if (aw) set(call.aw, *aw);
-    if (grads) call.gw = {static_cast<T*>(gw.mutable_data_ptr()), w.size(1)};
+    call.w = rows<const T>(w);
+    if (aw) call.aw = rows<const T>(*aw);
+    if (grads) call.gw = rows<T>(gw);
     product(call, derivative_, window);
     Tensor gw1;
     if (crossed) {
       gw1 = torch::stable::new_empty(w, {w.size(0), w.size(1)});
       call.gx = call.gy = call.out = {};
-      call.gw = {static_cast<T*>(gw1.mutable_data_ptr()), w.size(1)};
+      call.gw = rows<T>(gw1);
       product(call, clebsch::Derivative::first, window);
     }
     if (p_.grad_hidden) {
@@ -367,8 +376,12 @@ class RadialWindows {
       if (ah) grad_matrix_ = added(grad_matrix_, matrix_product(turned(*ah), gw1));
     }
   }
-  static void set(clebsch::Rows<const T>& rows, const Tensor& t) {
-    rows = {static_cast<const T*>(t.const_data_ptr()), t.size(1)};
+  // Of torch's results, whose type is torch's to choose.
+  template <class Number>
+  static clebsch::Rows<Number> rows(const Tensor& t) {
+    require(t.scalar_type() == clebsch::operators::kScalarType<T>, "radial_convolution",
+            "torch gave weights of another dtype than that of x");
+    return {static_cast<Number*>(t.mutable_data_ptr()), t.size(1)};
   }
   void product(const clebsch::ProductCall<T>& call, clebsch::Derivative derivative,
                const clebsch::cuda::Window& window) const {
