@@ -22,44 +22,44 @@ def numbers(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def graph():
-    ends = torch.randint(NODES, (2, EDGES), generator=torch.Generator().manual_seed(0))
-    return Graph(ends[0], ends[1], NODES)
-
-
-def product(operator, plan, rows, *weights):
-    """`rows` of x and y; what follows them in a call has a graph, unless those are the same."""
-    edges = () if rows[0] == rows[1] else (graph(),)
+def product(operator, plan, rows, *weights, device):
+    """`rows` of x and y; a call has a graph, unless they are the same."""
+    ends = torch.randint(NODES, (2, EDGES), generator=torch.Generator().manual_seed(0)).to(device)
+    edges = () if rows[0] == rows[1] else (Graph(ends[0], ends[1], NODES),)
     x, y = numbers(rows[0], plan.irreps_in1.dim), numbers(rows[1], plan.irreps_in2.dim)
     return lambda *given: operator(*given, *edges, plan), (x, y, *weights)
 
 
-def linear(present):
+def linear(present, device):
     plan = mixing_plan("4x0e+3x1o", "5x0e+2x1o")
     plan = plan if present is None else with_elements(plan, 3)
     problem = LinearProblem.random(plan, EDGES, (0,), present=present, dtype=torch.float32)
-    operands = problem.operands[:3]
-    return lambda *given: ops.linear(*given, plan, problem.biased, problem.index), operands
+    index = None if present is None else problem.index.to(device)
+    return lambda *given: ops.linear(*given, plan, problem.biased, index), problem.operands[:3]
 
 
-def contraction():
+def contraction(device):
     problem = ContractionProblem("1x0e+1x1o", "1x0e+1x1o", 3, dtype=torch.float32)
-    operands = problem.operands["x"], problem.operands["weight"]
-    return lambda *given: ops.symmetric_contraction(*given, *problem.constants), operands
+    index, *table = problem.constants
+    index, operands = index.to(device), (problem.operands["x"], problem.operands["weight"])
+    return lambda *given: ops.symmetric_contraction(*given, index, *table), operands
 
 
-def calls():
-    """By name a function of tensors that calls one operator, and the tensors."""
+def calls(device="cpu"):
+    """By name a function of tensors on a device that calls one operator, and tensors to be moved there."""
     for name, plan in PLANS.items():
         each, hidden = numbers(EDGES, plan.weight_numel), (numbers(EDGES, 6), numbers(6, plan.weight_numel))
-        yield f"product {name}", product(ops.tensor_product, plan, (EDGES, EDGES), each)
-        yield f"shared {name}", product(ops.tensor_product, plan, (EDGES, EDGES), numbers(plan.weight_numel))
-        yield f"convolution {name}", product(ops.convolution, plan, (NODES, EDGES), each)
-        yield f"edges {name}", product(ops.edge_product, plan, (EDGES, NODES), each)
-        yield f"radial {name}", product(ops.radial_convolution, plan, (NODES, EDGES), *hidden)
-    yield "linear", linear(None)
-    yield "linear of elements", linear(3)
-    yield "contraction", contraction()
+        for noun, operator, rows, weights in (
+            ("product", ops.tensor_product, (EDGES, EDGES), (each,)),
+            ("shared", ops.tensor_product, (EDGES, EDGES), (numbers(plan.weight_numel),)),
+            ("convolution", ops.convolution, (NODES, EDGES), (each,)),
+            ("edges", ops.edge_product, (EDGES, NODES), (each,)),
+            ("radial", ops.radial_convolution, (NODES, EDGES), hidden),
+        ):
+            yield f"{noun} {name}", product(operator, plan, rows, *weights, device=device)
+    yield "linear", linear(None, device)
+    yield "linear of elements", linear(3, device)
+    yield "contraction", contraction(device)
     gate = tuple(numbers(EDGES, columns) for columns in (2, 5, 19))
     yield "gate", (lambda *given: ops.gate(*given, ((3, 2), (3, 5))), gate)
     yield "silu", (ops.silu, (numbers(EDGES),))
@@ -68,33 +68,37 @@ def calls():
 
 
 CALLS = dict(calls())
-
-
-def results(call, operands, where=frozenset()):
-    """The value, first and second derivatives; `where` says in which of these three steps autocast is on."""
-
-    def step(name):
-        return torch.autocast("cpu", torch.bfloat16) if name in where else contextlib.nullcontext()
-
-    leaves = [operand.clone().requires_grad_() for operand in operands]
-    with step("forward"):
-        out = call(*leaves)
-    grad = numbers(*out.shape).to(out.dtype).requires_grad_()
-    with step("backward"):
-        first = torch.autograd.grad(out, leaves, grad, create_graph=True, materialize_grads=True)
-    with step("double backward"):
-        tangents = [numbers(*each.shape) for each in first]
-        second = torch.autograd.grad(
-            first, [grad, *leaves], tangents, allow_unused=True, materialize_grads=True
-        )
-    return tuple(each.detach() for each in (out, *first, *second))
-
-
-@pytest.mark.parametrize(
+everywhere = pytest.mark.parametrize(
     "where",
     [("forward",), ("backward",), ("double backward",), ("forward", "backward", "double backward")],
     ids=", ".join,
 )
+
+
+def results(call, operands, where=(), device="cpu"):
+    """The value, first and second derivatives; `where` says in which of these three steps autocast is on."""
+
+    def step(name):
+        return torch.autocast(device, torch.bfloat16) if name in where else contextlib.nullcontext()
+
+    def made(*shape):
+        return numbers(*shape).to(device)
+
+    leaves = [operand.clone().to(device).requires_grad_() for operand in operands]
+    with step("forward"):
+        out = call(*leaves)
+    grad = made(*out.shape).requires_grad_()
+    with step("backward"):
+        first = torch.autograd.grad(out, leaves, grad, create_graph=True, materialize_grads=True)
+    with step("double backward"):
+        tangents = [made(*each.shape) for each in first]
+        second = torch.autograd.grad(
+            first, [grad, *leaves], tangents, allow_unused=True, materialize_grads=True
+        )
+    return tuple(each.detach().cpu() for each in (out, *first, *second))
+
+
+@everywhere
 @pytest.mark.parametrize("name", CALLS)
 def test_the_same_bits(name, where):
     expected, found = results(*CALLS[name]), results(*CALLS[name], where)
