@@ -63,14 +63,14 @@ test-clients: develop
 EMULATED ?= not larger_than and not many_blocks and (modes_with_many or degrees_in or narrow or test_graphs or \
   needs or autograd or rows_in_several or wide_multiplicities or equals_the_reference or depend_on_the_others or \
   zero_and_tiny or one_hot_index or random_plans or one_form or windows_of_edges or shared_memory_of_the_table or \
-  storage or test_devices and (models or layers))
+  storage or autocast or cuda_tables or test_devices and (models or layers))
 test-emulated: develop
 	@$(cmake) --build build/develop --target clebsch_emulated
 	$(run) -m pytest -n 2 --emulated tests/test_spherical_harmonics.py tests/test_tensor_product.py \
 	  tests/test_convolution.py tests/test_edge_product.py tests/test_symmetric_contraction.py tests/test_linear.py \
 	  tests/test_one_hot.py \
 	  tests/test_radial_convolution.py tests/test_gate.py tests/test_silu.py tests/test_storage.py \
-	  tests/test_cuda_budget.py tests/test_devices.py -k "$(EMULATED)" $(ARGS)
+	  tests/test_autocast.py tests/test_cuda_tables.py tests/test_cuda_budget.py tests/test_devices.py -k "$(EMULATED)" $(ARGS)
 
 # Triton's kernels in its interpreter: what is tested of them alone, and all operator tests of the CPU's kernels
 # but those marked not_interpreted, on problems as small as tests/sizes.py says. Fails where these reach not every

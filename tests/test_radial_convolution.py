@@ -211,6 +211,28 @@ def test_tangents_that_are_not_given(plan, given_bits):
             assert np.array_equal(alone.numpy(), every[i].numpy()), i  # but for signs of zeros
 
 
+@pytest.mark.skipif(not emulation.enabled(), reason="about the kernels of GPUs: pytest --emulated")
+@pytest.mark.parametrize("given_bits", range(4))
+def test_needs_of_the_first_derivative_in_the_second(given_bits):
+    """Its gradient of the weights costs a pass: made only where the tangent of one factor meets the gradient
+    of the other."""
+    problem = RadialProblem.random(CHANNELS, random_graph(4, 9), 5)
+    tangents = (None, None, *(t if given_bits >> i & 1 else None for i, t in enumerate(problem.tangents[2:])))
+
+    def taken(needs, tangents):
+        """Tensors that are neither results of products nor others than without tangents."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            replace(problem, tangents=tangents).double_backward(needs)
+        names = [event.name for event in profile.events()]
+        return names.count("aten::new_empty") - names.count("aten::mm")
+
+    problem.double_backward()  # sorts the edges
+    for factors in range(4):
+        crossed = bool((factors & 1 and given_bits & 2) or (factors & 2 and given_bits & 1))
+        needs = factors << 3
+        assert taken(needs, tangents) - taken(needs, (None,) * 4) == crossed, needs
+
+
 # Laws
 
 
