@@ -102,7 +102,7 @@ cuda-budget: develop
 check-cuda-budget: develop
 	$(run) -m benchmarks.cuda check
 
-# The same tests under AddressSanitizer and UndefinedBehaviorSanitizer, of kernels unrolled to degree 1 only; no
+# The same tests under AddressSanitizer and UndefinedBehaviorSanitizer, of kernels of the CPU to degree 1 only; no
 # torch, no Python in the process.
 sanitize: $(environment)
 	$(configure) -B build/sanitize -DCMAKE_BUILD_TYPE=Sanitize -DCMAKE_CXX_FLAGS_SANITIZE="-O1 -g1" \
