@@ -5,6 +5,8 @@ import sys
 
 # Before torch is imported. pytest -n runs several processes; tests that are about threads ask for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What torch wants of matrix products on a GPU to call them deterministic; set before its first one.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import hypothesis
 import pytest
@@ -30,6 +32,12 @@ def pytest_addoption(parser):
         help="run the kernels of the GPU on the emulator, in the place of the CPU's (make test-emulated)",
     )
     parser.addoption(
+        "--on-gpu",
+        action="store_true",
+        help="run the kernels of the GPU on one, in place of the CPU's (make test-gpu); with --emulated on "
+        "the emulator: a trial of this option",
+    )
+    parser.addoption(
         "--interpreted",
         action="store_true",
         help="run Triton's kernels in its interpreter, in the place of the CPU's (make test-interpreted)",
@@ -51,6 +59,10 @@ def pytest_configure(config):
         import emulation
 
         emulation.load()
+    if config.getoption("--on-gpu"):
+        import emulation
+
+        emulation.load_gpu("cpu" if config.getoption("--emulated") else "cuda")
     if config.getoption("--interpreted"):
         import interpretation
 

@@ -454,13 +454,13 @@ Tensor graph_order(const Tensor& senders, const Tensor& receivers, int64_t num_n
 
 }  // namespace
 
-#ifdef CLEBSCH_EMULATED
 // For tests, by name.
-extern "C" __attribute__((visibility("default"))) void clebsch_set_thread_order(const char* words) {
-  clebsch::cuda::emulator::set_order(std::string(words));
-}
 extern "C" __attribute__((visibility("default"))) void clebsch_set_workspace_bytes(int64_t bytes) {
   clebsch::cuda::set_workspace_bytes(bytes);
+}
+#ifdef CLEBSCH_EMULATED
+extern "C" __attribute__((visibility("default"))) void clebsch_set_thread_order(const char* words) {
+  clebsch::cuda::emulator::set_order(std::string(words));
 }
 extern "C" __attribute__((visibility("default"))) void clebsch_set_captured(bool captured) {
   StreamOf::captures = captured;
