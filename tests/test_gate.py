@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clebsch import nn, ops, reference
@@ -41,6 +41,10 @@ def results(copies, scalars, gates, gated, grad):
 
 @settings(max_examples=40, derandomize=True)
 @given(blocks, st.sampled_from([0, 1, 5, 7]), st.sampled_from([0, 1, 6, 19]))
+# Many copies, rows that begin at multiples of 16 bytes, and rows that do not.
+@example([(66, 3), (130, 1)], 5, 0)
+@example([(128, 1), (71, 5)], 5, 132)
+@example([(96, 3), (64, 9)], 3, 67)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equals_the_reference(dtype, copies, rows, scalars):
     given = operands(copies, rows, scalars, dtype)

@@ -54,6 +54,21 @@ def test_equals_the_reference(dtype):
             assert (error <= ROUNDINGS * info.eps / 2 * size + lost).all(), isa
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_do_not_depend_on_the_others(dtype):
+    """Kernels for GPUs take 16 bytes at a time of arrays that are aligned, and the rest number by number."""
+    x = numbers(dtype, 20)
+    g, a = torch.randn(2, x.numel(), dtype=dtype)
+    for isa in instruction_sets():
+        whole = results(x, g, a)
+        for begin, end in ((0, 0), (0, 3), (0, 37), (1, 38), (2, 4), (3, x.numel())):
+            with poisoned_memory():
+                found = results(x[begin:end], g[begin:end], a[begin:end])
+                mixed = results(x[begin:end].clone(), g[begin:end], a[begin:end].clone())
+            assert same_bits(found, [value[begin:end] for value in whole]), (isa, begin, end)
+            assert same_bits(mixed, found), (isa, begin, end)
+
+
 def test_what_is_no_number():
     nan, inf = float("nan"), float("inf")
     for dtype in (torch.float32, torch.float64):

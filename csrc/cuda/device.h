@@ -133,6 +133,34 @@ struct alignas(Count * sizeof(T)) Pack {
 template <class T>
 constexpr int kPacked = 16 / static_cast<int>(sizeof(T));
 
+// All of the arrays, for packs of Count numbers; null is.
+template <class T, int Count, class... Arrays>
+__device__ inline bool aligned(const Arrays*... arrays) {
+  return (... && (reinterpret_cast<std::uintptr_t>(arrays) % (Count * sizeof(T)) == 0));
+}
+
+// Stores a pack in global memory, where it is aligned, by one instruction. Assignments do not: beside a
+// branch that stores number by number the compiler takes them apart. (CUDA's __stwb makes it a strong store.)
+template <class T, int Count>
+__device__ inline void store_packed(Pack<T, Count>* at, const Pack<T, Count>& pack) {
+#ifdef __CUDACC__
+  if constexpr (sizeof(pack) == 16) {
+    const uint4 bits = __builtin_bit_cast(uint4, pack);
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(at)), "r"(bits.x),
+                 "r"(bits.y), "r"(bits.z), "r"(bits.w)
+                 : "memory");
+    return;
+  } else if constexpr (sizeof(pack) == 8 && Count > 1) {
+    const uint2 bits = __builtin_bit_cast(uint2, pack);
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(at)), "r"(bits.x),
+                 "r"(bits.y)
+                 : "memory");
+    return;
+  }
+#endif
+  *at = pack;
+}
+
 // A stored number as kernels compute with it, and the nearest one to store, of two the even one.
 template <class T>
 __device__ inline T widened(T value) {

@@ -38,11 +38,6 @@ __device__ inline Result<S> row_if(const Results<S>& results, std::int64_t r) {
   return {row_if(results.stored, r), row_if(results.sums, r)};
 }
 
-template <class S, int C>
-__device__ inline bool aligned(const S* at) {
-  return reinterpret_cast<std::uintptr_t>(at) % (C * sizeof(S)) == 0;
-}
-
 // C numbers of a row from `first` on, zero from `mul` on. One access where they are aligned.
 template <class S, int C, class T = Arithmetic<S>>
 __device__ inline Pack<T, C> load(const S* row, std::int64_t first, int mul) {
@@ -56,7 +51,7 @@ __device__ inline Pack<T, C> load(const S* row, std::int64_t first, int mul) {
 template <class S, int C>
 __device__ inline void store(const Pack<Arithmetic<S>, C>& channels, S* row, std::int64_t first, int mul) {
   if (first + C <= mul && aligned<S, C>(row + first)) {
-    *reinterpret_cast<Pack<S, C>*>(row + first) = rounded<S>(channels);
+    store_packed(reinterpret_cast<Pack<S, C>*>(row + first), rounded<S>(channels));
     return;
   }
   CLEBSCH_DEVICE_UNROLL

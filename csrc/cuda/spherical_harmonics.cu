@@ -351,13 +351,13 @@ __global__ void __launch_bounds__(kThreads, kUnrolledBlocks<Arithmetic<S>, L, De
       S* out = a.args.out + first * columns;
       constexpr int n = kPacked<S>;
       // A full block of rows is a whole number of packs.
-      const bool wide = count == kThreads && reinterpret_cast<std::uintptr_t>(out) % 16 == 0;
+      const bool wide = count == kThreads && aligned<S, n>(out);
       if (wide) {
         for (int e = threadIdx.x * n; e < kThreads * columns; e += kThreads * n) {
           Pack<T, n> pack;
           CLEBSCH_DEVICE_UNROLL
           for (int i = 0; i < n; ++i) pack[i] = tile[(e + i) / columns * padded<columns> + (e + i) % columns];
-          *reinterpret_cast<Pack<S, n>*>(out + e) = rounded<S>(pack);
+          store_packed(reinterpret_cast<Pack<S, n>*>(out + e), rounded<S>(pack));
         }
       } else {
         each_element<T, columns>(count,
