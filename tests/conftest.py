@@ -35,9 +35,9 @@ def pytest_addoption(parser):
         help="run Triton's kernels in its interpreter, in the place of the CPU's (make test-interpreted)",
     )
     parser.addoption(
-        "--every-kind",
+        "--every-kernel",
         action="store_true",
-        help="with --interpreted: fail unless operator tests reach every kind of Triton's kernels",
+        help="with --emulated or --interpreted: fail unless operator tests reach every kernel, or kind of it",
     )
     parser.addoption(
         "--gpu",
@@ -50,12 +50,18 @@ def pytest_configure(config):
     if config.getoption("--emulated"):
         import emulation
 
-        emulation.load()
+        _replace_kernels(config, emulation)
     if config.getoption("--interpreted"):
         import interpretation
 
-        interpretation.load()
-        config.pluginmanager.register(interpretation.Plugin(config))
+        _replace_kernels(config, interpretation)
+
+
+def _replace_kernels(config, kernels):
+    from kernels_reached import Plugin
+
+    kernels.load()
+    config.pluginmanager.register(Plugin(config, kernels))
 
 
 def pytest_report_header(config):

@@ -289,8 +289,7 @@ def test_a_contraction_of_no_nodes(dtype):
 # What takes float32 and float64 alone
 
 
-@pytest.mark.not_interpreted("what the CPU's kernels refuse")
-@pytest.mark.skipif(emulation.enabled(), reason="about the kernels of the CPU")
+@pytest.mark.about_the_cpu("what its kernels refuse")
 @dtypes
 def test_the_cpu_refuses(dtype):
     x, y, w = random_product(wide_plan(2), 3, dtype).operands

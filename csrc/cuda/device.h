@@ -119,6 +119,7 @@ template <class Args>
 void launch(void (*kernel)(Args), dim3 grid, dim3 block, std::size_t shared, void*, const Args& args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   emulator::run(grid, block, shared, [&] { kernel(args); });
+  emulator::note_launch(reinterpret_cast<const void*>(kernel));
 }
 
 #endif
