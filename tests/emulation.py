@@ -32,6 +32,7 @@ __all__ = [
     "every_kernel",
     "launched",
     "load",
+    "set_shared_limit",
     "set_workspace_bytes",
     "shared_bytes_since",
     "thread_orders",
@@ -51,6 +52,7 @@ def load() -> None:
     _library = ctypes.CDLL(str(LIBRARY))
     _library.clebsch_set_thread_order.argtypes = [ctypes.c_char_p]
     _library.clebsch_set_workspace_bytes.argtypes = [ctypes.c_int64]
+    _library.clebsch_set_shared_limit.argtypes = [ctypes.c_int64]
     _library.clebsch_shared_bytes_since.restype = ctypes.c_int64
     _library.clebsch_take_launch.restype = ctypes.c_void_p
 
@@ -73,6 +75,11 @@ def thread_orders() -> Iterator[str]:
 def set_workspace_bytes(count: int) -> None:
     """What parts of sums may take at a time; 0 for the rule."""
     _library.clebsch_set_workspace_bytes(count)
+
+
+def set_shared_limit(count: int) -> None:
+    """The shared memory that a block may have, in bytes; 0 for that of a small device."""
+    _library.clebsch_set_shared_limit(count)
 
 
 def shared_bytes_since() -> int:

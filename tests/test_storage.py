@@ -248,10 +248,7 @@ CONTRACTIONS = [
 ]
 
 
-@emulated
-@dtypes
-@pytest.mark.parametrize("long", CONTRACTIONS, ids=lambda p: f"{p.irreps}, {p.nodes}x{p.channels}")
-def test_symmetric_contractions(long, dtype):
+def check_contraction(long, dtype):
     stored = {
         name: value.to(dtype) if value.is_floating_point() else value for name, value in long.operands.items()
     }
@@ -274,6 +271,23 @@ def test_symmetric_contractions(long, dtype):
         for needs in range(8):
             for part, full in zip(short.double_backward(needs), found[3:], strict=True):
                 assert part.shape == (0,) or same_bits(bits_of([part]), bits_of([full]))
+
+
+@emulated
+@dtypes
+@pytest.mark.parametrize("long", CONTRACTIONS, ids=lambda p: f"{p.irreps}, {p.nodes}x{p.channels}")
+def test_symmetric_contractions(long, dtype):
+    check_contraction(long, dtype)
+
+
+@emulated
+@dtypes
+def test_contractions_of_blocks_without_shared_memory(dtype):
+    try:
+        emulation.set_shared_limit(1)
+        check_contraction(CONTRACTIONS[0], dtype)
+    finally:
+        emulation.set_shared_limit(0)
 
 
 @emulated

@@ -107,7 +107,7 @@ struct Limits {
   int processors;
   std::size_t shared;
 };
-inline Limits limits() { return {1, 48 << 10}; }
+inline Limits limits() { return {1, static_cast<std::size_t>(emulator::shared_limit(48 << 10))}; }
 inline std::int64_t most_blocks(std::int64_t most) { return emulator::most_blocks(most); }
 
 template <class T>

@@ -52,7 +52,7 @@ Setting parse_order(const std::string& words) {
 }
 std::mutex setting_mutex, launched_mutex;
 std::set<const void*> launched;
-std::atomic<std::int64_t> most_blocks_of_tests{0}, most_shared{0};
+std::atomic<std::int64_t> most_blocks_of_tests{0}, shared_limit_of_tests{0}, most_shared{0};
 Setting& setting() {
   static Setting one = [] {
     const char* words = std::getenv("CLEBSCH_THREAD_ORDER");
@@ -509,6 +509,12 @@ void set_order(const std::string& words) {
 void set_most_blocks(std::int64_t count) { most_blocks_of_tests = count; }
 std::int64_t most_blocks(std::int64_t of_a_device) {
   const std::int64_t set = most_blocks_of_tests;
+  return set ? set : of_a_device;
+}
+
+void set_shared_limit(std::int64_t bytes) { shared_limit_of_tests = bytes; }
+std::int64_t shared_limit(std::int64_t of_a_device) {
+  const std::int64_t set = shared_limit_of_tests;
   return set ? set : of_a_device;
 }
 
