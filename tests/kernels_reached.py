@@ -61,4 +61,5 @@ class Plugin:
             write(f"not reached: {', '.join(kernel)}", red=True)
         if self.without:
             names = sorted({nodeid.split("::")[-1].split("[")[0] for nodeid in self.without})
-            write(f"{len(self.without)} of them passed without a kernel, cases of {', '.join(names)}")
+            which = f", cases of {', '.join(names)}" if self.config.getoption("verbose") > 0 else ""
+            write(f"{len(self.without)} of them passed without a kernel{which}")

@@ -69,7 +69,7 @@ def test_two():
 def test_a_session_fails_unless_every_kernel_is_reached(pytester):
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(found_kernels=KERNELS, test_some=ONE, test_other=TWO)
-    part = pytester.runpytest_inprocess("-n0")
+    part = pytester.runpytest_inprocess("-n0", "-v")
     assert part.ret == 0
     part.stdout.fnmatch_lines(
         ["operator tests reached 1 of 2 kernels", "1 of them passed without a kernel, cases of test_none"]
