@@ -57,7 +57,8 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def stem(name: str, options: argparse.Namespace, complete: bool = True) -> str:
-    """Runs with other settings than the default, or that ended early, do not overwrite its results."""
+    """Runs with other settings than the default do not overwrite its results, nor those that ended early
+    the results of any run that did not."""
     device = "" if options.device == "cpu" else options.device
     parts = [
         name,
@@ -66,7 +67,8 @@ def stem(name: str, options: argparse.Namespace, complete: bool = True) -> str:
         options.isa,
         f"threads{options.threads}" if options.threads != 1 else "",
     ]
-    parts += ["quick" if options.quick else "", "part" if options.only or not complete else ""]
+    parts += ["quick" if options.quick else "", "part" if options.only else ""]
+    parts += ["" if complete else "ended"]
     return "-".join(filter(None, parts))
 
 

@@ -12,6 +12,7 @@ import torch
 from . import problems
 from .harness import Floor, Row, Spread, at_least
 from .limits import quickest_reader
+from .peers import e3nn_layer
 from .problems import Edges, Problem, model, operands
 from .session import Session
 from .steps import BACKWARD, DOUBLE, FORWARD, STEPS, Function, require_same
@@ -39,10 +40,7 @@ def ours(problem: Problem, edges: Edges, layout: str = "mul_ir") -> Function:
 
 def e3nns(problem: Problem, edges: Edges) -> Function:
     """What models do with e3nn."""
-    from e3nn import o3
-
-    layer = o3.TensorProduct(*problem.arguments, shared_weights=False, internal_weights=False)
-    layer = layer.to(edges.senders.device)
+    layer = e3nn_layer(problem, False, str(edges.senders.device))
     dim, senders, receivers = layer.irreps_out.dim, edges.senders, edges.receivers
 
     def convolution(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -70,6 +71,26 @@ class Peer:
         return f"without its kernels, {self.kernels}" if self.kernels and not find_spec(self.kernels) else ""
 
 
+def ir_mul(function: Function, problem: Problem, device: str, weights: Map = unchanged) -> Call:
+    """Of a function that wants components outermost and gives them so."""
+    given = [_transposed(irreps, device) for irreps in (problem.irreps_in1, problem.irreps_in2)]
+    return Call(function, (*given, weights), _transposed(problem.irreps_out, device, back=True))
+
+
+def _transposed(irreps: str, device: str, back: bool = False) -> Map:
+    """Each block with components outermost, from channels outermost; or the other way."""
+    from clebsch.algebra.irreps import Irreps
+
+    columns, start = [], 0
+    for mul, ir in Irreps(irreps):
+        block = torch.arange(start, start + mul * ir.dim)
+        columns.append(block.reshape(mul, ir.dim).t().flatten())
+        start += mul * ir.dim
+    order = torch.cat(columns)
+    order = (torch.argsort(order) if back else order).to(device)
+    return lambda features: features[:, order]
+
+
 def offering(noun: str) -> list[Peer]:
     """Peers that have it."""
     return [peer for peer in PEERS if getattr(peer, noun) is not None]
@@ -78,11 +99,26 @@ def offering(noun: str) -> list[Peer]:
 # e3nn
 
 
-def _e3nn_product(problem: Problem, shared_weights: bool, device: str) -> Call:
+def e3nn_layer(problem: Problem, shared_weights: bool, device: str) -> torch.nn.Module:
     from e3nn import o3
 
     weights = {"shared_weights": shared_weights, "internal_weights": False}
-    return Call(o3.TensorProduct(*problem.arguments, **weights).to(device))
+    with _default(problem.dtype):  # which its coefficients are rounded to
+        return o3.TensorProduct(*problem.arguments, **weights).to(device)
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _e3nn_product(problem: Problem, shared_weights: bool, device: str) -> Call:
+    return Call(e3nn_layer(problem, shared_weights, device))
 
 
 def _e3nn_convolution(problem: Problem, edges: Edges) -> Call:
@@ -94,10 +130,13 @@ def _e3nn_convolution(problem: Problem, edges: Edges) -> Call:
 # OpenEquivariance: e3nn's conventions, but for the order of weights
 
 
-def _oeq_problem(problem: Problem, shared_weights: bool = False):
+def _oeq_problem(problem: Problem, shared_weights: bool = False, **layout: str):
+    import numpy as np
     import openequivariance as oeq
 
-    return oeq.TPProblem(*problem.arguments, shared_weights=shared_weights, internal_weights=False)
+    dtype = {torch.float32: np.float32, torch.float64: np.float64}[problem.dtype]
+    options = {"shared_weights": shared_weights, "internal_weights": False} | layout
+    return oeq.TPProblem(*problem.arguments, irrep_dtype=dtype, weight_dtype=dtype, **options)
 
 
 def _oeq_product(problem: Problem, shared_weights: bool, device: str) -> Call:
@@ -105,6 +144,13 @@ def _oeq_product(problem: Problem, shared_weights: bool, device: str) -> Call:
 
     layer = oeq.TensorProduct(_oeq_problem(problem, shared_weights))
     return Call(layer, (unchanged, unchanged, layer.reorder_weights_from_e3nn))
+
+
+def _oeq_product_ir_mul(problem: Problem, shared_weights: bool, device: str) -> Call:
+    import openequivariance as oeq
+
+    layer = oeq.TensorProduct(_oeq_problem(problem, shared_weights, layout="ir_mul"))
+    return ir_mul(layer, problem, device, layer.reorder_weights_from_e3nn)
 
 
 def _oeq_convolution(problem: Problem, edges: Edges) -> Call:
@@ -175,7 +221,7 @@ def _cue_layer(problem: Problem, shared_weights: bool, device: str) -> tuple[tor
     )
     modes = {mode for *_, mode, _ in problem.instructions}
     options = {"layout": cue.ir_mul, "shared_weights": shared_weights, "internal_weights": False}
-    options |= {"device": device, "dtype": torch.float32}
+    options |= {"device": device, "dtype": problem.dtype}
     if modes == {"uvu"}:
         layer = cuet.ChannelWiseTensorProduct(in1, in2, list({ir for _, ir in out}), **options)
     elif modes == {"uvw"}:
@@ -184,23 +230,8 @@ def _cue_layer(problem: Problem, shared_weights: bool, device: str) -> tuple[tor
         raise Unsupported(f"modes {sorted(modes)}")
     if str(layer.irreps_out) != str(out) or layer.weight_numel != weight_numel(problem):
         raise Unsupported("its paths are others")
-    given = [_transposed(irreps, device) for irreps in (problem.irreps_in1, problem.irreps_in2)]
     weights = (lambda weight: weight[None]) if shared_weights else unchanged
-    return layer, Call(layer, (*given, weights), _transposed(problem.irreps_out, device, back=True))
-
-
-def _transposed(irreps: str, device: str, back: bool = False) -> Map:
-    """Each block with components outermost, from channels outermost; or the other way."""
-    from clebsch.algebra.irreps import Irreps
-
-    columns, start = [], 0
-    for mul, ir in Irreps(irreps):
-        block = torch.arange(start, start + mul * ir.dim)
-        columns.append(block.reshape(mul, ir.dim).t().flatten())
-        start += mul * ir.dim
-    order = torch.cat(columns)
-    order = (torch.argsort(order) if back else order).to(device)
-    return lambda features: features[:, order]
+    return layer, ir_mul(layer, problem, device, weights)
 
 
 def _cue_product(problem: Problem, shared_weights: bool, device: str) -> Call:
@@ -232,6 +263,7 @@ SPHERICART = Peer("sphericart", "sphericart-torch", "sphericart", spherical_harm
 PEERS = (
     E3NN,
     Peer("OpenEquivariance", *_OEQ, _oeq_product, _oeq_convolution),
+    Peer("OpenEquivariance ir_mul", *_OEQ, _oeq_product_ir_mul),
     Peer("OpenEquivariance deterministic", *_OEQ, convolution=_oeq_deterministic_convolution),
     Peer(
         "cuEquivariance",

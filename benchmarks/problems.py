@@ -1,4 +1,4 @@
-"""The products and graphs that are timed: those of MACE and NequIP, with per-edge weights in float32."""
+"""The products and graphs that are timed: those of MACE and NequIP, with per-edge weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HIDDEN = 64  # columns of what the last layer of a radial network multiplies
 
 @dataclass(frozen=True)
 class Problem:
-    """A product of node features (in1) with edge harmonics (in2); floors are set per `family`."""
+    """A product of node features (in1) with edge harmonics (in2) in `dtype`; floors are set per `family`."""
 
     name: str
     family: str
@@ -21,6 +21,7 @@ class Problem:
     irreps_in2: str
     irreps_out: str
     instructions: tuple[tuple, ...]
+    dtype: torch.dtype = torch.float32
 
     @property
     def arguments(self) -> tuple:
@@ -171,9 +172,8 @@ def operands(
     problem: Problem, rows_x: int, rows: int, shared_weights: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Random x (rows_x, in1), y (rows, in2), weight (rows, numel) or, if shared, (numel,)."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows_x, dimension(problem.irreps_in1), generator=generator)
-    y = torch.randn(rows, dimension(problem.irreps_in2), generator=generator)
+    given = {"generator": torch.Generator().manual_seed(0), "dtype": problem.dtype}
+    x = torch.randn(rows_x, dimension(problem.irreps_in1), **given)
+    y = torch.randn(rows, dimension(problem.irreps_in2), **given)
     shape = (weight_numel(problem),) if shared_weights else (rows, weight_numel(problem))
-    weight = torch.randn(shape, generator=generator)
-    return x, y, weight
+    return x, y, torch.randn(shape, **given)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from .harness import Floor, Row, at_least
+from .peers import e3nn_layer
 from .problems import MODELS, Problem, fully_connected, model, operands
 from .session import Session
 from .steps import BACKWARD, DOUBLE, FORWARD, STEPS, Function, require_same
@@ -74,17 +75,19 @@ def cases() -> list[Case]:
     ]
 
 
-def implementations(
-    problem: Problem, with_compile: bool = False, shared_weights: bool = False, device: str = "cpu"
-) -> dict[str, Function]:
-    from e3nn import o3 as e3nn_o3
-
+def ours(problem: Problem, shared_weights: bool, device: str, layout: str = "mul_ir") -> Function:
     from clebsch import o3
 
     weights = {"shared_weights": shared_weights, "internal_weights": False}
+    return o3.TensorProduct(*problem.arguments, **weights, layout=layout).to(device)
+
+
+def implementations(
+    problem: Problem, with_compile: bool = False, shared_weights: bool = False, device: str = "cpu"
+) -> dict[str, Function]:
     functions: dict[str, Function] = {
-        "clebsch": o3.TensorProduct(*problem.arguments, **weights).to(device),
-        "e3nn": e3nn_o3.TensorProduct(*problem.arguments, **weights).to(device),
+        "clebsch": ours(problem, shared_weights, device),
+        "e3nn": e3nn_layer(problem, shared_weights, device),
     }
     if with_compile:
         import torch

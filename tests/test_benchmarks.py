@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
 import types
-from itertools import pairwise
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -254,7 +256,11 @@ def test_results_of_other_settings_have_other_names():
     assert stem("limits", parse(["limits", "--isa", "avx2", "--threads", "2", "--quick"])) == (
         "limits-avx2-threads2-quick"
     )
-    assert stem("limits", parse(["limits"]), complete=False) == "limits-part"
+    chosen = parse(["limits", "--only", "mm"])
+    assert stem("limits", chosen) == "limits-part"
+    # What ended early overwrites neither.
+    assert stem("limits", parse(["limits"]), complete=False) == "limits-ended"
+    assert stem("limits", chosen, complete=False) == "limits-part-ended"
 
 
 def test_only_selects_cases():
@@ -318,7 +324,7 @@ def test_graphs_are_sorted_and_in_range(make, num_nodes):
     edges = make(num_nodes)
     receivers, senders = edges.receivers.tolist(), edges.senders.tolist()
     assert edges.count == problems.DEGREE * num_nodes == len(receivers)
-    assert all(a <= b for a, b in pairwise(receivers)) and set(receivers) == set(range(num_nodes))
+    assert all(a <= b for a, b in itertools.pairwise(receivers)) and set(receivers) == set(range(num_nodes))
     assert min(senders) >= 0 and max(senders) < num_nodes
 
 
@@ -335,7 +341,10 @@ SHORTEST = {
     "drop_in": ("Gate, forward", {"clebsch", "e3nn"}),
     "scaling": ("threads, mace-medium, forward", {"one", "two"}),
     "memory": ("convolution, 4,000 edges", set()),
-    "published": ("OpenEquivariance uvw, tetris-poly-2, forward", {"clebsch", "e3nn"}),
+    "published": (
+        "OpenEquivariance uvw, tetris-poly-2, float64, forward",
+        {"clebsch", "clebsch ir_mul", "e3nn"},
+    ),
 }
 # Where they are installed.
 OPTIONAL = {peer.name for peer in peers.PEERS} - {"e3nn", "sphericart"}
@@ -472,27 +481,47 @@ def test_a_peer_that_differs_or_fails_has_that_beside_its_numbers(monkeypatch):
         peers.Peer("absent", "a-package", "a_module_that_nobody_has", fails),
     ]
     monkeypatch.setattr(peers, "PEERS", there)
-    session = Session(quick=True, quiet=True, only="uvw, tetris-poly-2, with backward")
+    session = Session(quick=True, quiet=True, only="uvw, tetris-poly-2, float32, with backward")
     rows = list(published.rows(session))
     assert session.notes == ["not compared, not installed: pip install a-package"]
     assert {row.quantity: report.verdict(row) for row in rows} == {
         "clebsch, a row": "fails: ValueError: no such mode",
+        "clebsch ir_mul / clebsch": "",
         "wrong / clebsch": "differs from clebsch by 0.33 of the norm",
         "slow / clebsch": "without its kernels, its_kernels",
     }
     assert all(row.detail["failed"] == {"fails": "ValueError: no such mode"} for row in rows)
 
 
-CASE = "OpenEquivariance uvw, tetris-poly-2, "
+def test_a_peer_that_rounds_to_float32_differs_in_float64(monkeypatch):
+    pytest.importorskip("e3nn.o3")
+
+    def rounds(problem, shared, device):
+        layer = peers.e3nn_layer(problem, shared, device)
+        return peers.Call(lambda x, y, weight: layer(x, y, weight.float().to(weight.dtype)))
+
+    monkeypatch.setattr(peers, "PEERS", [peers.E3NN, peers.Peer("rounds", "e3nn", "e3nn", rounds)])
+    verdicts = {}
+    for dtype in ("float32", "float64"):
+        session = Session(quick=True, quiet=True, only=f"uvw, tetris-poly-2, {dtype}, forward")
+        verdicts[dtype] = {row.quantity: report.verdict(row) for row in published.rows(session)}
+    same = dict.fromkeys(("clebsch, a row", "clebsch ir_mul / clebsch", "e3nn / clebsch"), "")
+    assert verdicts["float32"] == same | {"rounds / clebsch": ""}
+    said = verdicts["float64"].pop("rounds / clebsch")
+    assert verdicts["float64"] == same and said.startswith("differs from clebsch by ")
+    assert torch.get_default_dtype() == torch.float32
 
 
-def run_published(folder):
+CASE = "OpenEquivariance uvw, tetris-poly-2, float32, "
+
+
+def run_published(folder, ended=""):
     arguments = ["published", "--quick", "--device", "cuda", "--only", f"{CASE}*", "--results", str(folder)]
     try:
         return main(arguments, HostGpu())
     finally:
         (file,) = folder.iterdir()
-        assert file.name == "published-cuda-quick-part.json"
+        assert file.name == f"published-cuda-quick-part{ended}.json"
 
 
 def test_a_case_that_fails_leaves_the_others(monkeypatch, tmp_path):
@@ -526,17 +555,20 @@ def test_what_was_measured_before_a_run_ended_is_written(monkeypatch, tmp_path):
 
     monkeypatch.setattr(published, "_compare", compare)
     with pytest.raises(KeyboardInterrupt):
-        run_published(tmp_path)
-    content = json.loads((tmp_path / "published-cuda-quick-part.json").read_text())
+        run_published(tmp_path, "-ended")
+    content = json.loads((tmp_path / "published-cuda-quick-part-ended.json").read_text())
     assert "ended early: KeyboardInterrupt" in [note.rstrip(": ") for note in content["caveats"]]
     assert {entry["name"] for entry in content["rows"]} == {f"{CASE}{steps.FORWARD}"}
 
 
-@pytest.mark.parametrize("name", ["cuEquivariance", "OpenEquivariance", "OpenEquivariance deterministic"])
+COMPARED = [published.IR_MUL, *(peer for peer in peers.PEERS if peer not in (peers.E3NN, peers.SPHERICART))]
+
+
+@pytest.mark.parametrize("peer", COMPARED, ids=lambda peer: peer.name)
 @pytest.mark.parametrize("noun", ["tensor_product", "convolution"])
-def test_peers_compute_what_we_do(name, noun):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_peers_compute_what_we_do(peer, noun, dtype):
     """Their order of components and weights, in the forward pass and both derivatives."""
-    peer = next(peer for peer in peers.PEERS if peer.name == name)
     device = "cuda" if peer.module == "openequivariance" else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")  # without CUDA it cannot even be imported
@@ -549,7 +581,7 @@ def test_peers_compute_what_we_do(name, noun):
     edges = problems.symmetric_edges(10, 4, True)
     if noun == "tensor_product":
         cases.append(problems.fully_connected("uvw", both, "1x0e+1x1o", both))
-    for problem in cases:
+    for problem in (dataclasses.replace(case, dtype=dtype) for case in cases):
         if noun == "convolution":
             mine, theirs = convolution.ours(problem, edges), peer.convolution(problem, edges.to(device))
         else:
@@ -559,7 +591,8 @@ def test_peers_compute_what_we_do(name, noun):
         there = [operand.to(device) for operand in inputs]
         for step in steps.STEPS:
             expected, found = steps.results(step, mine, inputs), steps.results(step, theirs, there)
-            assert steps.difference(expected, [result.cpu() for result in found]) < 1e-5
+            bound = {torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+            assert steps.difference(expected, [result.cpu() for result in found]) < bound
 
 
 @pytest.mark.parametrize("is_local", [False, True])
@@ -579,10 +612,143 @@ def test_published_problems():
         "128x0e+64x0e+32x0e+128x1e+64x1e+64x1e+64x1e+32x1e+32x1e+128x2e+64x2e+64x2e+32x2e+32x2e+32x2e"
     )
     assert {path[:3] for path in sevennet.instructions} >= {(0, 1, 3), (1, 1, 5), (2, 1, 13), (2, 2, 14)}
-    assert problems.weight_numel(cases["OpenEquivariance uvu, mace-medium"].problem) == 8 * 128
     assert len(cases["FlashTP, nequip-l1, third"].problem.instructions) == 8
     for case in cases.values():
         assert problems.weight_numel(case.problem) > 0
+
+
+# Paths and weights that OpenEquivariance's constructors give.
+CONSTRUCTED = {
+    "uvu, mace-large": (17, 2176),
+    "uvu, mace-medium": (8, 1024),
+    "uvu, nequip-lips": (30, 960),
+    "uvu, nequip-revmd17-aspirin": (10, 640),
+    "uvu, nequip-revmd17-toluene": (30, 1920),
+    "uvu, nequip-revmd17-benzene": (68, 4352),
+    "uvu, nequip-water": (10, 320),
+    "uvu, nequix-mp-1, first": (4, 356),
+    "uvu, nequix-mp-1": (23, 1312),
+    "uvu, nequix-mp-1, last": (4, 256),
+    "uvu, sevennet-l3i5, first": (4, 512),
+    "uvu, sevennet-l3i5": (34, 1760),
+    "uvu, sevennet-l3i5, last": (4, 256),
+    "uvw, tetris-poly-1": (24, 648),
+    "uvw, tetris-poly-2": (5, 664),
+    "uvw, DiffDock-L=1": (10, 6928),
+    "uvw, DiffDock-L=2": (12, 7128),
+    "uvw, e3tools-conv": (4, 7680),
+    "uvw, e3tools-transformer": (4, 6400),
+    "tetris, layer 0 sc": (1, 150),
+    "tetris, layer 0 lin1": (1, 1),
+    "tetris, layer 0 lin2": (3, 250),
+    "tetris, layer 0 alpha": (1, 1),
+    "tetris, layer 1 sc": (3, 17_500),
+    "tetris, layer 1 lin1": (3, 7_500),
+    "tetris, layer 1 lin2": (5, 67_500),
+    "tetris, layer 1 alpha": (1, 150),
+    "tetris, layer 2 sc": (5, 22_500),
+    "tetris, layer 2 lin1": (5, 12_500),
+    "tetris, layer 2 lin2": (6, 97_500),
+    "tetris, layer 2 alpha": (1, 150),
+    "tetris, layer 3 sc": (2, 350),
+    "tetris, layer 3 lin1": (6, 15_000),
+    "tetris, layer 3 lin2": (2, 1_050),
+    "tetris, layer 3 alpha": (1, 150),
+    **{f"roofline, {a} x {b} to {c}": (1, 128) for a, b, c in published.ROOFLINE},
+    **{f"conv, mace-large, {graph}": (17, 2176) for graph in published.GRAPHS},
+}
+
+
+def test_problems_have_the_paths_and_weights_that_were_published():
+    cases = {case.name: case for case in published.cases() if case.name.startswith("OpenEquivariance")}
+    assert CONSTRUCTED == {
+        name.removeprefix("OpenEquivariance "): (
+            len(case.problem.instructions),
+            problems.weight_numel(case.problem),
+        )
+        for name, case in cases.items()
+    }
+    shared = {name.split(", ")[1] for name, case in cases.items() if case.shared_weights and "uvw" in name}
+    assert shared == {"tetris-poly-1", "tetris-poly-2", "e3tools-transformer"}
+
+
+def test_what_is_kept_is_a_set_of_irreps():
+    """Nequix lists one block for each path, with its multiplicity, in an order of its own; only which irreps
+    occur matters. Paths by hand: degrees of a triangle, natural parity."""
+    listed = (
+        "128x0e+128x1o+128x2e+128x3o+64x1o+64x0e+64x2e+64x1o+64x3o+64x2e+32x2e+32x1o+32x3o+32x0e+32x2e+32x1o"
+        "+32x3o+32x3o+32x2e+32x1o+32x3o+32x0e+32x2e"
+    )
+    node, edge, kept = published.UVU["nequix-mp-1"]
+    problem = problems.channelwise("nequix", "other", node, edge, kept)
+    assert problem == problems.channelwise("nequix", "other", node, edge, listed)
+    assert sorted(problem.irreps_out.split("+")) == sorted(listed.split("+"))
+    degrees, muls = range(4), (128, 64, 32, 32)
+    by_hand = [
+        (one, two, three)
+        for one, two, three in itertools.product(degrees, repeat=3)
+        if abs(one - two) <= three <= one + two and (one + two + three) % 2 == 0
+    ]
+    found = [int(block.split("x")[1][0]) for block in problem.irreps_out.split("+")]
+    assert sorted((i, j, found[k]) for i, j, k, *_ in problem.instructions) == by_hand
+    assert problems.weight_numel(problem) == sum(muls[one] for one, _, _ in by_hand)
+
+
+def test_published_lists_have_the_sizes_that_the_documentation_says():
+    titles = [title for case in published.cases() for title, _ in case.titles()]
+    assert len(set(titles)) == len(titles)
+    assert f"{len(titles)} cases" in (REPOSITORY / "docs" / "benchmarks.md").read_text()
+    lists = Counter(title.partition(",")[0] for title in titles if "float32" in title)
+    half = {f"OpenEquivariance {name}": count for name, count in (("uvu", 39), ("uvw", 18), ("conv", 9))}
+    assert lists == half | {"OpenEquivariance tetris": 48, "OpenEquivariance roofline": 16, "FlashTP": 102}
+    assert Counter(title.partition(",")[0] for title in titles if "float64" in title) == half
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "rows"),
+    [
+        ("uvu, nequip-water", steps.BACKWARD, 500),
+        ("uvu, nequip-water", steps.DOUBLE, 200),
+        ("roofline, 1 x 1 to 1", steps.FORWARD, 2_000),
+    ],
+)
+def test_published_rows(name, step, rows):
+    """A hundredth of them."""
+    device = HostGpu()
+    device.share = 0.01
+    for case in published.cases():
+        if case.name == f"OpenEquivariance {name}":
+            _, _, inputs = published._functions(Session(device=device), case, step)
+            assert [len(operand) for operand in inputs] == [rows] * 3
+            assert {operand.dtype for operand in inputs} == {case.problem.dtype}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "uvu, nequix-mp-1",
+        "uvu, nequip-water",
+        "uvu, sevennet-l3i5, last",
+        "uvw, e3tools-conv",
+        "uvw, e3tools-transformer",
+        "tetris, layer 0 alpha",
+        "tetris, layer 1 sc",
+        "roofline, 7 x 7 to 7",
+        "conv, mace-large, DHFR",
+    ],
+)
+def test_e3nn_computes_what_we_do_of_published_problems(name):
+    pytest.importorskip("e3nn")
+    device = HostGpu()
+    device.share = 1e-4
+    for case in published.cases():
+        if case.name == f"OpenEquivariance {name}":
+            for _, step in case.titles():
+                mine, theirs, inputs = published._functions(Session(device=device), case, step)
+                expected = steps.results(step, mine, inputs)
+                for peer in (peers.E3NN, published.IR_MUL):
+                    error = steps.difference(expected, steps.results(step, theirs[peer](), inputs))
+                    assert error <= steps.TOLERANCE[case.problem.dtype]
 
 
 def test_peers_that_fail_are_in_the_result(monkeypatch, tmp_path):

@@ -78,7 +78,8 @@ PLANS = {
     "narrow": wide_plan(5),
     "four channels a thread": wide_plan(66, "ir_mul"),
     "two tiles": wide_plan(132),
-    "high degrees": channelwise_plan("5x4e", "1x4e+1x1o", 5, unweighted=1),
+    "high degrees": channelwise_plan("3x2e+5x4e", "1x4e+1x1o", 5, unweighted=1),
+    "high degrees, four channels a thread": channelwise_plan("65x1o+67x4e", "1x3o", 4),
     "mixed": mixed_plan(3),
     "zero multiplicities": channelwise_plan("64x1o+0x2e", "1x0e+1x1o", 1),
 }

@@ -88,6 +88,8 @@ def test_narrow_multiplicities(mul, layout):
         ("16x0e+17x1o", "1x0e+1x1o+1x2e+1x3o+1x4e", 4),
         ("31x2e+16x3o", "1x0e+1x1o+1x2e", 4),
         ("16x4e", "1x0e+1x3o+1x4e", 4),
+        ("64x0e+65x1o+66x2e", "1x3o", 4),
+        ("67x3o", "1x1o+1x2e", 4),
         ("68x4e", "1x1o+1x4e", 4),
         ("16x1o+17x5o", "1x4e+1x5o", 5),
         ("16x8e", "1x0e+1x1o+1x8e", 8),

@@ -10,6 +10,13 @@
 
 namespace clebsch::cuda {
 
+#ifndef CLEBSCH_UNROLLED_DEVICE
+#define CLEBSCH_UNROLLED_DEVICE 4
+#endif
+// Degrees that kernels of products know when they are compiled, at most 4: of x and the output, or of the
+// output.
+constexpr int kUnrolledProducts = CLEBSCH_UNROLLED_DEVICE;
+
 // Where a result goes, one of both: where it is stored, or, where kernels add to it or it is a part of a sum,
 // the type of arithmetic. Numbers of 32 bits and more, to which it is the same, are sums.
 template <class S>
@@ -41,9 +48,10 @@ struct DeviceProduct {
   Rows<const S> x, y, w, g, ax, ay, aw;
   Results<S> out, gx, gy, gw;
   // Derivatives work on positions (or rows) [first_position, last_position). Shared weights: a row of gw for
-  // each of them, to be summed.
+  // each positions_of_gw of them, to be summed; else that is 1.
   std::int64_t first_position, last_position;
   bool shared_weights;
+  std::int64_t positions_of_gw;
   // Of a graph, positions [window_begin, window_end) alone: w, aw and gw have a row for each of them, and
   // what they give is added to out unless window_begin is 0. Not for numbers of 16 bits.
   bool windowed;

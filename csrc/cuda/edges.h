@@ -16,11 +16,12 @@ __device__ inline T* row_if(const Rows<T>& rows, std::int64_t r) {
   return rows.data ? rows.data + r * rows.stride : nullptr;
 }
 
-// A row of a result.
+// A row of a result. add: to what is there, which only sums are.
 template <class S>
 struct Result {
   S* stored;
   Arithmetic<S>* sums;
+  bool add = false;
   __device__ explicit operator bool() const { return kShort<S> ? stored || sums : sums != nullptr; }
   __device__ void put(std::int64_t at, Arithmetic<S> value) const {
     if constexpr (kShort<S>) {
@@ -29,12 +30,61 @@ struct Result {
         return;
       }
     }
-    sums[at] = value;
+    sums[at] = add ? sums[at] + value : value;
   }
 };
 template <class S>
 __device__ inline Result<S> row_if(const Results<S>& results, std::int64_t r) {
   return {row_if(results.stored, r), row_if(results.sums, r)};
+}
+
+template <class S, int C>
+__device__ inline bool aligned(const S* at) {
+  return reinterpret_cast<std::uintptr_t>(at) % (C * sizeof(S)) == 0;
+}
+
+// C numbers of a row from `first` on, zero from `mul` on. One access where they are aligned.
+template <class S, int C, class T = Arithmetic<S>>
+__device__ inline Pack<T, C> load(const S* row, std::int64_t first, int mul) {
+  if (first + C <= mul && aligned<S, C>(row + first))
+    return widened(*reinterpret_cast<const Pack<S, C>*>(row + first));
+  Pack<T, C> channels;
+  CLEBSCH_DEVICE_UNROLL
+  for (int c = 0; c < C; ++c) channels[c] = first + c < mul ? widened(row[first + c]) : T{};
+  return channels;
+}
+template <class S, int C>
+__device__ inline void store(const Pack<Arithmetic<S>, C>& channels, S* row, std::int64_t first, int mul) {
+  if (first + C <= mul && aligned<S, C>(row + first)) {
+    *reinterpret_cast<Pack<S, C>*>(row + first) = rounded<S>(channels);
+    return;
+  }
+  CLEBSCH_DEVICE_UNROLL
+  for (int c = 0; c < C; ++c) {
+    if (first + c < mul) row[first + c] = rounded<S>(channels[c]);
+  }
+}
+// To a row of a result from `offset` on.
+template <class S, int C, class T = Arithmetic<S>>
+__device__ inline void store(const Pack<T, C>& channels, const Result<S>& row, std::int64_t offset,
+                             std::int64_t first, int mul) {
+  if constexpr (kShort<S>) {
+    if (row.stored) return store<S, C>(channels, row.stored + offset, first, mul);
+  }
+  T* sums = row.sums + offset;
+  if (!row.add) return store<T, C>(channels, sums, first, mul);
+  Pack<T, C> total = load<T, C>(sums, first, mul);
+  CLEBSCH_DEVICE_UNROLL
+  for (int c = 0; c < C; ++c) total[c] += channels[c];
+  store<T, C>(total, sums, first, mul);
+}
+
+template <class T, int C>
+__device__ inline T dot(const Pack<T, C>& a, const Pack<T, C>& b) {
+  T sum{};
+  CLEBSCH_DEVICE_UNROLL
+  for (int c = 0; c < C; ++c) sum += a[c] * b[c];
+  return sum;
 }
 
 // Before anything else of an order is read: the CPU's is of the same size, and its numbers are indices too.
@@ -111,7 +161,7 @@ __device__ inline GradientRows gradient_rows(const DeviceProduct<S>& a, std::int
                                              const Edge& edge) {
   const std::int64_t part = position - a.first_position;
   return {sums_edges(a) ? part : edge.x, a.y_of_receivers ? part : edge.y,
-          a.shared_weights ? part : weight_row(a, position, edge.index)};
+          a.shared_weights ? part / a.positions_of_gw : weight_row(a, position, edge.index)};
 }
 
 }  // namespace clebsch::cuda

@@ -78,14 +78,15 @@ class DerivativeRun {
         parts_w_{nullptr, sum_w_ ? product.plan.weight_numel : 0},
         begin_(product.windowed ? product.window_begin : 0),
         end_(product.windowed ? product.window_end : product.rows),
+        group_(sum_w_ && !channels_ ? positions_of_gw(end_ - begin_) : 1),
         rows_(rows_at_a_time()),
         gx_(call.gx, sum_x_ || !channels_, product.tasks, product.plan.dim1, workspace),
         gy_(call.gy, true, sum_y_ ? product.graph.nodes : product.rows, product.plan.dim2, workspace),
         gw_(call.gw, sum_w_, 1, product.plan.weight_numel, workspace) {
     if (sum_x_) parts_x_.data = take<T>(workspace, rows_ * parts_x_.stride);
     if (sum_y_) parts_y_.data = take<T>(workspace, rows_ * parts_y_.stride);
-    if (sum_w_) parts_w_.data = take<T>(workspace, rows_ * parts_w_.stride);
-    if (sum_w_) sums_w_ = take<T>(workspace, row_groups(rows_) * parts_w_.stride);
+    if (sum_w_) parts_w_.data = take<T>(workspace, groups(rows_) * parts_w_.stride);
+    if (sum_w_) sums_w_ = take<T>(workspace, row_groups(groups(rows_)) * parts_w_.stride);
   }
 
   // Windows of positions follow each other, and add in their order.
@@ -94,6 +95,7 @@ class DerivativeRun {
     do {
       DeviceProduct<S> product = whole_;
       product.first_position = first;
+      product.positions_of_gw = group_;
       product.last_position = std::min(first + rows_, end_);
       product.gx = sum_x_ ? Results<S>{{}, parts_x_} : gx_.results();
       product.gy = sum_y_ ? Results<S>{{}, parts_y_} : gy_.results();
@@ -105,19 +107,26 @@ class DerivativeRun {
       }
       if (sum_x_) add_parts(product, false, parts_x_, gx_.rows());
       if (sum_y_) add_parts(product, true, parts_y_, gy_.rows());
-      if (sum_w_) add_weights(product.last_position - first, first > 0);
+      if (sum_w_) add_weights(groups(product.last_position - first), first > 0);
       first += rows_;
     } while (first < end_);
     for (const Sums<S>* sums : {&gx_, &gy_, &gw_}) sums->round(stream_);
   }
 
  private:
+  // As many blocks of threads as keep a device busy, and rows of gw that stay in its caches meanwhile: what
+  // they add up is not written for each position.
+  static std::int64_t positions_of_gw(std::int64_t positions) {
+    return std::clamp<std::int64_t>(positions / 2048, 1, 32);
+  }
+  std::int64_t groups(std::int64_t positions) const { return (positions + group_ - 1) / group_; }
+  // A multiple of the group, or all.
   std::int64_t rows_at_a_time() const {
-    const std::int64_t part =
-        (parts_x_.stride + parts_y_.stride + parts_w_.stride) * static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t part = (group_ * (parts_x_.stride + parts_y_.stride) + parts_w_.stride) *
+                              static_cast<std::int64_t>(sizeof(T));
     const std::int64_t all = std::max<std::int64_t>(end_ - begin_, 1);
-    return part == 0 ? all
-                     : std::clamp<std::int64_t>(workspace_bytes(std::int64_t{256} << 20) / part, 1, all);
+    if (part == 0) return all;
+    return std::min(all, group_ * std::max<std::int64_t>(workspace_bytes(std::int64_t{256} << 20) / part, 1));
   }
 
   void add_parts(const DeviceProduct<S>& product, bool of_receivers, const Rows<T>& parts,
@@ -143,7 +152,7 @@ class DerivativeRun {
   void* const stream_;
   const bool channels_, sum_x_, sum_y_, sum_w_;  // sum parts, of which each position has one
   Rows<T> parts_x_, parts_y_, parts_w_;
-  const std::int64_t begin_, end_, rows_;
+  const std::int64_t begin_, end_, group_, rows_;  // positions: all, those of a row of gw, those at a time
   const Sums<S> gx_, gy_, gw_;
   T* sums_w_ = nullptr;
 };

@@ -210,6 +210,7 @@ PlanTables<T> view_plan(const Plan& plan, const std::int64_t* words) {
   for (int n = 0; n < program.out_count; ++n) tables.widest = std::max(tables.widest, program.out[n].mul);
   tables.mul_ir = program.mul_ir;
   tables.channelwise = channelwise(program) && program.path_count > 0;
+  for (int n = 0; n < program.path_count; ++n) tables.fans |= connects_all(program.paths[n].mode);
   return tables;
 }
 

@@ -50,6 +50,7 @@ struct PlanTables {
   int widest;                              // multiplicity, of a block of x or the output
   bool mul_ir;
   bool channelwise;  // every path uvu with one copy of y
+  bool fans;         // a path's weights fan out
 };
 
 // The piece, in words of 8 bytes, and the view of it wherever it was copied to.

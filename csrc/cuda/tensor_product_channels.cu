@@ -30,25 +30,18 @@ namespace clebsch::cuda {
 inline namespace tensor_product_channels_kernels {
 
 constexpr int kLanes = 32, kWarps = kForwardWarps, kThreads = kLanes * kWarps;
-#ifndef CLEBSCH_UNROLLED_DEVICE
-#define CLEBSCH_UNROLLED_DEVICE 4
-#endif
-// Degrees of x and the output that are known when compiling, at most 4. One channel a thread of 16 bits to 1,
-// which halves what these types add to the time to compile: their use is many channels.
-template <class S, int C>
-constexpr int kUnrolledProducts =
-    kShort<S> && C == 1 && CLEBSCH_UNROLLED_DEVICE > 1 ? 1 : CLEBSCH_UNROLLED_DEVICE;
-// The double backward of four channels a thread to 3: with more it spilled on sm_80.
-template <class S, int C, bool Tangent>
-constexpr int kUnrolledDerivatives =
-    Tangent && C == 4 && CLEBSCH_UNROLLED_DEVICE > 3 ? 3 : kUnrolledProducts<S, C>;
-
 // Blocks of threads for whose registers a multiprocessor must have room: about those that its shared memory
 // has room for. Left to itself the compiler aims at more of them, and spills.
 template <class T, bool Tangent>
 constexpr int kForwardBlocks = sizeof(T) == 8 || Tangent ? 4 : 5;
-template <class T>
-constexpr int kBackwardBlocks = sizeof(T) == 8 ? 3 : 4;
+// Before sm_90 the double backward of four channels a thread spilled in the registers of 4 blocks, too.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kNeedsRegisters = true;
+#else
+constexpr bool kNeedsRegisters = false;
+#endif
+template <class T, int C, bool Tangent>
+constexpr int kBackwardBlocks = sizeof(T) == 8 || (Tangent && C == 4 && kNeedsRegisters) ? 3 : 4;
 
 template <class T, int C>
 using Channels = Pack<T, C>;
@@ -63,43 +56,6 @@ __device__ inline Tile tile_of(std::int64_t number) {
   const int lane = static_cast<int>(threadIdx.x) % kLanes, warp = static_cast<int>(threadIdx.x) / kLanes;
   return {lane, warp, (number * kLanes + lane) * C};
 }
-template <class S, int C>
-__device__ inline bool aligned(const S* at) {
-  return reinterpret_cast<std::uintptr_t>(at) % (C * sizeof(S)) == 0;
-}
-
-// C numbers of a row that belong to the channels from `first` on, zero beyond `mul`.
-template <class S, int C, class T = Arithmetic<S>>
-__device__ inline Channels<T, C> load(const S* row, std::int64_t first, int mul) {
-  if (first + C <= mul && aligned<S, C>(row + first))
-    return widened(*reinterpret_cast<const Channels<S, C>*>(row + first));
-  Channels<T, C> channels;
-  CLEBSCH_DEVICE_UNROLL
-  for (int c = 0; c < C; ++c) channels[c] = first + c < mul ? widened(row[first + c]) : T{};
-  return channels;
-}
-template <class S, int C>
-__device__ inline void store(const Channels<Arithmetic<S>, C>& channels, S* row, std::int64_t first,
-                             int mul) {
-  if (first + C <= mul && aligned<S, C>(row + first)) {
-    *reinterpret_cast<Channels<S, C>*>(row + first) = rounded<S>(channels);
-    return;
-  }
-  CLEBSCH_DEVICE_UNROLL
-  for (int c = 0; c < C; ++c) {
-    if (first + c < mul) row[first + c] = rounded<S>(channels[c]);
-  }
-}
-// To a row of a result from `offset` on.
-template <class S, int C, class T = Arithmetic<S>>
-__device__ inline void store(const Channels<T, C>& channels, const Result<S>& row, std::int64_t offset,
-                             std::int64_t first, int mul) {
-  if constexpr (kShort<S>) {
-    if (row.stored) return store<S, C>(channels, row.stored + offset, first, mul);
-  }
-  store<T, C>(channels, row.sums + offset, first, mul);
-}
-
 // Component m of the channels of this thread is at[m * kLanes].
 template <class S, int C, class T = Arithmetic<S>>
 __device__ inline void load_block(const S* row, const BlockTable& b, bool mul_ir, std::int64_t first,
@@ -322,7 +278,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<Arithmetic<S>, Tangen
         const PathTable& p = plan.paths[n];
         if (p.warp != tile.warp) continue;
         Channels<T, C>* own = sums + p.out.component * kLanes + tile.lane;
-        for_path_degrees<kUnrolledProducts<S, C>>(
+        for_path_degrees<kUnrolledProducts>(
             p, [&]<int L1, int L3>() { add_path<S, C, Tangent, L1, L3>(plan, p, edges, tile, own); });
       }
     }
@@ -374,14 +330,6 @@ struct OwnEdge {
   Result<S> gw;
   bool wants_x, wants_y;
 };
-
-template <class T, int C>
-__device__ inline T dot(const Channels<T, C>& a, const Channels<T, C>& b) {
-  T sum{};
-  CLEBSCH_DEVICE_UNROLL
-  for (int c = 0; c < C; ++c) sum += a[c] * b[c];
-  return sum;
-}
 
 // One path of the edge of a warp. All lanes must call it.
 template <class S, int C, bool Tangent, int L1, int L3>
@@ -468,7 +416,7 @@ __device__ __forceinline__ void differentiate_path(const PathTable& p, const Own
 }
 
 template <class S, int C, bool Tangent>
-__global__ void __launch_bounds__(kThreads, kBackwardBlocks<Arithmetic<S>>)
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks<Arithmetic<S>, C, Tangent>)
     channels_backward(DeviceProduct<S> a) {
   using T = Arithmetic<S>;
   const PlanTables<T>& plan = a.plan;
@@ -520,7 +468,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<Arithmetic<S>>)
         own.wants_y = a.gy.sums.data;
         for (int n = 0; n < plan.path_count; ++n) {
           const PathTable& p = plan.paths[n];
-          for_path_degrees<kUnrolledDerivatives<S, C, Tangent>>(
+          for_path_degrees<kUnrolledProducts>(
               p, [&]<int L1, int L3>() { differentiate_path<S, C, Tangent, L1, L3>(p, own, tile); });
         }
 

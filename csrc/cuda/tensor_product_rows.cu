@@ -7,19 +7,21 @@
 //   gx_u += sum of C y_v Q_uv,   gy_v += sum of C x_u Q_uv
 //
 // with tangents P' = P(ax, y) + P(x, ay) and Q' = Q(aW). P and Q of a chunk lie in shared memory. Every sum
-// has one thread as its owner: no atomics, and the order of the terms depends on the plan alone.
+// has an owner, one thread or, where there are few sums, some lanes side by side: no atomics, and the order
+// of the terms depends on the plan alone. Sums over weights that fan out: tensor_product_fan.h.
 //
-// Bytes: w once (gw once more); x, y, g from the caches, once for each chunk and component that needs them;
-// out and the gradients are added to in the caches once for each chunk. Where tensor_product_channels.cu
-// serves a plan it moves less.
+// Bytes: w once (gw once more), 16 a thread where they fan out; x, y, g from the caches, once for each chunk
+// and component that needs them; out and the gradients are added to in the caches once for each chunk. Where
+// tensor_product_channels.cu serves a plan it moves less.
 #include "cuda/device.h"
 #include "cuda/device_product.h"
 #include "cuda/edges.h"
+#include "cuda/tensor_product_fan.h"
 
 namespace clebsch::cuda {
 inline namespace tensor_product_rows_kernels {
 
-constexpr int kThreads = 128;
+constexpr int kLanes = 32, kThreads = kLanes * kForwardWarps;
 // Blocks of threads for whose registers a multiprocessor must have room: the compiler, left to itself, aims
 // at more and spills.
 template <bool Tangent>
@@ -49,7 +51,7 @@ struct Pairs {
     return diagonal() ? u : triangle() ? u * (2 * mul2 - u - 1) / 2 : u * mul2;
   }
   __device__ std::int64_t u_of(std::int64_t n) const {
-    if (diagonal()) return n;
+    if (diagonal() || (!triangle() && mul2 == 1)) return n;
     if (!triangle()) return n / mul2;
     const double b = 2.0 * static_cast<double>(mul2) - 1;
     std::int64_t u = static_cast<std::int64_t>((b - sqrt(b * b - 8.0 * static_cast<double>(n))) / 2);
@@ -92,6 +94,34 @@ __device__ inline Series pairs_of_output(const Pairs& pairs, std::int64_t o, std
   if (pairs.mode == Mode::uvu) return pairs_of_u(pairs, o, n0, n1);
   if (pairs.mode == Mode::uvv) return multiples(o, pairs.mul2, n0, n1);
   return {o, 1, o + 1};
+}
+
+// put(i, sum of terms(i, part, parts)) for i < tasks, each part in a lane of its own where tasks are few:
+// terms takes every `parts`th of its terms from number `part` on. All threads must call it.
+template <class T, class Terms, class Put>
+__device__ inline void sum_parts(std::int64_t tasks, const Terms& terms, const Put& put) {
+  int parts = 1;
+  while (parts < kLanes && tasks * parts < kThreads) parts *= 2;
+  const int part = static_cast<int>(threadIdx.x) % parts;
+  for (std::int64_t base = 0; base < tasks; base += kThreads / parts) {
+    const std::int64_t i = base + static_cast<int>(threadIdx.x) / parts;
+    T sum = i < tasks ? terms(i, part, parts) : T{};
+    for (int offset = parts / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
+    if (part == 0 && i < tasks) put(i, sum);
+  }
+}
+
+// f<2 l + 1>() where that degree is known when compiling; else false.
+template <int L = 0, class F>
+__device__ __forceinline__ bool for_degree(int l, const F& f) {
+  if constexpr (L > kUnrolledProducts) {
+    return false;
+  } else if (l == L) {
+    f.template operator()<2 * L + 1>();
+    return true;
+  } else {
+    return for_degree<L + 1>(l, f);
+  }
 }
 
 template <class S>
@@ -169,6 +199,11 @@ struct Chunk {
     }
   }
 
+  __device__ Fan<S> spread() const {
+    return {p.weighted ? a.w : nullptr, p.weighted ? a.aw : nullptr, p.weight + n0 * fan, p.out.mul,
+            static_cast<int>(n1 - n0)};
+  }
+
   // Q, and with tangents Q'.
   __device__ void collect(T* q, T* q_tangent) const {
     for (std::int64_t i = threadIdx.x; i < (n1 - n0) * outputs; i += kThreads) {
@@ -192,15 +227,20 @@ struct Chunk {
   }
 
   // out += W P, with tangents W P' + aW P.
-  __device__ void add_output(const T* value, const T* tangent, T* out) const {
+  __device__ void add_output(const T* value, const T* tangent, T* scratch, T* out) const {
+    if (fan && for_degree(p.out.l, [&]<int K>() {
+          add_fan<S, Tangent, K>(spread(), value, tangent, scratch,
+                                 [&](int w, int k) -> T& { return out[at_out(w, k)]; });
+        }))
+      return;
     const std::int64_t first = fan ? 0 : pairs.mode == Mode::uvv ? 0 : pairs.output(n0);
     const std::int64_t last = fan ? fan : pairs.mode == Mode::uvv ? pairs.mul2 : pairs.output(n1 - 1) + 1;
-    for (std::int64_t i = threadIdx.x; i < (last - first) * outputs; i += kThreads) {
+    const auto terms = [&](std::int64_t i, int part, int parts) {
       const std::int64_t o = first + i / outputs;
       const int k = static_cast<int>(i % outputs);
       const Series those = fan ? Series{n0, 1, n1} : pairs_of_output(pairs, o, n0, n1);
       T sum{};
-      for (std::int64_t n = those.first; n < those.end; n += those.step) {
+      for (std::int64_t n = those.first + part * those.step; n < those.end; n += parts * those.step) {
         const std::int64_t at = (n - n0) * outputs + k, number = fan ? n * fan + o : n;
         if constexpr (Tangent) {
           sum += weight(number) * tangent[at] + weight_tangent(number) * value[at];
@@ -208,50 +248,68 @@ struct Chunk {
           sum += weight(number) * value[at];
         }
       }
-      out[at_out(o, k)] += sum;
-    }
+      return sum;
+    };
+    sum_parts<T>((last - first) * outputs, terms, [&](std::int64_t i, T sum) {
+      out[at_out(first + i / outputs, static_cast<int>(i % outputs))] += sum;
+    });
   }
 
-  // gW = g P, with tangents g P'. Each weight has one pair: written, not added to.
-  __device__ void put_weights(const T* value, const T* tangent, const Result<S>& gw) const {
+  // gW = g P, with tangents g P'. Each weight has one pair.
+  __device__ void put_weights(const T* value, const Result<S>& gw) const {
     const std::int64_t each = fan ? fan : 1;
     for (std::int64_t i = threadIdx.x; i < (n1 - n0) * each; i += kThreads) {
       const std::int64_t n = n0 + i / each, o = fan ? i % each : pairs.output(n);
-      const T* from = (Tangent ? tangent : value) + (n - n0) * outputs;
+      const T* from = value + (n - n0) * outputs;
       T sum{};
       for (int k = 0; k < outputs; ++k) sum += widened(a.g[at_out(o, k)]) * from[k];
       gw.put(p.weight + n * each + (fan ? o : 0), sum);
     }
   }
 
+  // Q and Q' unless q is null; gW of P, with tangents of P', if it is wanted.
+  __device__ void use_weights(const T* value, T* q, T* q_tangent, const Result<S>& gw) const {
+    if (fan && for_degree(p.out.l, [&]<int K>() {
+          differentiate_fan<S, Tangent, K>(
+              spread(), [&](int w, int k) { return widened(a.g[at_out(w, k)]); }, value, q, q_tangent, gw);
+        }))
+      return;
+    if (q) collect(q, q_tangent);
+    if (gw) put_weights(value, gw);
+  }
+
   // gx_u += C y Q, with tangents C y Q' + C ay Q.
   __device__ void add_x(const T* q, const T* q_tangent, T* gx) const {
     const std::int64_t first = pairs.u_of(n0), last = pairs.u_of(n1 - 1) + 1;
-    for (std::int64_t i = threadIdx.x; i < (last - first) * inputs; i += kThreads) {
+    const auto terms = [&](std::int64_t i, int part, int parts) {
       const std::int64_t u = first + i / inputs;
       const int m = static_cast<int>(i % inputs);
       const Series those = pairs_of_u(pairs, u, n0, n1);
       T sum{};
-      for (std::int64_t n = those.first; n < those.end; ++n) {
+      for (std::int64_t n = those.first + part; n < those.end; n += parts) {
         const std::int64_t of_y = at2(pairs.v_of(n, u), 0), at = (n - n0) * outputs;
         sum += contract(p.by_in1 + m, a.y + of_y, at2.component, (Tangent ? q_tangent : q) + at, 1);
         if constexpr (Tangent) {
           if (a.ay) sum += contract(p.by_in1 + m, a.ay + of_y, at2.component, q + at, 1);
         }
       }
-      gx[at1(u, m)] += sum;
-    }
+      return sum;
+    };
+    sum_parts<T>((last - first) * inputs, terms, [&](std::int64_t i, T sum) {
+      gx[at1(first + i / inputs, static_cast<int>(i % inputs))] += sum;
+    });
   }
 
   // gy_v += C x Q, with tangents C x Q' + C ax Q.
   __device__ void add_y(const T* q, const T* q_tangent, T* gy) const {
     const std::int64_t u0 = pairs.u_of(n0), u1 = pairs.u_of(n1 - 1);
     const std::int64_t first = pairs.diagonal() ? n0 : 0, last = pairs.diagonal() ? n1 : pairs.mul2;
-    for (std::int64_t i = threadIdx.x; i < (last - first) * others; i += kThreads) {
+    const auto terms = [&](std::int64_t i, int part, int parts) {
       const std::int64_t v = first + i / others;
       const int m = static_cast<int>(i % others);
       T sum{};
-      for (std::int64_t u = pairs.diagonal() ? v : u0; u <= (pairs.diagonal() ? v : u1); ++u) {
+      for (std::int64_t u = (pairs.diagonal() ? v : u0) + part; u <= (pairs.diagonal() ? v : u1);
+           u += parts) {
         if (pairs.triangle() && u >= v) break;
         const std::int64_t n = pairs.number(u, v);
         if (n < n0 || n >= n1) continue;
@@ -261,8 +319,11 @@ struct Chunk {
           if (a.ax) sum += contract(p.by_in2 + m, a.ax + of_x, at1.component, q + at, 1);
         }
       }
-      gy[at2(v, m)] += sum;
-    }
+      return sum;
+    };
+    sum_parts<T>((last - first) * others, terms, [&](std::int64_t i, T sum) {
+      gy[at2(first + i / others, static_cast<int>(i % others))] += sum;
+    });
   }
 };
 
@@ -274,7 +335,8 @@ __device__ inline void clear(T* row, std::int64_t length) {
 template <class S, bool Tangent>
 __global__ void __launch_bounds__(kThreads, kForwardBlocks<Tangent>) rows_forward(DeviceProduct<S> a) {
   using T = Arithmetic<S>;
-  T *value = dynamic_shared<T>(), *tangent = value + kPairValues;
+  T *value = dynamic_shared<T>(), *tangent = value + kPairValues,
+    *scratch = value + (Tangent ? 2 : 1) * kPairValues;
   for (std::int64_t task = blockIdx.x; task < a.tasks; task += gridDim.x) {
     // Found again for each chunk: kept meanwhile it would take registers.
     const auto out = [&] { return row(a.out.sums, out_row(a, task)); };
@@ -289,9 +351,38 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<Tangent>) rows_forwar
           __syncthreads();  // the chunk before has been read
           chunk.couple(value, tangent);
           __syncthreads();
-          chunk.add_output(value, tangent, out());
+          chunk.add_output(value, tangent, scratch, out());
         }
       }
+    }
+  }
+}
+
+// One position; gw is added to what the positions before it gave to the same row.
+template <class S, bool Tangent, class T = Arithmetic<S>>
+__device__ inline void differentiate(const DeviceProduct<S>& a, std::int64_t at, bool add, T* value, T* q,
+                                     T* tangent, T* q_tangent) {
+  const Edge edge = edge_at(a, at);
+  const Operands<S> operands = operands_of(a, at, edge, task_at(a, at));
+  const GradientRows to = gradient_rows(a, at, edge);
+  T* gx = row_if(a.gx.sums, to.x);
+  T* gy = row_if(a.gy.sums, to.y);
+  Result<S> gw = row_if(a.gw, to.w);
+  gw.add = add;
+  if (gx) clear(gx, a.plan.dim1);
+  if (gy) clear(gy, a.plan.dim2);
+  for (int n = 0; n < a.plan.path_count; ++n) {
+    const PathTable& p = a.plan.paths[n];
+    const Result<S> gw_of_path = p.weighted ? gw : Result<S>{};
+    for (std::int64_t begin = 0; begin < p.pairs; begin += Chunk<S, Tangent>::size(p)) {
+      const Chunk<S, Tangent> chunk(a.plan, p, operands, begin);
+      __syncthreads();  // the chunk before has been read
+      if (gw_of_path) chunk.couple(value, tangent);
+      __syncthreads();
+      chunk.use_weights(Tangent ? tangent : value, gx || gy ? q : nullptr, q_tangent, gw_of_path);
+      __syncthreads();
+      if (gx) chunk.add_x(q, q_tangent, gx);
+      if (gy) chunk.add_y(q, q_tangent, gy);
     }
   }
 }
@@ -301,28 +392,11 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks) rows_backward(Devic
   using T = Arithmetic<S>;
   T *value = dynamic_shared<T>(), *q = value + kPairValues, *tangent = q + kPairValues,
     *q_tangent = tangent + kPairValues;
-  for (std::int64_t at = a.first_position + blockIdx.x; at < a.last_position; at += gridDim.x) {
-    const Edge edge = edge_at(a, at);
-    const Operands<S> operands = operands_of(a, at, edge, task_at(a, at));
-    const GradientRows to = gradient_rows(a, at, edge);
-    T* gx = row_if(a.gx.sums, to.x);
-    T* gy = row_if(a.gy.sums, to.y);
-    const Result<S> gw = row_if(a.gw, to.w);
-    if (gx) clear(gx, a.plan.dim1);
-    if (gy) clear(gy, a.plan.dim2);
-    for (int n = 0; n < a.plan.path_count; ++n) {
-      const PathTable& p = a.plan.paths[n];
-      for (std::int64_t begin = 0; begin < p.pairs; begin += Chunk<S, Tangent>::size(p)) {
-        const Chunk<S, Tangent> chunk(a.plan, p, operands, begin);
-        __syncthreads();
-        if (gw && p.weighted) chunk.couple(value, tangent);
-        if (gx || gy) chunk.collect(q, q_tangent);
-        __syncthreads();
-        if (gw && p.weighted) chunk.put_weights(value, tangent, gw);
-        if (gx) chunk.add_x(q, q_tangent, gx);
-        if (gy) chunk.add_y(q, q_tangent, gy);
-      }
-    }
+  const std::int64_t positions = a.last_position - a.first_position, group = a.positions_of_gw;
+  for (std::int64_t first = blockIdx.x * group; first < positions; first += gridDim.x * group) {
+    const std::int64_t last = smaller(first + group, positions);
+    for (std::int64_t at = first; at < last; ++at)
+      differentiate<S, Tangent>(a, a.first_position + at, at > first, value, q, tangent, q_tangent);
   }
 }
 
@@ -332,13 +406,16 @@ unsigned blocks(std::int64_t tasks) { return blocks_x(tasks); }
 
 template <class S>
 void launch_rows_forward(const DeviceProduct<S>& product, bool tangent, void* stream) {
+  using T = Arithmetic<S>;
+  const int scratch = product.plan.fans ? kFanValues<T, kUnrolledProducts> : 0;
   launch(tangent ? &rows_forward<S, true> : &rows_forward<S, false>, dim3(blocks(product.tasks)),
-         dim3(kThreads), (tangent ? 2 : 1) * kPairValues * sizeof(Arithmetic<S>), stream, product);
+         dim3(kThreads), ((tangent ? 2 : 1) * kPairValues + scratch) * sizeof(T), stream, product);
 }
 template <class S>
 void launch_rows_backward(const DeviceProduct<S>& product, bool tangent, void* stream) {
-  launch(tangent ? &rows_backward<S, true> : &rows_backward<S, false>,
-         dim3(blocks(product.last_position - product.first_position)), dim3(kThreads),
+  const std::int64_t positions = product.last_position - product.first_position,
+                     groups = (positions + product.positions_of_gw - 1) / product.positions_of_gw;
+  launch(tangent ? &rows_backward<S, true> : &rows_backward<S, false>, dim3(blocks(groups)), dim3(kThreads),
          (tangent ? 4 : 2) * kPairValues * sizeof(Arithmetic<S>), stream, product);
 }
 
