@@ -1,12 +1,19 @@
-"""The kernels of GPUs in the place of the CPU's, for operator tests: with ``pytest --emulated`` on the
-emulator, with ``pytest --on-gpu`` on a GPU, to which operands are copied and from which results come back.
+"""Kernels for GPUs in the place of the CPU's, for operator tests: with ``pytest --emulated`` on the emulator, with
+``pytest --on-gpu`` on a GPU, to which operands are copied and from which results come back.
+
+All operator tests run so but those marked `not_emulated`, on problems as large as sizes.py allows:
+kernels_reached.py.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +22,32 @@ import torch
 
 from clebsch import backend, ops  # noqa: F401  the operators are defined before they are replaced
 
+REPOSITORY = Path(__file__).parents[1]
+sys.path.insert(0, str(REPOSITORY))  # benchmarks are not installed
+
+from benchmarks.cuda import budget  # noqa: E402
+
 __all__ = [
+    "MARK",
+    "NAME",
     "ORDERS",
+    "OTHER_TESTS",
     "captured",
     "enabled",
+    "every_kernel",
+    "launched",
     "load",
     "load_gpu",
     "on_gpu",
+    "set_shared_limit",
     "set_workspace_bytes",
     "shared_bytes_since",
     "there",
     "thread_orders",
 ]
 
-LIBRARY = Path(__file__).parents[1] / "build" / "develop" / "csrc" / "tests" / "_clebsch_emulated.so"
+MARK, NAME, OTHER_TESTS = "not_emulated", "kernels for GPUs", "test_cuda_budget.py"
+LIBRARY = REPOSITORY / "build" / "develop" / "csrc" / "tests" / "_clebsch_emulated.so"
 ORDERS = ("forward", "reverse", "random:1")
 
 _library: ctypes.CDLL | None = None
@@ -42,7 +61,9 @@ def load() -> None:
     _library = ctypes.CDLL(str(LIBRARY))
     _library.clebsch_set_thread_order.argtypes = [ctypes.c_char_p]
     _library.clebsch_set_captured.argtypes = [ctypes.c_bool]
+    _library.clebsch_set_shared_limit.argtypes = [ctypes.c_int64]
     _library.clebsch_shared_bytes_since.restype = ctypes.c_int64
+    _library.clebsch_take_launch.restype = ctypes.c_void_p
 
 
 def load_gpu(device: str = "cuda") -> None:
@@ -132,6 +153,37 @@ def captured() -> Iterator[None]:
         _library.clebsch_set_captured(False)
 
 
+def set_shared_limit(count: int) -> None:
+    """The shared memory that a block may have, in bytes; 0 for that of a small device."""
+    _library.clebsch_set_shared_limit(count)
+
+
 def shared_bytes_since() -> int:
     """The most shared memory that a block was given since the last call."""
     return _library.clebsch_shared_bytes_since()
+
+
+def launched() -> set[tuple[str, ...]]:
+    """Names of the kernels that were launched since the last call; a GPU's are not noted."""
+    if not hasattr(_library, "clebsch_take_launch"):
+        return set()
+    return {(_names()[address],) for address in iter(_library.clebsch_take_launch, None)}
+
+
+def every_kernel() -> set[tuple[str, ...]]:
+    """Names of those that there are: what nvcc made of the same sources."""
+    return {(name,) for name in json.loads(budget.BUDGET.read_text())["kernels"]}
+
+
+@cache
+def _names() -> dict[int, str]:
+    """Functions of the library by their addresses in this process."""
+    symbols = subprocess.run(
+        ["nm", "-C", "--defined-only", LIBRARY], capture_output=True, text=True, check=True
+    )
+    found = {
+        int(at, 16): name for at, _, name in (line.split(maxsplit=2) for line in symbols.stdout.splitlines())
+    }
+    (known,) = (at for at, name in found.items() if name == "clebsch_take_launch")
+    moved = ctypes.cast(_library.clebsch_take_launch, ctypes.c_void_p).value - known
+    return {moved + at: budget.short(name) for at, name in found.items()}

@@ -73,8 +73,8 @@ class Convolution:
         plan, weights = self.plan, self.plan.weight_numel
         dim1, dim2 = plan.irreps_in1.dim, plan.irreps_in2.dim
         own, node = plan.irreps_out.dim / DEGREE, dim1 / DEGREE  # of a receiver (out, g), of a sender (x, gx)
-        # Rows of senders that are read, which is once at least, and written; rows of them that are gathered, and
-        # what else is moved: rows of gx, which their senders sum, and weights that a second pass reads.
+        # Rows of senders that are read, which is once at least, and written; rows of them that are gathered,
+        # and what else is moved: rows of gx, which their senders sum, and weights that a second pass reads.
         flops, least, read, written, gathered, more = {
             "forward": (2 * cells + components, weights + dim2 + own, 1, 0, 1, 0),
             "backward": (4 * cells + 5 * components, 2 * weights + 2 * dim2 + own, 1, 1, 1, 2 * dim1),
@@ -368,8 +368,8 @@ reach the peak.
 
 For an edge of a convolution with {DEGREE} edges a node, for a point, a channel of a node (contraction), a row
 (DiffDock, linear), a copy (gate), a number (silu). *Least*: each operand and result once. *Moved*: also what is
-gathered for senders, if no gather hits a cache, what a second pass reads again, and sums of senders that windows of
-{NODES * DEGREE:,} edges go on with. Flops are those of the
+gathered for senders, if no gather hits a cache, what a second pass reads again, and sums of senders that
+windows of {NODES * DEGREE:,} edges go on with. Flops are those of the
 source, zeros in M included; making M from y (at most two in a hundred) and sums over lanes are left out, and
 weights that all rows or nodes share are in a cache. Under the name of a GPU: **at most this share of its
 peak**, from the bytes moved to the least; "peak" where memory is not the bound: contractions load an operand
@@ -388,7 +388,8 @@ bound is that of the least bytes.
 ## Bytes moved over the least
 
 In float32, per edge. What a gather finds in the second cache is not moved; rows of gx are written and read
-by the sum of their sender in any case, and sums of all senders once more for every window but the first. How many gathers hit depends on how nodes are numbered: the last
+by the sum of their sender in any case, and sums of all senders once more for every window but the first.
+How many gathers hit depends on how nodes are numbered: the last
 columns are from a model of a cache (`benchmarks/cuda/second_cache.py`), which drops what was used least
 recently, and in which all that passes by takes room, for {NODES:,} nodes on a lattice with {DEGREE}
 neighbours. Sorted in space, as atoms of a crystal or of a molecule are, or as a program can sort them, the

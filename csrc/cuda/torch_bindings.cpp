@@ -468,6 +468,12 @@ extern "C" __attribute__((visibility("default"))) void clebsch_set_captured(bool
 extern "C" __attribute__((visibility("default"))) int64_t clebsch_shared_bytes_since() {
   return clebsch::cuda::emulator::shared_bytes_since();
 }
+extern "C" __attribute__((visibility("default"))) void clebsch_set_shared_limit(int64_t bytes) {
+  clebsch::cuda::emulator::set_shared_limit(bytes);
+}
+extern "C" __attribute__((visibility("default"))) const void* clebsch_take_launch() {
+  return clebsch::cuda::emulator::take_launch();
+}
 #endif
 
 STABLE_TORCH_LIBRARY_IMPL(clebsch, CLEBSCH_KEY, m) {
