@@ -1,5 +1,5 @@
-"""Kernels for GPUs in the place of the CPU's, for operator tests: with ``pytest --emulated`` on the emulator, with
-``pytest --on-gpu`` on a GPU, to which operands are copied and from which results come back.
+"""Kernels for GPUs in the place of the CPU's, for operator tests: with ``pytest --emulated`` on the emulator,
+with ``pytest --on-gpu`` on a GPU, to which operands are copied and from which results come back.
 
 All operator tests run so but those marked `not_emulated`, on problems as large as sizes.py allows:
 kernels_reached.py.
