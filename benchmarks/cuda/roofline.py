@@ -366,15 +366,15 @@ reach the peak.
 
 ## Bounds
 
-For an edge of a convolution with {DEGREE} edges a node, for a point, a channel of a node (contraction), a row
-(DiffDock, linear), a copy (gate), a number (silu). *Least*: each operand and result once. *Moved*: also what
-is gathered for senders, if no gather hits a cache, what a second pass reads again, and sums of senders that
-windows of {NODES * DEGREE:,} edges go on with. Flops are those of the source, zeros in M included; making M from
-y (at most two in a hundred) and sums over lanes are left out, and weights that all rows or nodes share are in
-a cache. Under the name of a GPU: **at most this share of its peak**, from the bytes moved to the least; "peak"
-where memory is not the bound: contractions load an operand from shared memory for each multiply-add, and
-linear layers use no tensor cores. *More*: sums or their tangents do not fit shared memory and the kernel of
-rows runs, which moves more than is counted here; its bound is that of the least bytes.
+For an edge of a convolution with {DEGREE} edges a node, for a point, a channel of a node (contraction), a
+row (DiffDock, linear), a copy (gate), a number (silu). *Least*: each operand and result once. *Moved*: also
+what is gathered for senders, if no gather hits a cache, what a second pass reads again, and sums of senders
+that windows of {NODES * DEGREE:,} edges go on with. Flops are those of the source, zeros in M included;
+making M from y (at most two in a hundred) and sums over lanes are left out, and weights that all rows or
+nodes share are in a cache. Under the name of a GPU: **at most this share of its peak**, from the bytes moved
+to the least; "peak" where memory is not the bound: contractions load an operand from shared memory for each
+multiply-add, and linear layers use no tensor cores. *More*: sums or their tangents do not fit shared memory
+and the kernel of rows runs, which moves more than is counted here; its bound is that of the least bytes.
 
 ### float32
 
