@@ -59,17 +59,17 @@ test-clients: develop
 
 # The kernels of the GPU run on the processor, thread by thread, in three orders (csrc/cuda/emulator.h): the
 # operator tests of the CPU's kernels that say most for their time, all random plans among them, or what EMULATED
-# selects.
+# selects; and some of tests/gpu, so that they would run.
 EMULATED ?= not larger_than and not many_blocks and (modes_with_many or degrees_in or narrow or test_graphs or \
   needs or autograd or rows_in_several or wide_multiplicities or equals_the_reference or depend_on_the_others or \
   zero_and_tiny or one_hot_index or random_plans or one_form or windows_of_edges or shared_memory_of_the_table or \
-  storage or test_devices and (models or layers))
+  storage or test_devices and (models or layers) or operators_on_gpu and (captured or one_hot or more_))
 operator_tests := tests/test_spherical_harmonics.py tests/test_tensor_product.py tests/test_convolution.py \
   tests/test_edge_product.py tests/test_symmetric_contraction.py tests/test_linear.py tests/test_one_hot.py \
   tests/test_radial_convolution.py tests/test_gate.py tests/test_silu.py tests/test_storage.py
 test-emulated: develop
 	@$(cmake) --build build/develop --target clebsch_emulated
-	$(run) -m pytest -n 2 --emulated $(operator_tests) tests/test_cuda_budget.py tests/test_devices.py \
+	$(run) -m pytest -n 2 --emulated $(operator_tests) tests/test_cuda_budget.py tests/test_devices.py tests/gpu \
 	  -k "$(EMULATED)" $(ARGS)
 
 # Triton's kernels in its interpreter: what is tested of them alone, and all operator tests of the CPU's kernels
