@@ -59,7 +59,8 @@ test-clients: develop
 
 # The kernels of the GPU run on the processor, thread by thread, in three orders (csrc/cuda/emulator.h): all tests
 # of operators, and of layers on them, but those marked about_the_cpu or not_emulated, on problems as large as
-# tests/sizes.py says. Fails where these reach not every kernel, unless ARGS names a part.
+# tests/sizes.py says. Fails where these reach not every kernel, unless ARGS names a part. And
+# some of tests/gpu, so that they would run.
 operator_tests := tests/test_spherical_harmonics.py tests/test_tensor_product.py tests/test_convolution.py \
   tests/test_edge_product.py tests/test_symmetric_contraction.py tests/test_linear.py tests/test_one_hot.py \
   tests/test_radial_convolution.py tests/test_gate.py tests/test_silu.py tests/test_storage.py
@@ -70,6 +71,7 @@ test-emulated: develop
 	  tests/test_graph.py tests/test_multilinear.py tests/test_errors.py tests/test_compile.py \
 	  tests/test_cuda_budget.py tests/test_devices.py tests/test_*_layer.py tests/test_layers_against_e3nn.py \
 	  tests/test_fully_connected_net.py tests/test_tensor_square.py tests/test_models.py tests/test_check.py $(ARGS)
+	$(if $(ARGS),,$(run) -m pytest -n 2 --emulated tests/gpu -k "operators_on_gpu and (captured or one_hot or more_)")
 
 # Triton's kernels in its interpreter: what is tested of them alone, and all operator tests of the CPU's kernels
 # but those marked about_the_cpu or not_interpreted, on problems as small as tests/sizes.py says. Fails where these

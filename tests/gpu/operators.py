@@ -40,8 +40,8 @@ def random_graph(nodes: int, edges: int) -> RandomGraph:
 GRAPH = random_graph(9, 70)
 # One channel a thread and several, pairs that fan out, modes by turns.
 PLANS = {
-    "narrow": wide_plan(5),
-    "wide": wide_plan(66, "ir_mul"),
+    "few channels": wide_plan(5),
+    "many channels": wide_plan(66, "ir_mul"),
     "dense": dense_plan(3, 2, 17),
     "mixed": mixed_plan(7),
 }
