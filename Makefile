@@ -57,33 +57,34 @@ test: develop
 test-clients: develop
 	$(PYTHON) tests/clients/run.py $(CLIENTS) $(ARGS)
 
-# The kernels of the GPU run on the processor, thread by thread, in three orders (csrc/cuda/emulator.h): the
-# operator tests of the CPU's kernels that say most for their time, all random plans among them, or what EMULATED
-# selects.
-EMULATED ?= not larger_than and not many_blocks and (modes_with_many or degrees_in or narrow or test_graphs or \
-  needs or autograd or rows_in_several or wide_multiplicities or equals_the_reference or depend_on_the_others or \
-  zero_and_tiny or one_hot_index or random_plans or one_form or windows_of_edges or shared_memory_of_the_table or \
-  storage or test_devices and (models or layers))
+# The kernels of the GPU run on the processor, thread by thread, in three orders (csrc/cuda/emulator.h): all tests
+# of operators, and of layers on them, but those marked about_the_cpu or not_emulated, on problems as large as
+# tests/sizes.py says. Fails where these reach not every kernel, unless ARGS names a part.
+operator_tests := tests/test_spherical_harmonics.py tests/test_tensor_product.py tests/test_convolution.py \
+  tests/test_edge_product.py tests/test_symmetric_contraction.py tests/test_linear.py tests/test_one_hot.py \
+  tests/test_radial_convolution.py tests/test_gate.py tests/test_silu.py tests/test_storage.py
 test-emulated: develop
 	@$(cmake) --build build/develop --target clebsch_emulated
-	$(run) -m pytest -n 2 --emulated tests/test_spherical_harmonics.py tests/test_tensor_product.py \
-	  tests/test_convolution.py tests/test_edge_product.py tests/test_symmetric_contraction.py tests/test_linear.py \
-	  tests/test_one_hot.py \
-	  tests/test_radial_convolution.py tests/test_gate.py tests/test_silu.py tests/test_storage.py \
-	  tests/test_cuda_budget.py tests/test_devices.py -k "$(EMULATED)" $(ARGS)
+	$(run) -m pytest -n 2 --emulated $(if $(ARGS),,--every-kernel) $(operator_tests) \
+	  tests/test_symmetric_contraction_table.py tests/test_autocast.py tests/test_cuda_tables.py \
+	  tests/test_graph.py tests/test_multilinear.py tests/test_errors.py tests/test_compile.py \
+	  tests/test_cuda_budget.py tests/test_devices.py tests/test_*_layer.py tests/test_layers_against_e3nn.py \
+	  tests/test_fully_connected_net.py tests/test_tensor_square.py tests/test_models.py tests/test_check.py $(ARGS)
 
 # Triton's kernels in its interpreter: what is tested of them alone, and all operator tests of the CPU's kernels
-# but those marked not_interpreted, on problems as small as tests/sizes.py says. Fails where these reach not every
-# kind of kernel, unless ARGS names a part.
+# but those marked about_the_cpu or not_interpreted, on problems as small as tests/sizes.py says. Fails where these
+# reach not every kind of kernel, unless ARGS names a part.
 test-interpreted: develop
-	$(run) -m pytest -n 2 --interpreted $(if $(ARGS),,--every-kind) tests/test_triton_interpreted.py \
+	$(run) -m pytest -n 2 --interpreted $(if $(ARGS),,--every-kernel) tests/test_triton_interpreted.py \
 	  tests/test_spherical_harmonics.py tests/test_tensor_product.py tests/test_convolution.py \
 	  tests/test_storage.py tests/test_compile.py::TestOpcheck $(ARGS)
 
-# On a machine with an NVIDIA GPU and a torch for it: builds the operators, and fails where there is none.
+# On a machine with an NVIDIA GPU and a torch for it: builds the operators, and fails where there is none. Then,
+# unless ARGS names a part, the emulator's operator tests with the GPU in the CPU's place.
 test-gpu: override CUDA := ON
 test-gpu: develop
 	$(run) -m pytest tests/gpu --gpu $(ARGS)
+	$(if $(ARGS),,$(run) -m pytest --on-gpu $(operator_tests))
 
 # Compiles the operators for NVIDIA GPUs, for one architecture, where there is a compiler, and tests what can be
 # tested without a GPU. The next `make develop` leaves them out again.
@@ -102,8 +103,8 @@ cuda-budget: develop
 check-cuda-budget: develop
 	$(run) -m benchmarks.cuda check
 
-# The same tests under AddressSanitizer and UndefinedBehaviorSanitizer, of kernels unrolled to degree 1 only; no
-# torch, no Python in the process.
+# The same tests under AddressSanitizer and UndefinedBehaviorSanitizer, kernels of the CPU unrolled to degree 1
+# only; no torch, no Python in the process.
 sanitize: $(environment)
 	$(configure) -B build/sanitize -DCMAKE_BUILD_TYPE=Sanitize -DCMAKE_CXX_FLAGS_SANITIZE="-O1 -g1" \
 	  -DCLEBSCH_PYTHON=OFF -DCLEBSCH_SANITIZE=address,undefined

@@ -5,9 +5,13 @@ import sys
 
 # Before torch is imported. pytest -n runs several processes; tests that are about threads ask for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What torch wants of matrix products on a GPU to call them deterministic; set before its first one.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import hypothesis
 import pytest
+
+import kernels_reached
 
 # They want packages that cannot stand beside each other: tests/clients/run.py.
 collect_ignore = ["clients"]
@@ -30,14 +34,20 @@ def pytest_addoption(parser):
         help="run the kernels of the GPU on the emulator, in the place of the CPU's (make test-emulated)",
     )
     parser.addoption(
+        "--on-gpu",
+        action="store_true",
+        help="run the kernels of the GPU on one, in place of the CPU's (make test-gpu); with --emulated on "
+        "the emulator: a trial of this option",
+    )
+    parser.addoption(
         "--interpreted",
         action="store_true",
         help="run Triton's kernels in its interpreter, in the place of the CPU's (make test-interpreted)",
     )
     parser.addoption(
-        "--every-kind",
+        "--every-kernel",
         action="store_true",
-        help="with --interpreted: fail unless operator tests reach every kind of Triton's kernels",
+        help="with --emulated or --interpreted: fail unless operator tests reach every kernel, or kind of it",
     )
     parser.addoption(
         "--gpu",
@@ -50,12 +60,22 @@ def pytest_configure(config):
     if config.getoption("--emulated"):
         import emulation
 
-        emulation.load()
+        _replace_kernels(config, emulation)
+    if config.getoption("--on-gpu"):
+        import emulation
+
+        emulation.load_gpu("cpu" if config.getoption("--emulated") else "cuda")
+        if not config.getoption("--emulated"):
+            config.pluginmanager.register(kernels_reached.Plugin(config, emulation))
     if config.getoption("--interpreted"):
         import interpretation
 
-        interpretation.load()
-        config.pluginmanager.register(interpretation.Plugin(config))
+        _replace_kernels(config, interpretation)
+
+
+def _replace_kernels(config, kernels):
+    kernels.load()
+    config.pluginmanager.register(kernels_reached.Plugin(config, kernels))
 
 
 def pytest_report_header(config):

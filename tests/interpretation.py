@@ -1,7 +1,7 @@
 """Triton's kernels run by its interpreter: with ``pytest --interpreted`` they take the place of the CPU's.
 
-All operator tests run so but those marked `not_interpreted`, on problems as large as sizes.py allows. With
-``--every-kind`` the session fails unless they reached each kind of kernel.
+All operator tests run so but those marked `not_interpreted`, on problems as large as sizes.py allows:
+kernels_reached.py.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from itertools import chain, combinations, product
 from typing import Any
 
-import pytest
+__all__ = ["MARK", "NAME", "OTHER_TESTS", "enabled", "every_kernel", "kinds", "launched", "load"]
 
-__all__ = ["Plugin", "enabled", "every_kind", "kinds", "load"]
+MARK, NAME, OTHER_TESTS = "not_interpreted", "kinds of Triton's kernels", "test_triton_interpreted.py"
 
 _library = None
 _launched: set[tuple[str, ...]] = set()
@@ -38,6 +38,13 @@ def load() -> None:
 def enabled() -> bool:
     """Whether operators run in the interpreter."""
     return _library is not None
+
+
+def launched() -> set[tuple[str, ...]]:
+    """Kinds of kernels that were launched since the last call."""
+    found = set(_launched)
+    _launched.clear()
+    return found
 
 
 def _round_bfloat16() -> None:
@@ -103,7 +110,7 @@ def kinds(source: Any, dtype: str) -> Iterator[tuple[str, ...]]:
             yield name, mode, place, "pieces" if "count" in source.arguments else "whole"
 
 
-def every_kind() -> set[tuple[str, ...]]:
+def every_kernel() -> set[tuple[str, ...]]:
     """Those of the kernels that there are."""
     from clebsch.algebra.plan import MODES
 
@@ -129,50 +136,3 @@ def every_kind() -> set[tuple[str, ...]]:
         )
         found += product(name, MODES, PLACES, ("whole", "pieces") if target == "gw" else ("whole",))
     return set(found)
-
-
-class Plugin:
-    """Of pytest: leaves out what is marked, and counts the kinds of kernels that operator tests reach."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self.config = config
-        self.reached: set[tuple[str, ...]] = set()
-        self.without: list[str] = []
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        out = [item for item in items if item.get_closest_marker("not_interpreted")]
-        self.config.hook.pytest_deselected(items=out)
-        items[:] = [item for item in items if item not in out]
-
-    @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
-        _launched.clear()
-        yield
-        item.user_properties.append(("kinds", sorted(_launched)))
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """On the machine that sums up, whichever process ran the test."""
-        if report.when == "call" and report.passed and "test_triton_interpreted.py" not in report.nodeid:
-            reached = dict(report.user_properties).get("kinds", ())
-            self.reached.update(map(tuple, reached))
-            if not reached:
-                self.without.append(report.nodeid)
-
-    @property
-    def missing(self) -> list[tuple[str, ...]]:
-        return sorted(every_kind() - self.reached)
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        alone = not hasattr(self.config, "workerinput")
-        if alone and self.config.getoption("--every-kind") and self.missing and session.exitstatus == 0:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        write, whole = terminalreporter.write_line, self.config.getoption("--every-kind")
-        reached = len(every_kind() & self.reached)
-        write(f"operator tests reached {reached} of {len(every_kind())} kinds of Triton's kernels")
-        for kind in self.missing if whole else ():
-            write(f"not reached: {', '.join(kind)}", red=True)
-        if self.without:
-            names = sorted({nodeid.split("::")[-1].split("[")[0] for nodeid in self.without})
-            write(f"{len(self.without)} of them passed without a kernel, cases of {', '.join(names)}")

@@ -164,7 +164,10 @@ class Problem:
 
     def with_given(self, given: Sequence[Tensor | None]) -> Problem:
         """The same with others."""
-        return replace(self, operands=tuple(given[:3]), grad=given[3], tangents=tuple(given[4:]))
+        count = len(self.operands)
+        return replace(
+            self, operands=tuple(given[:count]), grad=given[count], tangents=tuple(given[count + 1 :])
+        )
 
     def to(self, dtype: torch.dtype) -> Problem:
         operands, tangents = (

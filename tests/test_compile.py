@@ -6,6 +6,7 @@ import torch
 from clebsch import Graph, nn, o3, ops
 from clebsch.algebra.plan import ProductPlan
 from linear_calls import LinearProblem, mixing_plan, with_elements
+from product_calls import poisoned_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -302,7 +303,7 @@ def test_exported_convolution_has_independent_nodes_and_edges_and_checks_them():
         torch.testing.assert_close(module(*operands), expected, rtol=1e-5, atol=1e-5)
     x, y, weight, senders, receivers = conv_operands(6, 20)
     receivers[3] = 6
-    with pytest.raises(IndexError, match="graph_order: receivers must lie in"):
+    with pytest.raises(IndexError, match=r"graph_order: (senders and )?receivers must lie in"):
         module(x, y, weight, senders, receivers)
 
 
@@ -334,9 +335,9 @@ class TestOpcheck:
         return torch.randn(operands[0].shape[0], 28, dtype=torch.float64, requires_grad=True)
 
     def test_graph_order(self):
-        torch.library.opcheck(
-            torch.ops.clebsch.graph_order.default, (self.graph.senders, self.graph.receivers, 6)
-        )
+        ends = self.graph.senders, self.graph.receivers
+        with poisoned_memory():  # kernels for GPUs leave a part as they find it
+            torch.library.opcheck(torch.ops.clebsch.graph_order.default, (*ends, 6))
 
     @pytest.mark.parametrize("shared", [False, True])
     @pytest.mark.parametrize("noun", NOUNS)

@@ -200,7 +200,7 @@ def test_elementwise(make, mul, shared, layout):
 @pytest.mark.parametrize("nodes", [3, 400])
 def test_graphs_of_several_chunks(nodes, plan, shared):
     """Senders have sums in many chunks; receivers of three nodes are longer than a chunk."""
-    Problem.random(plan, random_graph(nodes, 1400), shared=shared).check_everywhere()
+    Problem.random(plan, random_graph(nodes, sizes.edges(1400)), shared=shared).check_everywhere()
 
 
 @pytest.mark.not_interpreted("work space of the CPU's kernels")
@@ -208,7 +208,7 @@ def test_graphs_of_several_chunks(nodes, plan, shared):
 @pytest.mark.parametrize("shared", [False, True])
 def test_graphs_larger_than_the_work_space(shared, layout):
     """Chunks in several waves, panels of x for the senders of a chunk: as the product of rows, gathered."""
-    problem = Problem.random(wide_plan(129, layout), random_graph(1200, 3000), shared=shared)
+    problem = Problem.random(wide_plan(129, layout), random_graph(1200, sizes.edges(3000)), shared=shared)
     for dtype in (torch.float32, torch.float64):
         at = problem.to(dtype)
         senders, receivers = map(torch.from_numpy, (at.graph.senders, at.graph.receivers))
@@ -268,7 +268,7 @@ def test_rows_that_repeat(plan):
 @pytest.mark.not_interpreted("chunks of the CPU's kernels")
 def test_tangents_that_repeat_where_chunks_make_their_own_panels():
     """A stride of 0 stands for a tangent that is not given, in no place that a user can reach."""
-    problem = Problem.random(wide_plan(129), random_graph(1200, 1500))
+    problem = Problem.random(wide_plan(129), random_graph(1200, sizes.edges(1500)))
     tangents = tuple(broadcast(t) for t in problem.tangents)
     whole = replace(problem, tangents=tuple(t.contiguous() for t in tangents))
     for dtype in (torch.float32, torch.float64):
@@ -407,8 +407,8 @@ def large(request):
     }[request.param]
     lanes = "rows" if request.param in ("rows", "dense", "orders") else "channels"
     assert kernel(plan) == lanes
-    edges = random_graph(1200 if request.param == "waves" else 300, 3000)
-    edges.receivers[:500] = 7
+    edges = random_graph(1200 if request.param == "waves" else 300, sizes.edges(3000))
+    edges.receivers[: len(edges.receivers) // 6] = 7
     return [Problem.random(plan, edges, shared=shared, dtype=torch.float32) for shared in (False, True)]
 
 

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import emulation
+import sizes
 from clebsch import Graph, ops
 from clebsch.algebra.plan import LAYOUTS, MODES, ProductPlan
 from clebsch.testing import RandomGraph, random_graphs, random_plans, relative_error
@@ -99,7 +100,9 @@ def test_elementwise_of_degrees(degrees):
 @pytest.mark.parametrize("shared", [False, True])
 def test_is_the_product_of_gathered_rows(plan, shared):
     """Chunks in several waves, results past the caches."""
-    problem = EdgeProblem.random(plan, sorted_graph(150, 9000), shared=shared, dtype=torch.float32)
+    problem = EdgeProblem.random(
+        plan, sorted_graph(150, sizes.edges(9000)), shared=shared, dtype=torch.float32
+    )
     receivers = torch.from_numpy(problem.graph.receivers)
 
     def gathered(x, y, w):
@@ -164,7 +167,9 @@ def test_tangents_that_are_not_given(plan):
 @plans
 @pytest.mark.parametrize("shared", [False, True])
 def test_same_bits_on_every_run_and_for_any_number_of_threads(plan, shared):
-    problem = EdgeProblem.random(plan, sorted_graph(300, 3000), shared=shared, dtype=torch.float32)
+    problem = EdgeProblem.random(
+        plan, sorted_graph(300, sizes.edges(3000)), shared=shared, dtype=torch.float32
+    )
     for _ in instruction_sets():
         torch.set_num_threads(1)
         expected = problem.results()

@@ -234,6 +234,7 @@ def test_tangents_reach_a_compiled_function():
     assert layer(v).abs().sum() > 0
 
 
+@pytest.mark.not_emulated("other processes have the kernels of the CPU")
 @pytest.mark.parametrize("kind", ["Linear", "FullTensorProduct"])
 def test_another_process_learns_the_couplings(kind, tmp_path):
     """Degrees beyond the compiled table are made known where a layer is constructed, or unpickled."""

@@ -249,10 +249,7 @@ CONTRACTIONS = [
 ]
 
 
-@emulated
-@dtypes
-@pytest.mark.parametrize("long", CONTRACTIONS, ids=lambda p: f"{p.irreps}, {p.nodes}x{p.channels}")
-def test_symmetric_contractions(long, dtype):
+def check_contraction(long, dtype):
     stored = {
         name: value.to(dtype) if value.is_floating_point() else value for name, value in long.operands.items()
     }
@@ -279,6 +276,23 @@ def test_symmetric_contractions(long, dtype):
 
 @emulated
 @dtypes
+@pytest.mark.parametrize("long", CONTRACTIONS, ids=lambda p: f"{p.irreps}, {p.nodes}x{p.channels}")
+def test_symmetric_contractions(long, dtype):
+    check_contraction(long, dtype)
+
+
+@emulated
+@dtypes
+def test_contractions_of_blocks_without_shared_memory(dtype):
+    try:
+        emulation.set_shared_limit(1)
+        check_contraction(CONTRACTIONS[0], dtype)
+    finally:
+        emulation.set_shared_limit(0)
+
+
+@emulated
+@dtypes
 def test_a_contraction_of_no_nodes(dtype):
     problem = ContractionProblem("0e+1o", "0e+1o", 2, nodes=0, channels=4, dtype=dtype)
     with poisoned_memory():
@@ -290,8 +304,7 @@ def test_a_contraction_of_no_nodes(dtype):
 # What takes float32 and float64 alone
 
 
-@pytest.mark.not_interpreted("what the CPU's kernels refuse")
-@pytest.mark.skipif(emulation.enabled(), reason="about the kernels of the CPU")
+@pytest.mark.about_the_cpu("what its kernels refuse")
 @dtypes
 def test_the_cpu_refuses(dtype):
     x, y, w = random_product(wide_plan(2), 3, dtype).operands

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import emulation
 from clebsch import ops, reference
 from contraction_calls import Problem, assert_close
 from product_calls import instruction_sets, poisoned_memory, same_bits, views
@@ -23,20 +24,39 @@ PROBLEMS = [
     Problem("0e+1o", "0e+1o", 2, nodes=1, channels=16, species=1),
     Problem("0e+1o", "0e+1o", 3, nodes=33, channels=132, species=4),  # four channels a thread of a GPU
     Problem("0e+1o", "0e+1o", 1, nodes=37, channels=36, species=2),  # and in their derivatives
+    Problem("0e+1o", "0e+1o", 1, nodes=37, channels=34, species=2),  # two of float32
 ]
 REPR = [f"{p.irreps}->{p.targets}, {p.correlation}, {p.nodes}x{p.channels}" for p in PROBLEMS]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("problem", PROBLEMS, ids=REPR)
-def test_equals_the_reference(problem, dtype):
-    problem = replace(problem, dtype=dtype)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+
+
+def check(problem):
+    dtype = problem.dtype
     expected, bounds = problem.expected(), problem.bounds()
     for isa in instruction_sets():
         with poisoned_memory():
             results = problem.results()
         assert all(result.dtype == dtype for result in results)
         assert_close(results, expected, bounds, isa)
+
+
+@dtypes
+@pytest.mark.parametrize("problem", PROBLEMS, ids=REPR)
+def test_equals_the_reference(problem, dtype):
+    check(replace(problem, dtype=dtype))
+
+
+@pytest.mark.skipif(not emulation.enabled(), reason="about the kernels of GPUs")
+@dtypes
+def test_blocks_without_shared_memory(dtype):
+    """What belongs to a channel lies in work space, in each step."""
+    try:
+        emulation.set_shared_limit(1)
+        check(replace(PROBLEMS[3], dtype=dtype))
+    finally:
+        emulation.set_shared_limit(0)
 
 
 @pytest.mark.parametrize(("ax", "aw"), [(True, False), (False, True), (False, False)])

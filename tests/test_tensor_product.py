@@ -246,7 +246,7 @@ def test_rows_in_several_chunks(plan, shared):
     Problem.random(plan, 203, shared=shared).check_everywhere()
 
 
-@pytest.mark.not_interpreted("caches of the CPU")
+@pytest.mark.about_the_cpu("its caches")
 @layouts
 @pytest.mark.parametrize("make", [elementwise_plan, wide_plan])
 def test_results_larger_than_caches_are_those_of_their_parts(make, layout):

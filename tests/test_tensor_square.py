@@ -83,6 +83,7 @@ def test_operands_that_are_not_contiguous():
     assert torch.equal(ours(x[:1].expand(4, 11)), ours(x[:1].repeat(4, 1)))
 
 
+@pytest.mark.not_emulated("a mean that takes 60,000 rows")
 def test_components_are_normalized():
     # What the normalisation is for; the pairs of different copies have it from TensorProduct.
     module = o3.TensorSquare("1x0e+1x1o+1x2e+1x3o")

@@ -70,7 +70,7 @@ def _compile(compiler: str, generated: Path, folder: Path, file: Path, device: D
     code, threads, needs = sass.parse(text), _threads(text), dict(_needs(log))
     names = _output(["c++filt", *code]).splitlines() if code else []
     return {
-        _short(name): _numbers(needs[mangled], threads[mangled], blocks, device)
+        short(name): _numbers(needs[mangled], threads[mangled], blocks, device)
         for name, (mangled, blocks) in zip(names, code.items())
     }
 
@@ -103,7 +103,7 @@ def _threads(text: str) -> dict[str, int]:
     }
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """Neither namespaces nor arguments: channels_forward<Half, 4, false>."""
     name = re.sub(r"\w+::", "", name.removeprefix("void "))
     return re.sub(r"\(\w+\)(?=\d)", "", name).split("(")[0]  # enumerators: (ContractionStep)1

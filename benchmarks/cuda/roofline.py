@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from functools import cached_property
 
 import torch
 
-from benchmarks.problems import DEGREE, local_edges, model
+from benchmarks.problems import DEGREE, fully_connected, local_edges, model
+from benchmarks.published import UVW
 
 from . import budget
 from .devices import DEVICES, Device
@@ -29,6 +31,7 @@ INDICES = 24  # bytes an edge: its number, its sender, and a pass over the order
 # As in csrc/cuda/tensor_product_channels.cu.
 LANES, WARPS, MOST_SHARED = 32, 4, 96 << 10
 PAIR_VALUES = 1024  # of tensor_product_rows.cu
+FAN_VALUES = {4: 4608, 8: 2304}  # of tensor_product_fan.h, for degrees to 4
 
 
 @dataclass(frozen=True)
@@ -69,23 +72,34 @@ class Convolution:
         cells, components = (sum(mul * part[n] for mul, *part in self._paths) for n in (1, 0))
         plan, weights = self.plan, self.plan.weight_numel
         dim1, dim2 = plan.irreps_in1.dim, plan.irreps_in2.dim
-        own = plan.irreps_out.dim / DEGREE  # out or g: once for a receiver
-        # Rows of nodes that are gathered, and what else is moved: rows of gx, which their senders sum, and
-        # weights that a second pass reads.
-        flops, least, gathered, more = {
-            "forward": (2 * cells + components, weights + dim2 + own, dim1, 0),
-            "backward": (4 * cells + 5 * components, 2 * weights + 2 * dim2 + own, dim1, 2 * dim1),
+        own, node = plan.irreps_out.dim / DEGREE, dim1 / DEGREE  # of a receiver (out, g), of a sender (x, gx)
+        # Rows of senders that are read, which is once at least, and written; rows of them that are gathered,
+        # and what else is moved: rows of gx, which their senders sum, and weights that a second pass reads.
+        flops, least, read, written, gathered, more = {
+            "forward": (2 * cells + components, weights + dim2 + own, 1, 0, 1, 0),
+            "backward": (4 * cells + 5 * components, 2 * weights + 2 * dim2 + own, 1, 1, 1, 2 * dim1),
             "double backward": (
                 10 * cells + 15 * components,
                 3 * weights + 4 * dim2 + 2 * own,
-                4 * dim1,
+                2,
+                1,
+                4,
                 2 * weights + 2 * dim1,
             ),
         }[step]
-        bytes_least = self.size * least + INDICES
-        moved = bytes_least + self.size * (gathered + more)
-        written = self.size * dim1 if step != "forward" else 0  # rows of gx
-        return Work(flops, bytes_least, moved, self.size * gathered, bytes_least + written)
+        passing = self.size * least + INDICES
+        bytes_least = passing + self.size * (read + written) * node
+        # Sums of senders that windows of gx go on with.
+        again = written * 2 * node * (self.windows() - 1)
+        moved = bytes_least + self.size * (gathered * dim1 - read * node + more + again)
+        rows = self.size * dim1 if written else 0
+        return Work(flops, bytes_least, moved, self.size * gathered * dim1, passing + rows)
+
+    def windows(self) -> int:
+        """In which the rows of gx of all edges are made and summed, as csrc/cuda/run_product.cpp has it."""
+        edges = NODES * DEGREE
+        weights = edges * self.plan.weight_numel * self.size
+        return math.ceil(edges * self.plan.irreps_in1.dim * self.size / max(256 << 20, weights // 3))
 
     def kernels(self, step: str) -> Iterator[tuple[str, int]]:
         """Name in the budget and shared memory of a block; what sums rows afterwards is left out."""
@@ -101,10 +115,8 @@ class Convolution:
         channels = next((n for n in several if self._shared(side, tangent, n) <= MOST_SHARED), 1)
         shared = self._shared(side, tangent, channels)
         type_, tangents = TYPES[self.size], str(tangent).lower()
-        if shared > MOST_SHARED:  # tensor_product_rows.cu: P, and Q backward, with their tangents
-            return f"rows_{side}<{type_}, {tangents}>", PAIR_VALUES * (1 + tangent) * (
-                1 + (side == "backward")
-            ) * self.size
+        if shared > MOST_SHARED:
+            return kernel_of_rows(side, tangent, self.size)
         return f"channels_{side}<{type_}, {channels}, {tangents}>", shared
 
     def by_rows(self, step: str) -> bool:
@@ -119,6 +131,49 @@ class Convolution:
         each = WARPS * (1 + tangent + (side == "backward"))
         tiles = (out + each * in1) * LANES * channels * self.size
         return tiles + each * dense * self.size + (8 * WARPS if side == "forward" else 0)
+
+
+def kernel_of_rows(side: str, tangent: bool, size: int, more: int = 0) -> tuple[str, int]:
+    """P, and Q backward, with their tangents; more: values."""
+    values = PAIR_VALUES * (1 + tangent) * (1 + (side == "backward")) + more
+    return f"rows_{side}<{TYPES[size]}, {str(tangent).lower()}>", values * size
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A fully connected product with weights of each row."""
+
+    name: str
+    size: int
+    steps = STEPS
+
+    def work(self, step: str) -> Work:
+        from clebsch.algebra.plan import ProductPlan
+
+        problem = fully_connected(self.name, *UVW[self.name][:3])
+        plan = ProductPlan.from_instructions(*problem.arguments)
+        operands = plan.irreps_in1.dim + plan.irreps_in2.dim + plan.weight_numel
+        fused = sum(
+            plan.irreps_in1[p.i_in1].mul * plan.irreps_in2[p.i_in2].mul * out.mul * out.ir.dim
+            for p in plan.paths
+            for out in [plan.irreps_out[p.i_out]]
+        )
+        times, inputs, outputs, again = {
+            "forward": (2, 1, 1, 0),
+            "backward": (4, 2, 1, 0),
+            "double backward": (10, 3, 2, 2),
+        }[step]
+        least = self.size * (inputs * operands + outputs * plan.irreps_out.dim)
+        return Work(times * fused, least, least + self.size * again * plan.weight_numel)
+
+    def by_rows(self, step: str) -> bool:
+        return False
+
+    def kernels(self, step: str) -> Iterator[tuple[str, int]]:
+        if step != "backward":
+            yield kernel_of_rows("forward", step != "forward", self.size, FAN_VALUES[self.size])
+        if step != "forward":
+            yield kernel_of_rows("backward", step != "backward", self.size)
 
 
 @dataclass(frozen=True)
@@ -202,10 +257,11 @@ def _bound(work: Work, by_rows: bool, device: Device, size: int) -> str:
     return f"{low:.0%}" if f"{low:.0%}" == f"{high:.0%}" else f"{low * 100:.0f}-{high:.0%}"
 
 
-def _rows() -> Iterator[Convolution | Harmonics | Counted]:
+def _rows() -> Iterator[Convolution | Dense | Harmonics | Counted]:
     for size in TYPES:
         for name in MODELS:
             yield Convolution(name, size)
+        yield Dense("DiffDock-L=2", size)
         yield Harmonics(size)
         yield from counted(size)
 
@@ -311,8 +367,9 @@ reach the peak.
 ## Bounds
 
 For an edge of a convolution with {DEGREE} edges a node, for a point, a channel of a node (contraction), a row
-(linear), a copy (gate), a number (silu). *Least*: each operand and result once. *Moved*: also what is
-gathered for senders, if no gather hits a cache, and what a second pass reads again. Flops are those of the
+(DiffDock, linear), a copy (gate), a number (silu). *Least*: each operand and result once. *Moved*: also what is
+gathered for senders, if no gather hits a cache, what a second pass reads again, and sums of senders that
+windows of {NODES * DEGREE:,} edges go on with. Flops are those of the
 source, zeros in M included; making M from y (at most two in a hundred) and sums over lanes are left out, and
 weights that all rows or nodes share are in a cache. Under the name of a GPU: **at most this share of its
 peak**, from the bytes moved to the least; "peak" where memory is not the bound: contractions load an operand
@@ -331,7 +388,8 @@ bound is that of the least bytes.
 ## Bytes moved over the least
 
 In float32, per edge. What a gather finds in the second cache is not moved; rows of gx are written and read
-by the sum of their sender in any case. How many gathers hit depends on how nodes are numbered: the last
+by the sum of their sender in any case, and sums of all senders once more for every window but the first.
+How many gathers hit depends on how nodes are numbered: the last
 columns are from a model of a cache (`benchmarks/cuda/second_cache.py`), which drops what was used least
 recently, and in which all that passes by takes room, for {NODES:,} nodes on a lattice with {DEGREE}
 neighbours. Sorted in space, as atoms of a crystal or of a molecule are, or as a program can sort them, the

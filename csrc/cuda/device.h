@@ -107,7 +107,7 @@ struct Limits {
   int processors;
   std::size_t shared;
 };
-inline Limits limits() { return {1, 48 << 10}; }
+inline Limits limits() { return {1, static_cast<std::size_t>(emulator::shared_limit(48 << 10))}; }
 inline std::int64_t most_blocks(std::int64_t most) { return emulator::most_blocks(most); }
 
 template <class T>
@@ -119,6 +119,7 @@ template <class Args>
 void launch(void (*kernel)(Args), dim3 grid, dim3 block, std::size_t shared, void*, const Args& args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   emulator::run(grid, block, shared, [&] { kernel(args); });
+  emulator::note_launch(reinterpret_cast<const void*>(kernel));
 }
 
 #endif

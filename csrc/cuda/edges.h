@@ -109,11 +109,34 @@ __device__ inline Positions positions_of(const DeviceProduct<S>& a, std::int64_t
   }
   return at;
 }
-// Whether what a window gives is added to what windows before it gave.
+// Whether what a window gives is added to what is there.
 template <class S>
 __device__ inline bool adds(const DeviceProduct<S>& a) {
-  return !kShort<S> && a.windowed && a.window_begin > 0;
+  return !kShort<S> && a.windowed;
 }
+template <class S>
+__device__ inline std::int64_t task_at(const DeviceProduct<S>& a, std::int64_t position) {
+  require_device_order(a.graph);
+  if (!sums_edges(a)) return position;
+  const std::int64_t r = a.graph.receiver[position];
+  if (r < 0 || r >= a.graph.nodes) refuse(Refusal::order);
+  return r;
+}
+
+// The tasks of the positions [begin, end), those of receivers without edges between them.
+struct Tasks {
+  std::int64_t begin, end;
+};
+template <class S>
+__device__ inline Tasks tasks_of(const DeviceProduct<S>& a, std::int64_t begin, std::int64_t end) {
+  if (!sums_edges(a) || begin >= end) return {begin, end};
+  return {task_at(a, begin), task_at(a, end - 1) + 1};
+}
+template <class S>
+__device__ inline Tasks forward_tasks_of(const DeviceProduct<S>& a) {
+  return a.windowed ? tasks_of(a, a.window_begin, a.window_end) : Tasks{0, a.tasks};
+}
+
 // Where the weights of a position lie.
 template <class S>
 __device__ inline std::int64_t weight_row(const DeviceProduct<S>& a, std::int64_t position,
@@ -133,21 +156,13 @@ __device__ inline Edge edge_at(const DeviceProduct<S>& a, std::int64_t position)
   if (index < 0 || index >= a.graph.edges || node < 0 || node >= a.graph.nodes) refuse(Refusal::order);
   return a.y_of_receivers ? Edge{index, index, node} : Edge{index, node, index};
 }
-template <class S>
-__device__ inline std::int64_t task_at(const DeviceProduct<S>& a, std::int64_t position) {
-  require_device_order(a.graph);
-  if (!sums_edges(a)) return position;
-  const std::int64_t r = a.graph.receiver[position];
-  if (r < 0 || r >= a.graph.nodes) refuse(Refusal::order);
-  return r;
-}
 // Of out and g.
 template <class S>
 __device__ inline std::int64_t out_row(const DeviceProduct<S>& a, std::int64_t task) {
   return a.y_of_receivers ? edge_at(a, task).index : task;
 }
 
-// Rows of the gradients at a position. What is still to be summed has a row for each from first_position on.
+// Rows of the gradients at a position. What is still to be summed has a row for each position.
 struct GradientRows {
   std::int64_t x, y, w;
 };
@@ -155,7 +170,7 @@ template <class S>
 __device__ inline GradientRows gradient_rows(const DeviceProduct<S>& a, std::int64_t position,
                                              const Edge& edge) {
   const std::int64_t part = position - a.first_position;
-  return {sums_edges(a) ? part : edge.x, a.y_of_receivers ? part : edge.y,
+  return {sums_edges(a) ? position - a.parts_begin : edge.x, a.y_of_receivers ? part : edge.y,
           a.shared_weights ? part / a.positions_of_gw : weight_row(a, position, edge.index)};
 }
 

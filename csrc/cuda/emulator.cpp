@@ -11,6 +11,7 @@
 #include <mutex>
 #include <new>
 #include <random>
+#include <set>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -49,8 +50,9 @@ Setting parse_order(const std::string& words) {
   }
   return setting;
 }
-std::mutex setting_mutex;
-std::atomic<std::int64_t> most_blocks_of_tests{0}, most_shared{0};
+std::mutex setting_mutex, launched_mutex;
+std::set<const void*> launched;
+std::atomic<std::int64_t> most_blocks_of_tests{0}, shared_limit_of_tests{0}, most_shared{0};
 Setting& setting() {
   static Setting one = [] {
     const char* words = std::getenv("CLEBSCH_THREAD_ORDER");
@@ -510,7 +512,22 @@ std::int64_t most_blocks(std::int64_t of_a_device) {
   return set ? set : of_a_device;
 }
 
+void set_shared_limit(std::int64_t bytes) { shared_limit_of_tests = bytes; }
+std::int64_t shared_limit(std::int64_t of_a_device) {
+  const std::int64_t set = shared_limit_of_tests;
+  return set ? set : of_a_device;
+}
+
 std::int64_t shared_bytes_since() { return most_shared.exchange(0); }
+
+void note_launch(const void* kernel) {
+  const std::lock_guard lock(launched_mutex);
+  launched.insert(kernel);
+}
+const void* take_launch() {
+  const std::lock_guard lock(launched_mutex);
+  return launched.empty() ? nullptr : launched.extract(launched.begin()).value();
+}
 
 const Place& here() { return running->place_; }
 void* shared_memory() { return running->shared_; }

@@ -50,8 +50,14 @@ void set_order(const std::string& words);
 // none.
 void set_most_blocks(std::int64_t count);
 std::int64_t most_blocks(std::int64_t of_a_device);
+// The same of the shared memory that a block may have, in bytes.
+void set_shared_limit(std::int64_t bytes);
+std::int64_t shared_limit(std::int64_t of_a_device);
 // The most shared memory that a block has been given since the last call, in bytes.
 std::int64_t shared_bytes_since();
+// Kernels that ran to their end: to be noted, and given back in some order, each once; then nullptr.
+void note_launch(const void* kernel);
+const void* take_launch();
 
 struct Place {
   dim3 thread, block, threads, blocks;

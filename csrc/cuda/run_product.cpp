@@ -47,6 +47,10 @@ class Sums {
 template <class S>
 void run_forward(DeviceProduct<S> product, const Rows<S>& out, bool tangent, const Workspace& workspace,
                  void* stream) {
+  if constexpr (!kShort<S>) {
+    if (product.windowed && product.window_begin == 0)
+      launch_clear(ZeroRows<S>{out, product.tasks, product.plan.dim_out}, stream);
+  }
   if (channels_serve_forward(product.plan, tangent)) {
     product.out = written_once(out);
     launch_channels_forward(product, tangent, stream);
@@ -65,8 +69,9 @@ class DerivativeRun {
 
  public:
   DerivativeRun(const DeviceProduct<S>& product, const ProductCall<S>& call, bool tangent,
-                const Workspace& workspace, void* stream)
+                const Workspace& workspace, void* stream, const Window* window)
       : whole_(product),
+        window_(window),
         tangent_(tangent),
         stream_(stream),
         channels_(channels_serve_backward(product.plan, tangent)),
@@ -78,12 +83,13 @@ class DerivativeRun {
         parts_w_{nullptr, sum_w_ ? product.plan.weight_numel : 0},
         begin_(product.windowed ? product.window_begin : 0),
         end_(product.windowed ? product.window_end : product.rows),
-        group_(sum_w_ && !channels_ ? positions_of_gw(end_ - begin_) : 1),
+        group_(sum_w_ && !channels_ ? rows_positions_of_gw(end_ - begin_) : 1),
         rows_(rows_at_a_time()),
         gx_(call.gx, sum_x_ || !channels_, product.tasks, product.plan.dim1, workspace),
         gy_(call.gy, true, sum_y_ ? product.graph.nodes : product.rows, product.plan.dim2, workspace),
         gw_(call.gw, sum_w_, 1, product.plan.weight_numel, workspace) {
-    if (sum_x_) parts_x_.data = take<T>(workspace, rows_ * parts_x_.stride);
+    if (sum_x_)
+      parts_x_.data = window_ ? static_cast<T*>(window_->parts) : take<T>(workspace, rows_ * parts_x_.stride);
     if (sum_y_) parts_y_.data = take<T>(workspace, rows_ * parts_y_.stride);
     if (sum_w_) parts_w_.data = take<T>(workspace, groups(rows_) * parts_w_.stride);
     if (sum_w_) sums_w_ = take<T>(workspace, row_groups(groups(rows_)) * parts_w_.stride);
@@ -96,6 +102,7 @@ class DerivativeRun {
       DeviceProduct<S> product = whole_;
       product.first_position = first;
       product.positions_of_gw = group_;
+      product.parts_begin = window_ ? window_->parts_begin : first;
       product.last_position = std::min(first + rows_, end_);
       product.gx = sum_x_ ? Results<S>{{}, parts_x_} : gx_.results();
       product.gy = sum_y_ ? Results<S>{{}, parts_y_} : gy_.results();
@@ -105,36 +112,34 @@ class DerivativeRun {
       } else {
         launch_rows_backward(product, tangent_, stream_);
       }
-      if (sum_x_) add_parts(product, false, parts_x_, gx_.rows());
-      if (sum_y_) add_parts(product, true, parts_y_, gy_.rows());
-      if (sum_w_) add_weights(groups(product.last_position - first), first > 0);
+      const std::int64_t last = product.last_position;
+      if (sum_x_ && (!window_ || last == window_->parts_end))
+        add_parts(false, product.parts_begin, last, parts_x_, gx_.rows());
+      if (sum_y_) add_parts(true, first, last, parts_y_, gy_.rows());
+      if (sum_w_) add_weights(groups(last - first), first > 0);
       first += rows_;
     } while (first < end_);
     for (const Sums<S>* sums : {&gx_, &gy_, &gw_}) sums->round(stream_);
   }
 
  private:
-  // As many blocks of threads as keep a device busy, and rows of gw that stay in its caches meanwhile: what
-  // they add up is not written for each position.
-  static std::int64_t positions_of_gw(std::int64_t positions) {
-    return std::clamp<std::int64_t>(positions / 2048, 1, 32);
-  }
   std::int64_t groups(std::int64_t positions) const { return (positions + group_ - 1) / group_; }
   // A multiple of the group, or all.
   std::int64_t rows_at_a_time() const {
     const std::int64_t part = (group_ * (parts_x_.stride + parts_y_.stride) + parts_w_.stride) *
                               static_cast<std::int64_t>(sizeof(T));
     const std::int64_t all = std::max<std::int64_t>(end_ - begin_, 1);
-    if (part == 0) return all;
-    return std::min(all, group_ * std::max<std::int64_t>(workspace_bytes(std::int64_t{256} << 20) / part, 1));
+    if (part == 0 || window_) return all;
+    // Every window goes over all nodes: few of them, where there are weights for each position anyway.
+    const std::int64_t weights =
+        whole_.shared_weights ? 0 : all * whole_.plan.weight_numel * static_cast<std::int64_t>(sizeof(S));
+    const std::int64_t bytes = workspace_bytes(std::max(std::int64_t{256} << 20, weights / 3));
+    return std::min(all, group_ * std::max<std::int64_t>(bytes / part, 1));
   }
 
-  void add_parts(const DeviceProduct<S>& product, bool of_receivers, const Rows<T>& parts,
+  void add_parts(bool of_receivers, std::int64_t first, std::int64_t last, const Rows<T>& parts,
                  const Rows<T>& sums) const {
-    const std::int64_t first = product.first_position;
-    launch_node_sums(
-        NodeSums<T>{whole_.graph, of_receivers, parts, sums, first, product.last_position, first > 0},
-        stream_);
+    launch_node_sums(NodeSums<T>{whole_.graph, of_receivers, parts, sums, first, last, first > 0}, stream_);
   }
 
   // Groups of rows, then groups of those, there and back between two pieces, until one is left.
@@ -148,6 +153,7 @@ class DerivativeRun {
   }
 
   const DeviceProduct<S>& whole_;
+  const Window* const window_;
   const bool tangent_;
   void* const stream_;
   const bool channels_, sum_x_, sum_y_, sum_w_;  // sum parts, of which each position has one
@@ -194,7 +200,7 @@ void run_product(const ProductCall<S>& call, const PlanTables<Arithmetic<S>>& pl
     run_forward(product, call.out, tangent, workspace, stream);
   if (derivative == Derivative::none) return;
   if (call.gx.data || call.gy.data || call.gw.data)
-    DerivativeRun<S>(product, call, tangent, workspace, stream).run();
+    DerivativeRun<S>(product, call, tangent, workspace, stream, window).run();
 }
 
 template void run_product(const ProductCall<float>&, const PlanTables<Arithmetic<float>>&, const GraphView*,

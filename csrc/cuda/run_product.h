@@ -14,9 +14,13 @@ namespace clebsch::cuda {
 void set_workspace_bytes(std::int64_t bytes);
 
 // Positions of a graph, sorted by receiver. Windows follow each other from 0 on, and each adds to the results
-// of those before it; weights and their gradients have a row for each position of the window.
+// of those before it; weights and their gradients have a row for each position of the window. Rows of gx,
+// where it is wanted, lie in `parts` from position parts_begin on; the window that ends at parts_end has them
+// summed, which goes over all senders.
 struct Window {
   std::int64_t begin, end;
+  void* parts;
+  std::int64_t parts_begin, parts_end;
 };
 
 // graph: null for rows. The call's own graph and radial are not looked at.

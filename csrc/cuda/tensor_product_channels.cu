@@ -245,7 +245,8 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<Arithmetic<S>, Tangen
   T* matrix = reinterpret_cast<T*>(Tangent ? ax + kWarps * plan.components1 * kLanes : ax);
   T* tangent = matrix + kWarps * plan.dense;
   const Tile tile = tile_of<C>(blockIdx.y);
-  for (std::int64_t task = blockIdx.x; task < a.tasks; task += gridDim.x) {
+  const Tasks tasks = forward_tasks_of(a);
+  for (std::int64_t task = tasks.begin + blockIdx.x; task < tasks.end; task += gridDim.x) {
     const Positions positions = positions_of(a, task);
     if (adds(a) && positions.begin >= positions.end) continue;
     if (adds(a)) {
@@ -431,7 +432,8 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<Arithmetic<S>, C, Ta
   T* matrices = reinterpret_cast<T*>(tiles + kWarps * (Tangent ? 3 : 2) * tile_size);
   T* matrix = matrices + warp * (Tangent ? 3 : 2) * plan.dense;
   T *gm = matrix + plan.dense, *tangent = gm + plan.dense;
-  for (std::int64_t task = blockIdx.x; task < a.tasks; task += gridDim.x) {
+  const Tasks tasks = tasks_of(a, a.first_position, a.last_position);
+  for (std::int64_t task = tasks.begin + blockIdx.x; task < tasks.end; task += gridDim.x) {
     Positions positions = positions_of(a, task);
     if (positions.begin < a.first_position) positions.begin = a.first_position;
     if (positions.end > a.last_position) positions.end = a.last_position;
@@ -505,8 +507,6 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<Arithmetic<S>, C, Ta
   }
 }
 
-unsigned blocks(std::int64_t tasks) { return blocks_x(tasks); }
-
 template <class T, int C>
 std::size_t forward_bytes(const PlanTables<T>& plan, bool tangent) {
   const std::size_t copies = tangent ? 2 : 1;
@@ -538,12 +538,12 @@ template <class S, int C>
 void start_forward(const DeviceProduct<S>& product, bool tangent, std::size_t bytes, void* stream) {
   const unsigned tiles = static_cast<unsigned>((product.plan.widest + kLanes * C - 1) / (kLanes * C));
   launch(tangent ? &channels_forward<S, C, true> : &channels_forward<S, C, false>,
-         dim3(blocks(product.tasks), tiles), dim3(kThreads), bytes, stream, product);
+         dim3(blocks_x(forward_tasks(product)), tiles), dim3(kThreads), bytes, stream, product);
 }
 template <class S, int C>
 void start_backward(const DeviceProduct<S>& product, bool tangent, std::size_t bytes, void* stream) {
   launch(tangent ? &channels_backward<S, C, true> : &channels_backward<S, C, false>,
-         dim3(blocks(product.tasks)), dim3(kThreads), bytes, stream, product);
+         dim3(blocks_x(backward_tasks(product))), dim3(kThreads), bytes, stream, product);
 }
 
 }  // namespace tensor_product_channels_kernels

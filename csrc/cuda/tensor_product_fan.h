@@ -49,9 +49,10 @@ struct Fan {
   __device__ Pack<T, C> tangents(int n, int first) const { return at(aw, n, first, T{}); }
 };
 
-// Pairs of which a thread loads weights before it uses them: bytes on their way.
-template <bool Tangent>
-constexpr int kPairsAtOnce = Tangent ? 1 : 2;
+// Pairs of which a thread loads weights before it uses them: bytes on their way, as far as there are
+// registers.
+template <bool Tangent, int K>
+constexpr int kPairsAtOnce = Tangent || K > 7 ? 1 : 2;
 
 // Of the largest output whose degree is known, for the sums of a group from each warp.
 template <class T, int L>
@@ -61,7 +62,7 @@ constexpr int kFanValues = kForwardWarps * static_cast<int>(kWarp) * kPacked<T> 
 template <class S, bool Tangent, int K, class Out, class T = Arithmetic<S>>
 __device__ __forceinline__ void add_fan(const Fan<S>& fan, const T* value, const T* tangent, T* scratch,
                                         const Out& out) {
-  constexpr int C = Fan<S>::C, N = kPairsAtOnce<Tangent>;
+  constexpr int C = Fan<S>::C, N = kPairsAtOnce<Tangent, K>;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / static_cast<int>(kWarp);
   for (int first = 0; first < fan.channels; first += fan.stride()) {
     const int own = first + fan.lane * C;
@@ -118,7 +119,7 @@ __device__ __forceinline__ void add_fan(const Fan<S>& fan, const T* value, const
 template <class S, bool Tangent, int K, class G, class T = Arithmetic<S>>
 __device__ __forceinline__ void differentiate_fan(const Fan<S>& fan, const G& g, const T* value, T* q,
                                                   T* q_tangent, const Result<S>& gw) {
-  constexpr int C = Fan<S>::C, N = kPairsAtOnce<Tangent>;
+  constexpr int C = Fan<S>::C, N = kPairsAtOnce<Tangent, K>;
   for (int first = 0; first < fan.channels; first += fan.stride()) {
     const int own = first + fan.lane * C;
     Pack<T, C> factor[K];

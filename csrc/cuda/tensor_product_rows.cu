@@ -24,17 +24,17 @@ inline namespace tensor_product_rows_kernels {
 constexpr int kLanes = 32, kThreads = kLanes * kForwardWarps;
 // Blocks of threads for whose registers a multiprocessor must have room: the compiler, left to itself, aims
 // at more and spills.
-template <bool Tangent>
-constexpr int kForwardBlocks = Tangent ? 4 : 5;
+constexpr int kForwardBlocks = 4;
 constexpr int kBackwardBlocks = 3;
 constexpr int kPairValues = 1024;  // components of pairs in a chunk, or those of one pair
 
 struct ComponentIndex {
-  std::int64_t offset, channel, component;
+  std::int64_t offset;
+  int channel, component;
   __device__ ComponentIndex(const BlockTable& b, bool mul_ir)
       : offset(b.offset), channel(mul_ir ? 2 * b.l + 1 : 1), component(mul_ir ? 1 : b.mul) {}
   __device__ std::int64_t operator()(std::int64_t u, int m) const {
-    return offset + u * channel + m * component;
+    return offset + u * channel + std::int64_t{m} * component;
   }
 };
 
@@ -142,7 +142,7 @@ struct Chunk {
   using T = Arithmetic<S>;
   const PlanTables<T>& plan;
   const PathTable& p;
-  const Operands<S>& a;
+  const Operands<S> a;
   Pairs pairs;
   ComponentIndex at1, at2, at_out;
   int inputs, others, outputs;  // components of x, y and the output
@@ -333,11 +333,12 @@ __device__ inline void clear(T* row, std::int64_t length) {
 }
 
 template <class S, bool Tangent>
-__global__ void __launch_bounds__(kThreads, kForwardBlocks<Tangent>) rows_forward(DeviceProduct<S> a) {
+__global__ void __launch_bounds__(kThreads, kForwardBlocks) rows_forward(DeviceProduct<S> a) {
   using T = Arithmetic<S>;
   T *value = dynamic_shared<T>(), *tangent = value + kPairValues,
     *scratch = value + (Tangent ? 2 : 1) * kPairValues;
-  for (std::int64_t task = blockIdx.x; task < a.tasks; task += gridDim.x) {
+  const Tasks tasks = forward_tasks_of(a);
+  for (std::int64_t task = tasks.begin + blockIdx.x; task < tasks.end; task += gridDim.x) {
     // Found again for each chunk: kept meanwhile it would take registers.
     const auto out = [&] { return row(a.out.sums, out_row(a, task)); };
     if (!adds(a)) clear(out(), a.plan.dim_out);
@@ -358,31 +359,33 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<Tangent>) rows_forwar
   }
 }
 
-// One position; gw is added to what the positions before it gave to the same row.
+// One position; gw is added to what the positions before it gave to the same row. What belongs to it is found
+// again after each barrier: kept meanwhile it would take registers.
 template <class S, bool Tangent, class T = Arithmetic<S>>
 __device__ inline void differentiate(const DeviceProduct<S>& a, std::int64_t at, bool add, T* value, T* q,
                                      T* tangent, T* q_tangent) {
-  const Edge edge = edge_at(a, at);
-  const Operands<S> operands = operands_of(a, at, edge, task_at(a, at));
-  const GradientRows to = gradient_rows(a, at, edge);
-  T* gx = row_if(a.gx.sums, to.x);
-  T* gy = row_if(a.gy.sums, to.y);
-  Result<S> gw = row_if(a.gw, to.w);
-  gw.add = add;
-  if (gx) clear(gx, a.plan.dim1);
-  if (gy) clear(gy, a.plan.dim2);
+  const auto rows_of = [&] { return gradient_rows(a, at, edge_at(a, at)); };
+  const auto gx = [&] { return row_if(a.gx.sums, rows_of().x); };
+  const auto gy = [&] { return row_if(a.gy.sums, rows_of().y); };
+  const bool wants_x = a.gx.sums.data, wants_y = a.gy.sums.data, wants_w = static_cast<bool>(row_if(a.gw, 0));
+  if (wants_x) clear(gx(), a.plan.dim1);
+  if (wants_y) clear(gy(), a.plan.dim2);
   for (int n = 0; n < a.plan.path_count; ++n) {
     const PathTable& p = a.plan.paths[n];
-    const Result<S> gw_of_path = p.weighted ? gw : Result<S>{};
     for (std::int64_t begin = 0; begin < p.pairs; begin += Chunk<S, Tangent>::size(p)) {
-      const Chunk<S, Tangent> chunk(a.plan, p, operands, begin);
+      const auto chunk = [&] {
+        return Chunk<S, Tangent>(a.plan, p, operands_of(a, at, edge_at(a, at), task_at(a, at)), begin);
+      };
       __syncthreads();  // the chunk before has been read
-      if (gw_of_path) chunk.couple(value, tangent);
+      if (wants_w && p.weighted) chunk().couple(value, tangent);
       __syncthreads();
-      chunk.use_weights(Tangent ? tangent : value, gx || gy ? q : nullptr, q_tangent, gw_of_path);
+      Result<S> gw{};
+      if (p.weighted) gw = row_if(a.gw, rows_of().w);
+      gw.add = add;
+      chunk().use_weights(Tangent ? tangent : value, wants_x || wants_y ? q : nullptr, q_tangent, gw);
       __syncthreads();
-      if (gx) chunk.add_x(q, q_tangent, gx);
-      if (gy) chunk.add_y(q, q_tangent, gy);
+      if (wants_x) chunk().add_x(q, q_tangent, gx());
+      if (wants_y) chunk().add_y(q, q_tangent, gy());
     }
   }
 }
@@ -400,22 +403,27 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks) rows_backward(Devic
   }
 }
 
-unsigned blocks(std::int64_t tasks) { return blocks_x(tasks); }
-
 }  // namespace tensor_product_rows_kernels
+
+// As few as leave a device enough blocks. What a block adds up stays in the caches, and is not written for
+// each.
+std::int64_t rows_positions_of_gw(std::int64_t positions) {
+  const std::int64_t each = positions / most_blocks(2048);
+  return each < 1 ? 1 : each > 32 ? 32 : each;
+}
 
 template <class S>
 void launch_rows_forward(const DeviceProduct<S>& product, bool tangent, void* stream) {
   using T = Arithmetic<S>;
   const int scratch = product.plan.fans ? kFanValues<T, kUnrolledProducts> : 0;
-  launch(tangent ? &rows_forward<S, true> : &rows_forward<S, false>, dim3(blocks(product.tasks)),
+  launch(tangent ? &rows_forward<S, true> : &rows_forward<S, false>, dim3(blocks_x(forward_tasks(product))),
          dim3(kThreads), ((tangent ? 2 : 1) * kPairValues + scratch) * sizeof(T), stream, product);
 }
 template <class S>
 void launch_rows_backward(const DeviceProduct<S>& product, bool tangent, void* stream) {
   const std::int64_t positions = product.last_position - product.first_position,
                      groups = (positions + product.positions_of_gw - 1) / product.positions_of_gw;
-  launch(tangent ? &rows_backward<S, true> : &rows_backward<S, false>, dim3(blocks(groups)), dim3(kThreads),
+  launch(tangent ? &rows_backward<S, true> : &rows_backward<S, false>, dim3(blocks_x(groups)), dim3(kThreads),
          (tangent ? 4 : 2) * kPairValues * sizeof(Arithmetic<S>), stream, product);
 }
 

@@ -8,10 +8,14 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <future>
 #include <map>
 #include <mutex>
 #include <optional>
+#include <stdexcept>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -49,28 +53,47 @@ using torch::stable::Tensor;
 
 const int64_t* words_of(const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); }
 
-// Tables by name, made and copied to the device of `like` at first use, kept for the life of the process.
-// The first use waits for the copy, and cannot be captured in a CUDA graph: torch says so.
+// Made and copied to a device. In a thread of its own: torch.cuda.use_mem_pool, and torch.compile where it
+// warms up for CUDA graphs, redirect what a thread allocates to memory that is theirs to use again.
 template <class Make>
-const int64_t* table(const std::string& name, const Tensor& like, const Make& make) {
+Tensor copied(const Device& device, const Make& make) {
+  return std::async(std::launch::async,
+                    [&] {
+                      const std::vector<int64_t> words = make();
+                      const std::array<int64_t, 1> size{static_cast<int64_t>(words.size())};
+                      const Device cpu(torch::headeronly::DeviceType::CPU);
+                      Tensor made = torch::stable::empty(size, ScalarType::Long, std::nullopt, cpu);
+                      if (!words.empty())
+                        std::memcpy(made.mutable_data_ptr(), words.data(), words.size() * sizeof(int64_t));
+                      return torch::stable::to(made, device);
+                    })
+      .get();
+}
+
+// Tables by kind and name, copied to the device of `like` at first use, which waits; kept for the life of the
+// process.
+template <class Make>
+const int64_t* table(const char* noun, std::string_view kind, std::string_view name, const Tensor& like,
+                     const StreamOf& current, const Make& make) {
   static std::mutex& mutex = *new std::mutex;
-  static auto& tables = *new std::map<std::pair<std::string, int32_t>, Tensor>;
+  // Found without a copy of the name, which may be long.
+  static auto& tables = *new std::map<std::tuple<int32_t, std::string, std::string>, Tensor, std::less<>>;
   const std::lock_guard lock(mutex);
-  const std::pair key{name, like.get_device_index()};
+  const std::tuple key{like.get_device_index(), kind, name};
   const auto found = tables.find(key);
   if (found != tables.end()) return words_of(found->second);
-  const std::vector<int64_t> words = make();
-  const std::array<int64_t, 1> size{static_cast<int64_t>(words.size())};
-  const Device cpu(torch::headeronly::DeviceType::CPU);
-  Tensor made = torch::stable::empty(size, ScalarType::Long, std::nullopt, cpu);
-  if (!words.empty()) std::memcpy(made.mutable_data_ptr(), words.data(), words.size() * sizeof(int64_t));
-  return words_of(tables.try_emplace(key, torch::stable::to(made, like.device())).first->second);
+  if (current.is_captured())
+    throw std::runtime_error(
+        std::string(noun) +
+        ": the first use on a device copies tables there, which a CUDA graph cannot capture: run "
+        "the same step once, with its derivatives, before it is captured");
+  return words_of(tables.emplace(key, copied(like.device(), make)).first->second);
 }
 
 // Tables are those of the arithmetic.
 template <class T>
-std::string type_name() {
-  return sizeof(clebsch::Arithmetic<T>) == 4 ? "float " : "double ";
+std::string kind_of(const char* what) {
+  return std::string(what) + (sizeof(clebsch::Arithmetic<T>) == 4 ? " float" : " double");
 }
 
 class TorchMemory {
@@ -126,7 +149,7 @@ struct Cuda {
       require(product.order->tensor.get_device_index() == like.get_device_index(), product.noun,
               "order must be on the device of x");
     const StreamOf current(like.get_device_index());
-    const int64_t* words = table("plan " + type_name<S>() + product.text, like,
+    const int64_t* words = table(product.noun, kind_of<S>("plan"), product.text, like, current,
                                  [&] { return clebsch::cuda::plan_words<T>(product.plan); });
     TorchMemory memory(like);
     clebsch::cuda::run_product(call, clebsch::cuda::view_plan<T>(product.plan, words),
@@ -144,9 +167,10 @@ struct Cuda {
                   const clebsch::SphericalHarmonicsArgs<T>& args, clebsch::operators::HarmonicsStep step) {
     const Tensor& like = harmonics.points.tensor;
     const StreamOf current(like.get_device_index());
-    std::string name = "harmonics " + type_name<T>() + harmonics.normalization;
+    std::string name = harmonics.normalization;
     for (const int64_t l : harmonics.ls) name.append(" ").append(std::to_string(l));
-    const int64_t* words = table(name, like, [&] { return clebsch::cuda::harmonic_words(args); });
+    const int64_t* words = table(harmonics.noun, kind_of<T>("harmonics"), name, like, current,
+                                 [&] { return clebsch::cuda::harmonic_words(args); });
     const clebsch::cuda::DeviceHarmonics<T> call{clebsch::cuda::view_harmonics(args, words), args,
                                                  harmonics.points.rows};
     clebsch::cuda::launch_harmonics(call, static_cast<int>(step), current.stream);
@@ -159,10 +183,11 @@ struct Cuda {
     const StreamOf current(like.get_device_index());
     // By content: whoever made the table may change or release it.
     const clebsch::TableWords in = contraction.words();
-    std::string name = "contraction " + type_name<T>();
-    name.append(reinterpret_cast<const char*>(in.data), static_cast<size_t>(in.size) * sizeof(int64_t));
-    const int64_t* words =
-        table(name, like, [&] { return clebsch::cuda::contraction_words<clebsch::Arithmetic<T>>(in); });
+    const std::string_view name(reinterpret_cast<const char*>(in.data),
+                                static_cast<size_t>(in.size) * sizeof(int64_t));
+    const int64_t* words = table(contraction.noun, kind_of<T>("contraction"), name, like, current, [&] {
+      return clebsch::cuda::contraction_words<clebsch::Arithmetic<T>>(in);
+    });
     std::optional<std::pair<Tensor, Tensor>> sorted;
     clebsch::cuda::SortedSpecies by_species{};
     if (call.grad_weight) {
@@ -223,12 +248,12 @@ struct Cuda {
     const Tensor& like = gate.first.tensor;
     const StreamOf current(like.get_device_index());
     std::vector<int64_t> blocks;
-    std::string name = "gate";
+    std::string name;
     for (const clebsch::GatedBlock& block : gate.blocks) {
       blocks.insert(blocks.end(), {block.mul, block.width});
       name.append(" ").append(std::to_string(block.mul)).append("x").append(std::to_string(block.width));
     }
-    const int64_t* words = table(name, like, [&] { return blocks; });
+    const int64_t* words = table(gate.noun, "gate", name, like, current, [&] { return blocks; });
     args.blocks = reinterpret_cast<const clebsch::GatedBlock*>(words);
     clebsch::cuda::launch_gate(
         clebsch::cuda::DeviceGate<T>{args, gate.gates.rows, gate.gate_count, gate.gated_count}, backward,
@@ -255,9 +280,9 @@ struct Cuda {
               const std::vector<int64_t>& biased)
         : l(l_), current(l.first.tensor.get_device_index()) {
       const clebsch::LinearArrangement arrangement(l.plan, direction, biased);
-      std::string name = direction == clebsch::LinearDirection::to_out ? "linear" : "linear to x";
-      for (const int64_t block : biased) name.append(" ").append(std::to_string(block));
-      const int64_t* words = table(name + " " + l.text, l.first.tensor, [&] {
+      std::string kind = direction == clebsch::LinearDirection::to_out ? "linear" : "linear to x";
+      for (const int64_t block : biased) kind.append(" ").append(std::to_string(block));
+      const int64_t* words = table(l.noun, kind, l.text, l.first.tensor, current, [&] {
         return clebsch::cuda::linear_words(arrangement.program(), l.plan.program.dim2);
       });
       tables = clebsch::cuda::view_linear(arrangement.program(), words);
@@ -277,7 +302,15 @@ struct Cuda {
   };
 };
 
-Tensor matrix_product(const Tensor& a, const Tensor& b) { return torch::stable::matmul(a, b); }
+// a b in their type. Autocast is still on in a kernel, and torch's products give 16 bits under it, but where
+// the result is given to them.
+Tensor matrix_product(const Tensor& a, const Tensor& b) {
+  using torch::stable::detail::from;
+  const Tensor product = torch::stable::new_empty(a, {a.size(0), b.size(1)});
+  std::array<StableIValue, 3> stack{from(a), from(b), from(product)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
 // a b + c, c of no tensor counting as zero.
 Tensor added(const std::optional<Tensor>& c, const Tensor& product) {
   return c ? torch::stable::subtract(*c, product, -1.0) : product;
@@ -318,9 +351,16 @@ class RadialWindows {
     const int64_t row = std::max<int64_t>(most * numel * static_cast<int64_t>(sizeof(T)), 1);
     const int64_t count = std::clamp<int64_t>(clebsch::cuda::workspace_bytes(kWindowBytes) / row, 1,
                                               std::max<int64_t>(edges, 1));
+    // Rows of gx wait for several windows.
+    const int64_t dim1 = std::max<int64_t>(p_.plan.program.dim1, 1),
+                  rows = clebsch::cuda::workspace_bytes(kPartsBytes) / (dim1 * int64_t{sizeof(T)});
+    const int64_t wait = std::min(std::max<int64_t>(rows / count, 1) * count, edges);
+    const Tensor parts = torch::stable::new_empty(p_.x.tensor, {call_.gx.data ? wait : 0, dim1});
     int64_t begin = 0;
     do {
-      run_window({begin, std::min(begin + count, edges)});
+      const int64_t first = wait ? begin / wait * wait : 0;
+      run_window({begin, std::min(begin + count, edges), parts.mutable_data_ptr(), first,
+                  std::min(first + wait, edges)});
       begin += count;
     } while (begin < edges);
     if (p_.grad_last) {
@@ -331,7 +371,7 @@ class RadialWindows {
 
  private:
   // Of all weights of a window together: they stay in the second cache of any device that has 40 MiB.
-  static constexpr int64_t kWindowBytes = int64_t{16} << 20;
+  static constexpr int64_t kWindowBytes = int64_t{16} << 20, kPartsBytes = int64_t{256} << 20;
 
   void run_window(clebsch::cuda::Window window) {
     Tensor order = p_.order->tensor;
@@ -343,18 +383,19 @@ class RadialWindows {
     const Tensor w = matrix_product(h, matrix);
     if (ah) aw = matrix_product(*ah, matrix);
     if (p_.alast) aw = added(aw, matrix_product(h, p_.alast->tensor));
-    const bool grads = p_.grad_hidden || p_.grad_last, crossed = grads && aw;
+    const bool grads = p_.grad_hidden || p_.grad_last;
+    const bool crossed = (p_.grad_hidden && p_.alast) || (p_.grad_last && ah);
     const Tensor gw = torch::stable::new_empty(w, {grads ? w.size(0) : 0, w.size(1)});
     clebsch::ProductCall<T> call = call_;
-    set(call.w, w);
-    if (aw) set(call.aw, *aw);
-    if (grads) call.gw = {static_cast<T*>(gw.mutable_data_ptr()), w.size(1)};
+    call.w = rows<const T>(w);
+    if (aw) call.aw = rows<const T>(*aw);
+    if (grads) call.gw = rows<T>(gw);
     product(call, derivative_, window);
     Tensor gw1;
     if (crossed) {
       gw1 = torch::stable::new_empty(w, {w.size(0), w.size(1)});
       call.gx = call.gy = call.out = {};
-      call.gw = {static_cast<T*>(gw1.mutable_data_ptr()), w.size(1)};
+      call.gw = rows<T>(gw1);
       product(call, clebsch::Derivative::first, window);
     }
     if (p_.grad_hidden) {
@@ -367,8 +408,12 @@ class RadialWindows {
       if (ah) grad_matrix_ = added(grad_matrix_, matrix_product(turned(*ah), gw1));
     }
   }
-  static void set(clebsch::Rows<const T>& rows, const Tensor& t) {
-    rows = {static_cast<const T*>(t.const_data_ptr()), t.size(1)};
+  // Of torch's results, whose type is torch's to choose.
+  template <class Number>
+  static clebsch::Rows<Number> rows(const Tensor& t) {
+    require(t.scalar_type() == clebsch::operators::kScalarType<T>, "radial_convolution",
+            "torch gave weights of another dtype than that of x");
+    return {static_cast<Number*>(t.mutable_data_ptr()), t.size(1)};
   }
   void product(const clebsch::ProductCall<T>& call, clebsch::Derivative derivative,
                const clebsch::cuda::Window& window) const {
@@ -409,16 +454,25 @@ Tensor graph_order(const Tensor& senders, const Tensor& receivers, int64_t num_n
 
 }  // namespace
 
-#ifdef CLEBSCH_EMULATED
 // For tests, by name.
-extern "C" __attribute__((visibility("default"))) void clebsch_set_thread_order(const char* words) {
-  clebsch::cuda::emulator::set_order(std::string(words));
-}
 extern "C" __attribute__((visibility("default"))) void clebsch_set_workspace_bytes(int64_t bytes) {
   clebsch::cuda::set_workspace_bytes(bytes);
 }
+#ifdef CLEBSCH_EMULATED
+extern "C" __attribute__((visibility("default"))) void clebsch_set_thread_order(const char* words) {
+  clebsch::cuda::emulator::set_order(std::string(words));
+}
+extern "C" __attribute__((visibility("default"))) void clebsch_set_captured(bool captured) {
+  StreamOf::captures = captured;
+}
 extern "C" __attribute__((visibility("default"))) int64_t clebsch_shared_bytes_since() {
   return clebsch::cuda::emulator::shared_bytes_since();
+}
+extern "C" __attribute__((visibility("default"))) void clebsch_set_shared_limit(int64_t bytes) {
+  clebsch::cuda::emulator::set_shared_limit(bytes);
+}
+extern "C" __attribute__((visibility("default"))) const void* clebsch_take_launch() {
+  return clebsch::cuda::emulator::take_launch();
 }
 #endif
 

@@ -1,4 +1,4 @@
-// The stream that torch works on. In the emulated build there is none.
+// The stream that torch works on. In the emulated build there is none, and tests say whether it is captured.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -8,7 +8,10 @@
 #include <stdexcept>
 
 #ifndef CLEBSCH_EMULATED
+#include <cuda_runtime_api.h>
 #include <dlfcn.h>
+
+#include <string>
 #endif
 
 namespace clebsch::cuda {
@@ -19,7 +22,9 @@ class StreamOf {
   void* stream = nullptr;
 
 #ifdef CLEBSCH_EMULATED
+  static inline bool captures = false;
   explicit StreamOf(std::int32_t) {}
+  bool is_captured() const { return captures; }
 #else
   explicit StreamOf(std::int32_t device) : guard_(device) {
     // Of libtorch_cuda, which a torch without CUDA has not: looked for when there is a tensor on a GPU.
@@ -34,6 +39,15 @@ class StreamOf {
     }();
     if (!get) throw std::runtime_error("clebsch: this torch has no CUDA");
     TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  }
+  // Into a CUDA graph, rather than that what it is given runs.
+  bool is_captured() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    if (const cudaError_t error = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status)) {
+      cudaGetLastError();
+      throw std::runtime_error(std::string("clebsch: capture: ") + cudaGetErrorString(error));
+    }
+    return status != cudaStreamCaptureStatusNone;
   }
 
  private:

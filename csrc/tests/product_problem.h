@@ -31,13 +31,19 @@ struct Problem {
   std::optional<Edges> edges;
   int64_t rows;
   bool shared;
-  int tangents;  // bits of ax, ay, aw that are given
+  int tangents;         // bits of ax, ay, aw that are given
+  bool y_of_receivers;  // with a graph: nothing is summed, as in product_call.h
   std::array<std::vector<double>, 7> operand;
   std::array<Sums, 8> expected;
 
   Problem(const Description& d, int64_t row_count, bool shared_weights, const Edges* graph = nullptr,
-          int given_tangents = 7)
-      : description(d), form(d), rows(row_count), shared(shared_weights), tangents(given_tangents) {
+          int given_tangents = 7, bool of_receivers = false)
+      : description(d),
+        form(d),
+        rows(row_count),
+        shared(shared_weights),
+        tangents(given_tangents),
+        y_of_receivers(of_receivers) {
     if (graph) {
       edges = *graph;
       rows = static_cast<int64_t>(graph->senders.size());
@@ -66,12 +72,13 @@ struct Problem {
   int64_t count(int i) const {
     const int k = kind(i);
     if (k == W && shared) return 1;
-    return edges && (k == G || k == X) ? edges->nodes : rows;
+    return edges && (y_of_receivers ? k == Y : k == G || k == X) ? edges->nodes : rows;
   }
   int64_t row(int i, int64_t r) const {
     const int k = kind(i);
     if (k == W && shared) return 0;
     if (!edges) return r;
+    if (y_of_receivers) return k == Y ? edges->receivers[r] : r;
     return k == G ? edges->receivers[r] : k == X ? edges->senders[r] : r;
   }
 
@@ -140,6 +147,7 @@ struct Arrays {
       call.graph = problem.edges ? &graph : nullptr;
       call.rows = problem.rows;
       call.shared_weights = problem.shared;
+      call.y_of_receivers = problem.y_of_receivers;
       call.x = in(X);
       call.y = in(Y);
       call.w = in(W);

@@ -66,6 +66,44 @@ void check_problem(const Problem& problem, const std::string& label) {
   arrays.check(label);
 }
 
+// A convolution window by window, each with a row of weights and of their gradients for each position.
+template <class T>
+void check_windows(const Problem& problem, const std::vector<int64_t>& bounds, const std::string& label) {
+  const Arrays<T> arrays(problem, Place::page_end);
+  const clebsch::Plan& plan = clebsch::parse_plan(problem.description.text());
+  const std::vector<int64_t> words = cuda::plan_words<T>(plan);
+  const DeviceOrder order(*problem.edges, problem.edges->nodes);
+  const int64_t width = problem.width(W);
+  arrays.run([&](const clebsch::ProductCall<T>& whole, Derivative derivative) {
+    for (std::size_t i = 1; i < bounds.size(); ++i) {
+      const cuda::Window window{bounds[i - 1], bounds[i]};
+      const int64_t count = window.end - window.begin;
+      Buffer<T> w(count * width, Place::page_end), aw(count * width, Place::page_end),
+          gw(count * width, Place::page_end);
+      gw.poison();
+      const auto each = [&](const auto& f) {
+        for (int64_t n = 0; n < count * width; ++n)
+          f(n, order.view.edge[window.begin + n / width], n % width);
+      };
+      const auto gather = [&](const Buffer<T>& to, clebsch::Rows<const T>& rows) {
+        if (!rows.data) return;
+        each([&](int64_t n, int64_t edge, int64_t d) { to[n] = rows.data[edge * rows.stride + d]; });
+        rows = {to.data(), width};
+      };
+      clebsch::ProductCall<T> call = whole;
+      gather(w, call.w);
+      gather(aw, call.aw);
+      if (call.gw.data) call.gw = {gw.data(), width};
+      DeviceMemory memory;
+      cuda::run_product(call, cuda::view_plan<T>(plan, words.data()), &order.view, derivative,
+                        memory.workspace(), nullptr, &window);
+      if (!whole.gw.data) continue;
+      each([&](int64_t n, int64_t edge, int64_t d) { whole.gw.data[edge * whole.gw.stride + d] = gw[n]; });
+    }
+  });
+  arrays.check(label);
+}
+
 void check_in_each_order(const Problem& problem) {
   static int turn = 0;
   for (const char* order : {"forward", "reverse", "random:3"}) {
@@ -100,6 +138,31 @@ std::vector<Description> descriptions() {
   return all;
 }
 
+// Degrees that kernels know when compiled: pairs with one of 4, of which they have no more than some rows and
+// columns in registers, by one channel a thread and by several.
+std::vector<Description> known_degrees() {
+  return {channelwise({{5, 4, 'e'}, {3, 3, 'o'}}, {{1, 1, 'o'}, {1, 4, 'e'}}, 4, true),
+          channelwise({{66, 4, 'e'}}, {{1, 1, 'o'}}, 4, false)};
+}
+
+// Pairs that fan out to outputs of all these degrees, and one beyond, in packs that end before a row does and
+// after; then to more pairs than a chunk has.
+std::vector<Description> fans() {
+  std::vector<Description> all;
+  for (const bool mul_ir : {true, false}) {
+    Description d{{{3, 2, 'e'}}, {{2, 2, 'e'}, {1, 3, 'e'}}, {}, {}, mul_ir};
+    for (const Irrep& out : {Irrep{130, 0, 'e'}, Irrep{48, 1, 'e'}, Irrep{10, 2, 'e'}, Irrep{8, 3, 'e'},
+                             Irrep{3, 4, 'e'}, Irrep{1, 4, 'e'}, Irrep{2, 5, 'e'}}) {
+      const int k = static_cast<int>(d.out.size());
+      d.out.push_back(out);
+      d.paths.push_back({0, out.l == 5, k, "uvw", true, 0.5 + k});
+    }
+    all.push_back(d);
+  }
+  all.push_back({{{12, 2, 'e'}}, {{10, 2, 'e'}}, {{3, 4, 'e'}}, {{0, 0, 0, "uvw", true, 1}}, true});
+  return all;
+}
+
 }  // namespace
 
 TEST(emulated_products_of_rows) {
@@ -117,6 +180,80 @@ TEST(emulated_products_over_graphs) {
   for (const bool shared : {false, true}) {
     check_in_each_order(Problem(channelwise({{3, 1, 'o'}}, {{1, 1, 'o'}}, 1, true), 0, shared, &none));
   }
+}
+
+TEST(emulated_products_of_known_degrees) {
+  const Edges edges = random_edges(4, 9);
+  for (const Description& d : known_degrees()) check_in_each_order(Problem(d, 0, false, &edges));
+  for (const Description& d : fans()) {
+    check_in_each_order(Problem(d, 2, false));
+    check_in_each_order(Problem(d, 0, true, &edges));
+  }
+}
+
+TEST(emulated_edge_products) {
+  const Edges edges = random_edges(5, 13), none{{}, {}, 3};
+  for (const Description& d : descriptions()) {
+    if (!d.mul_ir) continue;
+    for (const bool shared : {false, true}) check_in_each_order(Problem(d, 0, shared, &edges, 7, true));
+  }
+  check_in_each_order(Problem(one_path("uvw", 3, 2, 2, true, true), 0, true, &none, 7, true));
+}
+
+// Shared weights: a row of gw for several positions, as of thousands of them, in two launches.
+TEST(emulated_rows_of_gw_for_several_positions) {
+  for (const Description& d :
+       {one_path("uvw", 5, 3, 7, true, true), one_path("uvu", 7, 19, 7, true, false), fans().front()}) {
+    const Problem problem(d, 10, true);
+    const Arrays<float> arrays(problem, Place::page_end);
+    const clebsch::Plan& plan = clebsch::parse_plan(d.text());
+    const std::vector<int64_t> words = cuda::plan_words<float>(plan);
+    const int64_t width = problem.width(W), group = 3, half = 6;
+    arrays.run([&](clebsch::ProductCall<float> call, Derivative derivative) {
+      const bool tangent = derivative == Derivative::second;
+      const clebsch::Rows<float> gw = call.gw;
+      call.gw = {};
+      DeviceMemory memory;
+      const cuda::PlanTables<float> tables = cuda::view_plan<float>(plan, words.data());
+      cuda::run_product(call, tables, nullptr, derivative, memory.workspace(), nullptr);
+      if (derivative == Derivative::none) return;
+      cuda::DeviceProduct<float> product{};
+      product.plan = tables;
+      product.rows = product.tasks = call.rows;
+      product.shared_weights = true;
+      product.positions_of_gw = group;
+      product.x = call.x, product.y = call.y, product.w = call.w, product.g = call.g;
+      product.ax = call.ax, product.ay = call.ay, product.aw = call.aw;
+      std::vector<double> total(width);
+      for (const int64_t first : {int64_t{0}, half}) {
+        product.first_position = first;
+        product.last_position = first == 0 ? half : call.rows;
+        const int64_t groups = (product.last_position - first + group - 1) / group;
+        Buffer<float> parts(groups * width, Place::page_end);
+        parts.poison();
+        product.gw = cuda::written_once(clebsch::Rows<float>{parts.data(), width});
+        cuda::launch_rows_backward(product, tangent, nullptr);
+        for (int64_t i = 0; i < groups * width; ++i) total[i % width] += parts[i];
+      }
+      for (int64_t i = 0; i < width; ++i) gw.data[i] = static_cast<float>(total[i]);
+    });
+    arrays.check("several positions");
+  }
+}
+
+TEST(emulated_convolutions_window_by_window) {
+  const Edges edges = random_edges(5, 13);
+  for (const Description& d :
+       {channelwise({{16, 0, 'e'}, {3, 1, 'o'}}, {{1, 0, 'e'}, {1, 1, 'o'}}, 2, true),
+        channelwise({{132, 1, 'o'}}, {{1, 1, 'o'}}, 1, true), one_path("uvw", 5, 3, 7, true, true)}) {
+    const Problem problem(d, 0, false, &edges);
+    for (const char* order : {"forward", "reverse"}) {
+      cuda::emulator::set_order(std::string(order));
+      check_windows<float>(problem, {0, 13}, "one window");
+      check_windows<double>(problem, {0, 4, 5, 13}, "three windows");
+    }
+  }
+  cuda::emulator::set_order("forward");
 }
 
 TEST(emulated_products_in_several_windows) {
@@ -179,6 +316,7 @@ class ShortCall {
   ShortCall(const Problem& problem, const clebsch::ProductCall<float>& long_call) : problem_(problem) {
     call.rows = long_call.rows;
     call.shared_weights = long_call.shared_weights;
+    call.y_of_receivers = long_call.y_of_receivers;
     call.x = operand(X, long_call.x);
     call.y = operand(Y, long_call.y);
     call.w = operand(W, long_call.w);
@@ -340,6 +478,76 @@ void check_harmonics(const std::vector<int64_t>& ls, bool normalize, const std::
       CHECK(std::sqrt(error) <= 300 * unit * std::sqrt(norm), label, step);
     }
   }
+}
+
+// Against the kernel of float on the same numbers, rounded once; a place apart where compilers fuse other
+// sums.
+template <class S>
+void check_short_harmonics(const std::vector<int64_t>& ls, bool normalize, const std::string& label) {
+  constexpr int64_t points = 131;
+  auto args = clebsch::spherical_harmonics_args<float>(ls, normalize, "component");
+  auto short_args = clebsch::spherical_harmonics_args<S>(ls, normalize, "component");
+  std::mt19937 generator(1);
+  const auto random = [&](int64_t width, Buffer<S>& narrow, Buffer<float>& wide) {
+    const std::vector<double> numbers = random_numbers(points * width, generator);
+    for (int64_t i = 0; i < points * width; ++i) {
+      narrow[i] = cuda::rounded<S>(static_cast<float>(numbers[i]));
+      wide[i] = cuda::widened(narrow[i]);
+    }
+  };
+  const int64_t columns = args.num_columns;
+  Buffer<S> at(points * 3, Place::page_end), grad(points * columns, Place::page_end),
+      tangent(points * 3, Place::page_end);
+  Buffer<float> wide_at(points * 3, Place::heap), wide_grad(points * columns, Place::heap),
+      wide_tangent(points * 3, Place::heap);
+  random(3, at, wide_at);
+  random(columns, grad, wide_grad);
+  random(3, tangent, wide_tangent);
+  const auto fill = [&](auto& to, const auto& p, const auto& g, const auto& t, auto& out, auto& gradient) {
+    to.points = p.data();
+    to.grad = g.data();
+    to.grad_stride = columns;
+    to.grad_grad_points = t.data();
+    to.out = out.data();
+    to.grad_points = gradient.data();
+  };
+  for (int step = 0; step < 3; ++step) {
+    Buffer<S> out(points * columns, Place::page_end), gradient(points * 3, Place::page_end);
+    Buffer<float> wide_out(points * columns, Place::heap), wide_gradient(points * 3, Place::heap);
+    for (Buffer<S>* result : {&out, &gradient}) {
+      for (int64_t i = 0; i < result->size(); ++i) (*result)[i] = {0x7fff};  // not a number
+    }
+    fill(args, wide_at, wide_grad, wide_tangent, wide_out, wide_gradient);
+    fill(short_args, at, grad, tangent, out, gradient);
+    const std::vector<int64_t> words = cuda::harmonic_words(args),
+                               short_words = cuda::harmonic_words(short_args);
+    cuda::launch_harmonics(
+        cuda::DeviceHarmonics<float>{cuda::view_harmonics(args, words.data()), args, points}, step, nullptr);
+    cuda::launch_harmonics(
+        cuda::DeviceHarmonics<S>{cuda::view_harmonics(short_args, short_words.data()), short_args, points},
+        step, nullptr);
+    const auto check = [&](const Buffer<S>& found, const Buffer<float>& expected) {
+      for (int64_t i = 0; i < found.size(); ++i) {
+        CHECK(std::abs(int{found[i].bits} - int{cuda::rounded<S>(expected[i]).bits}) <= 1, label, step, i,
+              cuda::widened(found[i]), expected[i]);
+      }
+    };
+    if (step != 1) check(out, wide_out);
+    if (step != 0) check(gradient, wide_gradient);
+  }
+}
+
+TEST(emulated_harmonics_of_16_bits) {
+  for (const char* order : {"forward", "reverse"}) {
+    cuda::emulator::set_order(std::string(order));
+    for (const std::vector<int64_t>& ls : {std::vector<int64_t>{0, 1, 2, 3}, {0, 1, 2, 3, 4}, {9, 4}}) {
+      for (const bool normalize : {true, false}) {
+        check_short_harmonics<clebsch::Half>(ls, normalize, std::string(order) + " half");
+        check_short_harmonics<clebsch::BFloat16>(ls, normalize, std::string(order) + " bfloat16");
+      }
+    }
+  }
+  cuda::emulator::set_order("forward");
 }
 
 TEST(emulated_harmonics) {

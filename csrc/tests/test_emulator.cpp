@@ -207,3 +207,13 @@ TEST(emulator_refuses_what_hangs_on_a_gpu) {
   CHECK(check::refusal([] { cuda::emulator::set_order("sideways"); }) ==
         "CLEBSCH_THREAD_ORDER must be forward, reverse or random[:seed], got 'sideways'");
 }
+
+TEST(emulator_notes_which_kernels_ran) {
+  while (cuda::emulator::take_launch()) {
+  }
+  CHECK(violation([] { sums<Mistake::return_early>(); }) != "");
+  CHECK(!cuda::emulator::take_launch());
+  for (int i = 0; i < 2; ++i) sums<Mistake::none>();
+  CHECK(cuda::emulator::take_launch() == reinterpret_cast<const void*>(&sum_tiles<Mistake::none>));
+  CHECK(!cuda::emulator::take_launch());
+}

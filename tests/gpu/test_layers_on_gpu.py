@@ -1,12 +1,8 @@
 """Layers and accelerated models on a GPU: the kernels run, agree with the CPU, and nothing waits."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from device import DEVICE, captured, only_there
 
 import clebsch
 from another_device import what_runs
@@ -17,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("float64_by_default")
 
 
 def on_gpu(*values):
-    return tuple(value.to("cuda") for value in values)
+    return tuple(value.to(DEVICE) for value in values)
 
 
 def differentiable(operands):
@@ -42,9 +38,9 @@ def with_gradients(operands, count):
 
 def moved(operands):
     return tuple(
-        each.to("cuda")
+        each.to(DEVICE)
         if isinstance(each, Graph)
-        else each.detach().to("cuda").requires_grad_(each.requires_grad)
+        else each.detach().to(DEVICE).requires_grad_(each.requires_grad)
         for each in operands
     )
 
@@ -54,7 +50,7 @@ def test_layers(name):
     layer, operands, kernels = layer_calls()[name]
     operands = with_gradients(operands, 1)
     expected = results(layer, operands)
-    layer, operands = layer.to("cuda"), moved(operands)
+    layer, operands = layer.to(DEVICE), moved(operands)
     assert what_runs(lambda: layer(*operands)) >= {f"clebsch::{one}" for one in kernels - {"graph_order"}}
     for a, b in zip(results(layer, operands), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
@@ -66,9 +62,9 @@ def test_models(which):
     operands = with_gradients((*operands, species), 3)
     expected = results(theirs, operands)
     if which == "accelerated on the GPU":
-        model = clebsch.accelerate(theirs.to("cuda"), strict=True)
+        model = clebsch.accelerate(theirs.to(DEVICE), strict=True)
     else:
-        model = (ours if which == "ours" else fast).to("cuda")
+        model = (ours if which == "ours" else fast).to(DEVICE)
     operands = moved(operands)
     assert what_runs(lambda: model(*operands)) >= {f"clebsch::{name}" for name in KERNELS}
     for a, b in zip(results(model, operands), expected, strict=True):
@@ -76,10 +72,11 @@ def test_models(which):
     assert "cuda" in {entry.backend for entry in explain(model, measure=False)}
 
 
+@only_there
 @pytest.mark.parametrize("which", ["ours", "accelerated"])
 def test_nothing_waits(which):
     _, fast, ours, operands, species = of_packages()
-    model = (fast if which == "accelerated" else ours).to("cuda")
+    model = (fast if which == "accelerated" else ours).to(DEVICE)
     operands = moved(with_gradients((*operands, species), 3))
     results(model, operands)  # plans and couplings are read and copied at first use
     torch.cuda.set_sync_debug_mode("error")
@@ -94,7 +91,7 @@ def test_nothing_waits(which):
 def test_capture(which):
     """A model's step in a CUDA graph, replayed with other numbers."""
     _, fast, ours, operands, species = of_packages()
-    model = (fast if which == "accelerated" else ours).to("cuda").requires_grad_(False)
+    model = (fast if which == "accelerated" else ours).to(DEVICE).requires_grad_(False)
     operands = on_gpu(*operands, species)
 
     def step():
@@ -102,16 +99,9 @@ def test_capture(which):
         energy = model(*given, *operands[1:]).sum()
         return energy.detach(), torch.autograd.grad(energy, given)[0]
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        found = step()
+    found, replay = captured(step)
     operands[0].mul_(1.25)
-    captured.replay()
+    replay()
     for a, b in zip(found, step(), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -121,13 +111,13 @@ def test_species_without_a_wait():
     layer = nn.SymmetricContraction("4x0e+4x1o", "4x0e+4x1o", 3, num_elements=3)
     x, index = torch.randn(5, 4, 4), torch.tensor([0, 2, 2, 1, 0])
     seen = layer(x, index)
-    layer, x, index = layer.to("cuda"), *on_gpu(x, index)
-    for given in (index, torch.eye(3, device="cuda")[index]):
+    layer, x, index = layer.to(DEVICE), *on_gpu(x, index)
+    for given in (index, torch.eye(3, device=DEVICE)[index]):
         torch.testing.assert_close(layer(x, given).cpu(), seen, rtol=1e-11, atol=1e-11)
 
 
 def test_autocast_takes_torchs_operations():
     _, fast, _, operands, species = of_packages()
-    model, operands = fast.to("cuda"), on_gpu(*operands, species)
-    with torch.autocast("cuda", dtype=torch.bfloat16):
+    model, operands = fast.to(DEVICE), on_gpu(*operands, species)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         assert not {name for name in what_runs(lambda: model(*operands)) if name.startswith("clebsch::")}

@@ -1,16 +1,17 @@
-"""Every operator on a GPU against the CPU's, which the reference has judged; streams, graphs, determinism."""
+"""Every operator on a GPU against the reference: operands anywhere in memory, streams, graphs, sizes."""
 
-import sys
-from pathlib import Path
+import contextlib
 
 import pytest
 import torch
+from device import DEVICE, DRY, beside, captured, here, only_there, there
+from operators import CALLS, NARROW, PROBLEMS, PRODUCTS, given_of, given_to, random_graph
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+import emulation
+import test_one_hot
 from clebsch import Graph, ops
-from clebsch.algebra.plan import LAYOUTS, MODES
-from clebsch.testing import RandomGraph
+from clebsch.algebra.plan import LAYOUTS, MODES, ProductPlan
+from clebsch.testing import poison, relative_error
 from product_calls import (
     PROMISED,
     EdgeProblem,
@@ -20,10 +21,32 @@ from product_calls import (
     mixed_plan,
     plan_of_mode,
     same_bits,
+    views,
     wide_plan,
 )
 
 dtypes = pytest.mark.parametrize("dtype", PROMISED)
+every_operator = pytest.mark.parametrize("name", CALLS)
+
+
+def arranged(name, dtype=torch.float32):
+    """An operator with all its derivatives, and operands of it on the device."""
+    call = CALLS[name](dtype)
+    return call, [there(tensor) for tensor in call.given]
+
+
+# Numbers
+
+
+@dtypes
+@every_operator
+def test_equals_the_reference(name, dtype):
+    call, given = arranged(name, dtype)
+    results = here(call.run(*given))
+    call.check(results)
+    assert same_bits(results, here(call.run(*given))), "the same bits on every run"
+
+
 PLANS = {
     **{f"{mode} {layout}": plan_of_mode(mode, layout) for mode in MODES for layout in LAYOUTS},
     **{f"wide {mul} {layout}": wide_plan(mul, layout) for mul in (1, 17, 128) for layout in LAYOUTS},
@@ -33,112 +56,217 @@ PLANS = {
 }
 
 
-def graph(edges):
-    generator = torch.Generator().manual_seed(edges)
-    ends = torch.randint(50, (2, edges), generator=generator).numpy()
-    return RandomGraph(ends[0], ends[1], 50)
-
-
-def on_gpu(problem):
-    """All results, on the CPU again."""
-    cuda = [tuple(None if t is None else t.cuda() for t in ts) for ts in (problem.operands, problem.tangents)]
-    moved = type(problem)(problem.plan, cuda[0], problem.grad.cuda(), cuda[1], problem.graph)
-    if problem.graph is not None:
-        ends = (torch.from_numpy(end).cuda() for end in (problem.graph.senders, problem.graph.receivers))
-        moved.__dict__["order"] = torch.ops.clebsch.graph_order(*ends, problem.graph.num_nodes)
-    return tuple(result.cpu() for result in moved.results())
-
-
 @dtypes
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("edges", [None, 0, 700])
+@pytest.mark.parametrize("edges", [None, 0, 13 if DRY else 700])
 @pytest.mark.parametrize("name", PLANS)
 def test_products(name, edges, shared, dtype):
-    rows = 40 if edges is None else graph(edges)
-    problem = Problem.random(PLANS[name], rows, shared=shared, dtype=dtype)
-    results = on_gpu(problem)
-    problem.check(results)
-    assert same_bits(results, on_gpu(problem)), "the same bits on every run"
-
-
-@dtypes
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("edges", [0, 700])
-@pytest.mark.parametrize("name", PLANS)
-def test_edge_products(name, edges, shared, dtype):
-    problem = EdgeProblem.random(PLANS[name], graph(edges), shared=shared, dtype=dtype)
-    results = on_gpu(problem)
-    problem.check(results)
-    assert same_bits(results, on_gpu(problem)), "the same bits on every run"
-
-
-@dtypes
-@pytest.mark.parametrize("ls", [[0], [0, 1, 2, 3], [0, 1, 2, 3, 4], list(range(9)), [3, 1, 3]], ids=str)
-def test_harmonics(ls, dtype):
-    points = torch.randn(1001, 3, dtype=dtype)
-    for normalize in (True, False):
-        values = []
-        for device in ("cpu", "cuda"):
-            x = points.to(device).requires_grad_()
-            y = ops.spherical_harmonics(x, ls, normalize, "component")
-            (first,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
-            (second,) = torch.autograd.grad(first.square().sum(), x)
-            values.append([t.detach().cpu() for t in (y, first, second)])
-        for a, b in zip(*values, strict=True):
-            assert (a - b).norm() <= 100 * PROMISED[dtype] * a.norm()
+    kinds = [Problem] if edges is None else [Problem, EdgeProblem]
+    for kind in kinds:
+        rows = (5 if DRY else 40) if edges is None else random_graph(50, edges)
+        problem = kind.random(PLANS[name], rows, shared=shared, dtype=dtype)
+        problem.check(here(given_to(problem, [there(tensor) for tensor in problem.given]).results()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("edges", [None, 700])
-@pytest.mark.parametrize("name", ["wide 17 ir_mul", "wide 128 mul_ir", "uvw mul_ir"])
-def test_products_of_16_bits(name, edges, dtype):
+@pytest.mark.parametrize("name", NARROW)
+def test_numbers_of_16_bits(name, dtype):
     """What float32 gives for the same numbers, rounded once."""
-    rows = 40 if edges is None else graph(edges)
-    problems = [Problem.random(PLANS[name], rows, dtype=torch.float32).to(dtype)]
-    if edges is not None:
-        problems.append(EdgeProblem.random(PLANS[name], rows, dtype=torch.float32).to(dtype))
-    for problem in problems:
-        for short, long in zip(on_gpu(problem), on_gpu(problem.to(torch.float32)), strict=True):
-            assert short.dtype == dtype
-            assert ((short.float() - long).abs() <= torch.finfo(dtype).eps * (long.abs() + 1e-3)).all()
+    call, given = arranged(name)
+    short = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in given]
+    long = [tensor.float() if tensor.is_floating_point() else tensor for tensor in short]
+    for rounded, exact in zip(here(call.run(*short)), here(call.run(*long)), strict=True):
+        assert rounded.dtype == dtype
+        assert ((rounded.float() - exact).abs() <= torch.finfo(dtype).eps * (exact.abs() + 1e-3)).all()
 
 
-def test_current_stream_and_capture():
-    """A captured step replays with new numbers; it ran on the stream that torch had chosen."""
-    plan = wide_plan(32)
-    ends = torch.randint(20, (2, 300), device="cuda")
-    edges = Graph(ends[0], ends[1], 20)
-    problem = Problem.random(plan, RandomGraph(ends[0].cpu().numpy(), ends[1].cpu().numpy(), 20))
-    x, y, weight = (t.cuda() for t in problem.operands)
-    expected = ops.convolution(x, y, weight, edges, plan)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        assert torch.equal(ops.convolution(x, y, weight, edges, plan), expected)
-    torch.cuda.current_stream().wait_stream(stream)
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        out = ops.convolution(x, y, weight, edges, plan)
-    weight.mul_(2)
-    captured.replay()
-    torch.testing.assert_close(out, ops.convolution(x, y, weight, edges, plan))
+@dtypes
+def test_one_hot_rows(dtype):
+    find = torch.ops.clebsch.one_hot_index
+    for elements in (1, 4, 89):
+        y = test_one_hot.rows_of(elements, 200).to(dtype)
+        assert torch.equal(find(there(y)).cpu(), y.argmax(1))
+        y[130, 0] = 0.5
+        assert find(there(y)).shape == (0,)
 
 
-def test_nothing_waits():
-    plan = wide_plan(32)
-    x, y, weight = (t.cuda() for t in Problem.random(plan, 100).operands)
-    ops.tensor_product(x, y, weight, plan)  # the plan is copied at first use
+# How it is called
+
+
+def misaligned(tensor):
+    """A copy one number after where 16 bytes are aligned."""
+    longer = tensor.new_zeros(tensor.numel() + 1)
+    longer = poison(longer) if tensor.is_floating_point() else longer
+    return longer[1:].view(tensor.shape).copy_(tensor)
+
+
+@every_operator
+def test_operands_anywhere_in_memory(name):
+    call, given = arranged(name)
+    expected = here(call.run(*given))
+    for i, tensor in enumerate(call.given):
+        kinds = [*views(tensor)] if tensor.is_floating_point() else []
+        for kind, view in [*kinds, ("misaligned", misaligned(tensor))]:
+            if view.is_neg():
+                continue
+            moved = [*given[:i], there(view), *given[i + 1 :]]
+            assert same_bits(here(call.run(*moved)), expected), (i, kind)
+    moved = [there(misaligned(tensor)) for tensor in call.given]
+    assert same_bits(here(call.run(*moved)), expected)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_each_subset_of_gradients(name):
+    problem = PROBLEMS[name](torch.float32)
+    problem = given_to(problem, [there(tensor) for tensor in given_of(problem)])
+    for function in (problem.backward, problem.double_backward):
+        everything = here(function())
+        for needs in range(2 ** len(everything)):
+            for i, (some, whole) in enumerate(zip(here(function(needs)), everything, strict=True)):
+                if needs >> i & 1:
+                    assert same_bits((some,), (whole,)), (needs, i)
+                else:
+                    assert some.shape == (0,) and some.dtype == whole.dtype
+
+
+@contextlib.contextmanager
+def workspace(count):
+    emulation.set_workspace_bytes(count)
+    try:
+        yield
+    finally:
+        emulation.set_workspace_bytes(0)
+
+
+@dtypes
+@pytest.mark.parametrize("count", [1, 3000, 20_000])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_windows(name, count, dtype):
+    """Sums, and radial weights, in work space for some positions at a time."""
+    call, given = arranged(name, dtype)
+    with workspace(count):
+        call.check(here(call.run(*given)))
+
+
+# Streams, graphs, devices
+
+
+@every_operator
+def test_another_stream(name):
+    call, given = arranged(name)
+    expected = here(call.run(*given))
+    with beside():
+        found = call.run(*given)
+    assert same_bits(here(found), expected)
+
+
+@every_operator
+def test_captured(name):
+    """Forward, backward and double backward in a CUDA graph, replayed with other numbers."""
+    call, given = arranged(name)
+    found, replay = captured(lambda: call.run(*given))
+    for tensor in given:
+        if tensor.is_floating_point():
+            tensor.mul_(1.25)
+    replay()
+    assert same_bits(here(found), here(call.run(*given)))
+
+
+@only_there
+@every_operator
+def test_nothing_waits(name):
+    call, given = arranged(name)
+    call.run(*given)  # plans are copied at first use
     torch.cuda.set_sync_debug_mode("error")
     try:
-        ops.tensor_product(x, y, weight, plan)
+        call.run(*given)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
+@only_there
+def test_first_use_while_capturing():
+    """The plan cannot be copied then, which is said; a call before, or after, copies it."""
+    problem = Problem.random(wide_plan(29), 10)
+    x, y, weight = (there(tensor) for tensor in problem.operands)
+    with pytest.raises(RuntimeError, match=r"(?i)captur"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        ops.tensor_product(x, y, weight, problem.plan)
+    expected = ops.tensor_product(x, y, weight, problem.plan)
+    (found,), replay = captured(lambda: (ops.tensor_product(x, y, weight, problem.plan),))
+    replay()
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_operands_on_another_device():
-    plan = wide_plan(32)
-    x, y, weight = (t.to("cuda:1") for t in Problem.random(plan, 10).operands)
+@every_operator
+def test_a_device_that_is_not_the_current_one(name):
+    call, given = arranged(name)
+    assert torch.cuda.current_device() == 0
+    found = call.run(*(tensor.to("cuda:1") for tensor in given))
+    assert {result.device.index for result in found} == {1}
+    assert same_bits(here(found), here(call.run(*given)))
+
+
+# Sizes
+
+PLAN_OF_SCALARS = {mode: f"1x0e*1x0e->1x0e;mul_ir;0 0 0 {mode} w 1.0" for mode in ("uvu", "uvw")}
+
+
+@pytest.mark.parametrize("mode", PLAN_OF_SCALARS)
+@pytest.mark.parametrize("kind", ["rows", "rows, shared", "receivers", "edges"])
+def test_more_tasks_than_blocks(kind, mode):
+    """A grid has 2^20 blocks at most."""
+    rows, plan = 2003 if DRY else 2**20 + 3, ProductPlan.parse(PLAN_OF_SCALARS[mode])
+    ends = torch.randperm(rows).to(DEVICE)
+    x, y, g = (torch.rand(rows, 1, dtype=torch.float64, device=DEVICE).requires_grad_() for _ in range(3))
+    weight = torch.rand(rows, 1, dtype=torch.float64, device=DEVICE)
+    weight = (weight[0] if kind == "rows, shared" else weight).requires_grad_()
+    if kind.startswith("rows"):
+        out, x_of_row = ops.tensor_product(x, y, weight, plan), x
+    elif kind == "edges":
+        out, x_of_row = ops.convolution(x, y, weight, Graph(ends, ends.flip(0), rows), plan), x[ends]
+        out = out[ends.flip(0)]
+    else:
+        out, x_of_row = ops.edge_product(x, y, weight, Graph(ends, ends, rows), plan), x
+    expected = x_of_row * (y[ends] if kind == "receivers" else y) * weight
+    found = out, *torch.autograd.grad(out, (x, y, weight), g)
+    for a, b in zip(found, (expected, *torch.autograd.grad(expected, (x, y, weight), g)), strict=True):
+        assert relative_error(a.detach().cpu(), b.detach().cpu().numpy()) <= PROMISED[torch.float64]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "plan", ["1024x0e*1x0e->1024x0e;mul_ir;0 0 0 uvu - 1.0", "1x0e*1024x0e->1024x0e;mul_ir;0 0 0 uvv - 1.0"]
+)
+def test_more_numbers_than_32_bits_count(plan):
+    """More than 2^31 elements of an operand, of the output and of a gradient."""
+    needed = 50 << 30
+    if not DRY and torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"needs a GPU with {needed >> 30} GiB free")
+    rows, plan = 3 if DRY else 2**21 + 3, ProductPlan.parse(plan)
+    x, y = (
+        torch.randint(-4, 5, (rows, irreps.dim), dtype=torch.int8, device=DEVICE).half()
+        for irreps in (plan.irreps_in1, plan.irreps_in2)
+    )
+    weight = x.new_empty(0)
     out = ops.tensor_product(x, y, weight, plan)
-    assert out.device == x.device
-    torch.testing.assert_close(out.cpu(), ops.tensor_product(x.cpu(), y.cpu(), weight.cpu(), plan))
+    assert torch.equal(out, x * y)
+    fixed = str(plan), 0b11
+    grads = torch.ops.clebsch.tensor_product_backward(out, x, y, weight, *fixed)
+    del out
+    for grad, other, of in ((grads[0], y, x), (grads[1], x, y)):
+        for part in (slice(0, 100), slice(-100, None)):
+            expected = (x[part] * y[part]).float() * other[part].float()
+            expected = expected.sum(1, keepdim=True) if of.shape[1] == 1 else expected
+            assert torch.equal(grad[part], expected.half())
+
+
+@pytest.mark.slow
+def test_more_numbers_than_32_bits_count_elementwise():
+    needed = 20 << 30
+    if not DRY and torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"needs a GPU with {needed >> 30} GiB free")
+    x = torch.randn(1000 if DRY else 2**31 + 1000, device=DEVICE)
+    y = ops.silu(x)
+    for part in (slice(0, 1000), slice(-1000, None)):
+        torch.testing.assert_close(y[part], torch.nn.functional.silu(x[part]))
