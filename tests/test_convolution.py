@@ -121,6 +121,9 @@ def test_narrow_multiplicities(mul, layout):
         ("16x8e", "1x0e+1x1o+1x8e", 8),
         ("17x12e", "1x0e+1x1o+1x12e", 12),
         ("16x14e", "1x14e", 2),
+        # More sums than a block of a GPU has room for with four channels a thread, here of derivatives alone.
+        ("66x0e+64x1o+65x2e+64x3o", "1x0e+1x1o", 4),
+        ("66x0e+64x1o+65x2e+64x3o", "1x0e+1x1o+1x2e", 4),
     ],
 )
 def test_degrees_in_channels(irreps_in1, irreps_in2, l_max, layout):

@@ -111,8 +111,8 @@ class Convolution:
     def _kernel(self, side: str, tangent: bool) -> tuple[str, int]:
         packed = 16 // self.size
         widest = max(block.mul for block in (*self.plan.irreps_in1, *self.plan.irreps_out))
-        fits = widest >= LANES * packed / 2 and self._shared(side, tangent, packed) <= MOST_SHARED
-        channels = packed if fits else 1
+        several = [n for n in (4, 2) if n <= packed and widest >= LANES * packed / 2]
+        channels = next((n for n in several if self._shared(side, tangent, n) <= MOST_SHARED), 1)
         shared = self._shared(side, tangent, channels)
         type_, tangents = TYPES[self.size], str(tangent).lower()
         if shared > MOST_SHARED:

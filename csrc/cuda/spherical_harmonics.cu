@@ -353,6 +353,7 @@ __global__ void __launch_bounds__(kThreads, kUnrolledBlocks<Arithmetic<S>, L, De
       // A full block of rows is a whole number of packs.
       const bool wide = count == kThreads && aligned<S, n>(out);
       if (wide) {
+        CLEBSCH_DEVICE_UNROLL_BY(1)  // several packs at a time would take registers, and with them blocks
         for (int e = threadIdx.x * n; e < kThreads * columns; e += kThreads * n) {
           Pack<T, n> pack;
           CLEBSCH_DEVICE_UNROLL

@@ -4,9 +4,9 @@
 //   forward   out_k += (w x_i) M_ik
 //   backward  t_i = M_ik g_k,  gx_i += w t_i,  gw += x_i t_i,  gM_ik += (w x_i) g_k over channels,  gy = C gM
 //
-// A thread holds C channels: those that 16 bytes of T belong to (of numbers of 16 bits: 8 bytes of weights),
-// or one. A warp holds a tile of 32 C. S is the type that is stored, T = Arithmetic<S> that of all arithmetic
-// and shared memory.
+// A thread holds C channels: those that 16 bytes of T belong to (of numbers of 16 bits: 8 bytes of weights);
+// where their sums do not fit shared memory two floats, or one. A warp holds a tile of 32 C. S is the type
+// that is stored, T = Arithmetic<S> that of all arithmetic and shared memory.
 //
 // Forward: a block of threads for a receiver and a tile. Its sums lie in shared memory and are written once.
 // Each of the 4 warps gathers x of one edge and makes M of it; then the paths are shared by the warps, so
@@ -22,6 +22,8 @@
 // backward, 10 S double backward, and a shuffle a cell of M in each derivative.
 //
 // No atomics: the order of every sum depends on the call alone.
+#include <type_traits>
+
 #include "cuda/device.h"
 #include "cuda/device_product.h"
 #include "cuda/edges.h"
@@ -521,6 +523,11 @@ std::size_t backward_bytes(const PlanTables<T>& plan, bool tangent) {
 
 // What a block may take: less than any device since sm_80 has, and two of them fit most.
 constexpr std::size_t kSharedBytes = 96 << 10;
+// Channels a thread where those of 16 bytes take more than that. With two floats the warps that there is room
+// for are fewer than with one, but ask for more bytes at a time, and make M and sum over lanes half as often
+// (docs/cuda.md). Other types have one, for shorter builds.
+template <class S>
+constexpr int kFewer = std::is_same_v<S, float> ? 2 : 1;
 
 template <class T>
 bool wide(const PlanTables<T>& plan, std::size_t bytes) {
@@ -554,9 +561,12 @@ template <class S>
 void launch_channels_forward(const DeviceProduct<S>& product, bool tangent, void* stream) {
   constexpr int C = kPacked<Arithmetic<S>>;
   const std::size_t packed = forward_bytes<Arithmetic<S>, C>(product.plan, tangent),
+                    fewer = forward_bytes<Arithmetic<S>, kFewer<S>>(product.plan, tangent),
                     single = forward_bytes<Arithmetic<S>, 1>(product.plan, tangent);
   if (wide(product.plan, packed)) {
     start_forward<S, C>(product, tangent, packed, stream);
+  } else if (kFewer<S> > 1 && wide(product.plan, fewer)) {
+    start_forward<S, kFewer<S>>(product, tangent, fewer, stream);
   } else {
     start_forward<S, 1>(product, tangent, single, stream);
   }
@@ -565,9 +575,12 @@ template <class S>
 void launch_channels_backward(const DeviceProduct<S>& product, bool tangent, void* stream) {
   constexpr int C = kPacked<Arithmetic<S>>;
   const std::size_t packed = backward_bytes<Arithmetic<S>, C>(product.plan, tangent),
+                    fewer = backward_bytes<Arithmetic<S>, kFewer<S>>(product.plan, tangent),
                     single = backward_bytes<Arithmetic<S>, 1>(product.plan, tangent);
   if (wide(product.plan, packed)) {
     start_backward<S, C>(product, tangent, packed, stream);
+  } else if (kFewer<S> > 1 && wide(product.plan, fewer)) {
+    start_backward<S, kFewer<S>>(product, tangent, fewer, stream);
   } else {
     start_backward<S, 1>(product, tangent, single, stream);
   }
