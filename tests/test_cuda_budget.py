@@ -211,11 +211,31 @@ def test_bounds_of_one_convolution():
     """MACE-medium, forward: 1,280 weights, 16 components of y, 512 of x, 5,120 of 40 edges' out; 88 cells."""
     work = roofline.Convolution("mace-medium", 4).work("forward")
     assert work.flops == 128 * (2 * 88 + 4 * 1 + 6 * 3)
-    assert work.least == 4 * (1280 + 16 + 40 * 128 / 40) + 24
-    assert work.moved == work.least + 4 * 512
+    assert work.least == pytest.approx(4 * (1280 + 16 + 40 * 128 / 40 + 512 / 40) + 24)
+    assert work.moved == pytest.approx(work.least + 4 * (512 - 512 / 40))
     balance = 19.5e12 / 2039e9  # of an A100
     share = roofline.attainable(work.least, work.flops, DEVICES[0], 4)
     assert share == pytest.approx(work.flops / work.least / balance)
+
+
+def test_bounds_of_one_derivative():
+    """The same, backward: w and gw, y and gy, x and gx. Rows of gx of all edges, 1.6 GB, come in two windows:
+    a third of w is 1.4 GB."""
+    work = roofline.Convolution("mace-medium", 4).work("backward")
+    assert work.least == pytest.approx(4 * (2 * 1280 + 2 * 16 + 40 * 128 / 40 + 2 * 512 / 40) + 24)
+    more = 512 - 512 / 40 + 2 * 512 + 2 * 512 / 40  # gathered, rows of gx, sums of the second window
+    assert work.moved == pytest.approx(work.least + 4 * more)
+
+
+def test_bytes_of_a_dense_product():
+    """DiffDock's, forward: 48 scalars and 10 vectors of both parities by harmonics to degree 2, each once."""
+    work = roofline.Dense("DiffDock-L=2", 4).work("forward")
+    mul = {0: 48, 1: 10}
+    # Of each parity of x; the output's follows.
+    paths = [(0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 1), (1, 2, 1)]
+    weights = 2 * sum(mul[l1] * mul[l3] for l1, _, l3 in paths)
+    assert work.least == work.moved == 4 * (2 * 2 * (48 + 3 * 10) + 9 + weights)
+    assert work.flops == 2 * 2 * sum(mul[l1] * mul[l3] * (2 * l3 + 1) for l1, _, l3 in paths)
 
 
 def test_a_second_cache_drops_what_was_used_least_recently():
