@@ -10,12 +10,9 @@
 
 namespace clebsch::cuda {
 
-#ifndef CLEBSCH_UNROLLED_DEVICE
-#define CLEBSCH_UNROLLED_DEVICE 4
-#endif
 // Degrees that kernels of products know when they are compiled, at most 4: of x and the output, or of the
 // output.
-constexpr int kUnrolledProducts = CLEBSCH_UNROLLED_DEVICE;
+constexpr int kUnrolledProducts = 4;
 
 // Where a result goes, one of both: where it is stored, or, where kernels add to it or it is a part of a sum,
 // the type of arithmetic. Numbers of 32 bits and more, to which it is the same, are sums.

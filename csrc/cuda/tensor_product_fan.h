@@ -76,7 +76,8 @@ __device__ __forceinline__ void add_fan(const Fan<S>& fan, const T* value, const
       }
       CLEBSCH_DEVICE_UNROLL
       for (int i = 0; i < N; ++i) {
-        const int n = base + i * fan.groups, from = (n < fan.pairs ? n : base) * K;
+        const int from = (base + i * fan.groups) * K;
+        if (base + i * fan.groups >= fan.pairs) break;  // not a zero weight: P may be infinite
         CLEBSCH_DEVICE_UNROLL
         for (int k = 0; k < K; ++k) {
           const T p = value[from + k], t = Tangent ? tangent[from + k] : T{};
