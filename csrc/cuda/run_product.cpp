@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <stdexcept>
 
 namespace clebsch::cuda {
 namespace {
@@ -88,6 +89,8 @@ class DerivativeRun {
         gx_(call.gx, sum_x_ || !channels_, product.tasks, product.plan.dim1, workspace),
         gy_(call.gy, true, sum_y_ ? product.graph.nodes : product.rows, product.plan.dim2, workspace),
         gw_(call.gw, sum_w_, 1, product.plan.weight_numel, workspace) {
+    if (sum_x_ && window_ && (window_->begin < window_->parts_begin || window_->end > window_->parts_end))
+      throw std::logic_error("a window lies outside of what its rows of gx have room for");
     if (sum_x_)
       parts_x_.data = window_ ? static_cast<T*>(window_->parts) : take<T>(workspace, rows_ * parts_x_.stride);
     if (sum_y_) parts_y_.data = take<T>(workspace, rows_ * parts_y_.stride);
@@ -131,8 +134,9 @@ class DerivativeRun {
     const std::int64_t all = std::max<std::int64_t>(end_ - begin_, 1);
     if (part == 0 || window_) return all;
     // Every window goes over all nodes: few of them, where there are weights for each position anyway.
+    const bool each = !whole_.shared_weights && whole_.w.stride > 0;
     const std::int64_t weights =
-        whole_.shared_weights ? 0 : all * whole_.plan.weight_numel * static_cast<std::int64_t>(sizeof(S));
+        each ? all * whole_.plan.weight_numel * static_cast<std::int64_t>(sizeof(S)) : 0;
     const std::int64_t bytes = workspace_bytes(std::max(std::int64_t{256} << 20, weights / 3));
     return std::min(all, group_ * std::max<std::int64_t>(bytes / part, 1));
   }

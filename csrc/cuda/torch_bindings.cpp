@@ -349,12 +349,14 @@ class RadialWindows {
                          : derivative_ == clebsch::Derivative::first ? 2
                                                                      : 4;
     const int64_t row = std::max<int64_t>(most * numel * static_cast<int64_t>(sizeof(T)), 1);
-    const int64_t count = std::clamp<int64_t>(clebsch::cuda::workspace_bytes(kWindowBytes) / row, 1,
-                                              std::max<int64_t>(edges, 1));
-    // Rows of gx wait for several windows.
+    // Rows of gx wait for several windows, if one does not have enough of them.
     const int64_t dim1 = std::max<int64_t>(p_.plan.program.dim1, 1),
-                  rows = clebsch::cuda::workspace_bytes(kPartsBytes) / (dim1 * int64_t{sizeof(T)});
-    const int64_t wait = std::min(std::max<int64_t>(rows / count, 1) * count, edges);
+                  held = std::max<int64_t>(
+                      clebsch::cuda::workspace_bytes(kPartsBytes) / (dim1 * int64_t{sizeof(T)}), 1);
+    const int64_t count =
+        std::clamp<int64_t>(clebsch::cuda::workspace_bytes(kWindowBytes) / row, 1,
+                            std::max<int64_t>(call_.gx.data ? std::min(edges, held) : edges, 1));
+    const int64_t wait = std::min(std::max<int64_t>(held / count, 1) * count, edges);
     const Tensor parts = torch::stable::new_empty(p_.x.tensor, {call_.gx.data ? wait : 0, dim1});
     int64_t begin = 0;
     do {

@@ -66,17 +66,27 @@ void check_problem(const Problem& problem, const std::string& label) {
   arrays.check(label);
 }
 
-// A convolution window by window, each with a row of weights and of their gradients for each position.
+// A convolution window by window, each with a row of weights and of their gradients for each position; rows
+// of gx wait for so many windows together.
 template <class T>
-void check_windows(const Problem& problem, const std::vector<int64_t>& bounds, const std::string& label) {
+void check_windows(const Problem& problem, const std::vector<int64_t>& bounds, std::size_t together,
+                   const std::string& label) {
   const Arrays<T> arrays(problem, Place::page_end);
   const clebsch::Plan& plan = clebsch::parse_plan(problem.description.text());
   const std::vector<int64_t> words = cuda::plan_words<T>(plan);
   const DeviceOrder order(*problem.edges, problem.edges->nodes);
   const int64_t width = problem.width(W);
   arrays.run([&](const clebsch::ProductCall<T>& whole, Derivative derivative) {
+    std::unique_ptr<Buffer<T>> parts;
     for (std::size_t i = 1; i < bounds.size(); ++i) {
-      const cuda::Window window{bounds[i - 1], bounds[i]};
+      const std::size_t group = (i - 1) / together * together;
+      const int64_t parts_begin = bounds[group],
+                    parts_end = bounds[std::min(group + together, bounds.size() - 1)];
+      if (i - 1 == group) {
+        parts = std::make_unique<Buffer<T>>((parts_end - parts_begin) * problem.width(X), Place::page_end);
+        parts->poison();
+      }
+      const cuda::Window window{bounds[i - 1], bounds[i], parts->data(), parts_begin, parts_end};
       const int64_t count = window.end - window.begin;
       Buffer<T> w(count * width, Place::page_end), aw(count * width, Place::page_end),
           gw(count * width, Place::page_end);
@@ -249,8 +259,10 @@ TEST(emulated_convolutions_window_by_window) {
     const Problem problem(d, 0, false, &edges);
     for (const char* order : {"forward", "reverse"}) {
       cuda::emulator::set_order(std::string(order));
-      check_windows<float>(problem, {0, 13}, "one window");
-      check_windows<double>(problem, {0, 4, 5, 13}, "three windows");
+      check_windows<float>(problem, {0, 13}, 1, "one window");
+      check_windows<double>(problem, {0, 4, 5, 13}, 1, "three windows");
+      check_windows<double>(problem, {0, 4, 5, 9, 13}, 2, "four windows, two together");
+      check_windows<float>(problem, {0, 4, 5, 13}, 3, "three windows together");
     }
   }
   cuda::emulator::set_order("forward");

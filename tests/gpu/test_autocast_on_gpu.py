@@ -7,8 +7,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from device import only_there
+
 from product_calls import same_bits
 from test_autocast import CALLS, calls, everywhere, results
+
+pytestmark = only_there
 
 
 @everywhere

@@ -8,7 +8,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from device import only_there
+
 from clebsch import ops
+
+pytestmark = only_there
 
 
 def call(number, points):
