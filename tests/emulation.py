@@ -1,8 +1,8 @@
 """Kernels for GPUs in the place of the CPU's, for operator tests: with ``pytest --emulated`` on the emulator,
 with ``pytest --on-gpu`` on a GPU, to which operands are copied and from which results come back.
 
-All operator tests run so but those marked `not_emulated`, on problems as large as sizes.py allows:
-kernels_reached.py.
+All operator tests run so but those marked `about_the_cpu` or `not_emulated`, on problems as large as sizes.py
+allows: kernels_reached.py.
 """
 
 from __future__ import annotations
@@ -171,7 +171,9 @@ def launched() -> set[tuple[str, ...]]:
 
 
 def every_kernel() -> set[tuple[str, ...]]:
-    """Names of those that there are: what nvcc made of the same sources."""
+    """Names of those that there are: what nvcc made of the same sources. On a GPU none, as none is noted."""
+    if on_gpu():
+        return set()
     return {(name,) for name in json.loads(budget.BUDGET.read_text())["kernels"]}
 
 

@@ -1,7 +1,7 @@
 """Triton's kernels run by its interpreter: with ``pytest --interpreted`` they take the place of the CPU's.
 
-All operator tests run so but those marked `not_interpreted`, on problems as large as sizes.py allows:
-kernels_reached.py.
+All operator tests run so but those marked `about_the_cpu` or `not_interpreted`, on problems as large as
+sizes.py allows: kernels_reached.py.
 """
 
 from __future__ import annotations

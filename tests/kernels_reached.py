@@ -56,6 +56,8 @@ class Plugin:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         write, whole = terminalreporter.write_line, self.config.getoption("--every-kernel")
         every = self.kernels.every_kernel()
+        if not every:
+            return
         write(f"operator tests reached {len(every & self.reached)} of {len(every)} {self.kernels.NAME}")
         for kernel in self.missing if whole else ():
             write(f"not reached: {', '.join(kernel)}", red=True)

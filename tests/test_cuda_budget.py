@@ -127,6 +127,15 @@ def wide_accesses():
             # Sums, of out and gx, are stored by code for either layout.
             yield f"channels_forward<{type_}, {tangent}>", width, copies * pairs, 2
             yield f"channels_backward<{type_}, {tangent}>", width, copies * pairs, pairs + 2
+    degrees = 5  # of outputs that pairs fan out to
+    for type_ in ("float", "double"):
+        for tangent in ("false", "true"):
+            yield f"rows_forward<{type_}, {tangent}>", 16, degrees, 0
+            yield f"rows_backward<{type_}, {tangent}>", 16, degrees, degrees
+        yield f"add_to_nodes<{type_}>", 16, 5, 1  # the sum, and the parts of four edges
+    for type_ in ("Half", "BFloat16"):
+        for tangent in ("false", "true"):
+            yield f"rows_backward<{type_}, {tangent}>", 8, degrees, degrees
     for type_ in ("float", "double", "Half", "BFloat16"):
         for l_max in range(5):
             for derivative in (0, 2):
@@ -179,16 +188,19 @@ def test_the_table_is_up_to_date():
 
 @pytest.mark.skipif(not emulation.enabled(), reason="pytest --emulated")
 @pytest.mark.parametrize("size", roofline.TYPES)
-@pytest.mark.parametrize("name", roofline.MODELS)
+@pytest.mark.parametrize("name", [*roofline.MODELS, "DiffDock-L=2"])
 def test_blocks_ask_for_the_shared_memory_of_the_table(name, size):
     """What bounds occupancy beside registers, for the plans of models: no budget has it."""
-    problem, dtype = roofline.Convolution(name, size), {4: torch.float32, 8: torch.float64}[size]
+    dtype = {4: torch.float32, 8: torch.float64}[size]
+    problem = roofline.Convolution(name, size) if name in roofline.MODELS else roofline.Dense(name, size)
     plan, graph = problem.plan, Graph(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2)
-    shapes = ((2, plan.irreps_in1.dim), (3, plan.irreps_in2.dim), (3, plan.weight_numel))
+    nodes, rest = (2, (graph, plan)) if name in roofline.MODELS else (3, (plan,))
+    operator = ops.convolution if name in roofline.MODELS else ops.tensor_product
+    shapes = ((nodes, plan.irreps_in1.dim), (3, plan.irreps_in2.dim), (3, plan.weight_numel))
     given = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
     most = {step: max(shared for _, shared in problem.kernels(step)) for step in roofline.STEPS}
     emulation.shared_bytes_since()
-    out = ops.convolution(*given, graph, plan)
+    out = operator(*given, *rest)
     assert emulation.shared_bytes_since() == most["forward"]
     g = torch.ones_like(out).requires_grad_()
     grads = torch.autograd.grad(out, given, g, create_graph=True)

@@ -147,11 +147,15 @@ class Dense:
     size: int
     steps = STEPS
 
-    def work(self, step: str) -> Work:
+    @cached_property
+    def plan(self):
         from clebsch.algebra.plan import ProductPlan
 
         problem = fully_connected(self.name, *UVW[self.name][:3])
-        plan = ProductPlan.from_instructions(*problem.arguments)
+        return ProductPlan.from_instructions(*problem.arguments)
+
+    def work(self, step: str) -> Work:
+        plan = self.plan
         operands = plan.irreps_in1.dim + plan.irreps_in2.dim + plan.weight_numel
         fused = sum(
             plan.irreps_in1[p.i_in1].mul * plan.irreps_in2[p.i_in2].mul * out.mul * out.ir.dim

@@ -162,7 +162,8 @@ __device__ inline std::int64_t out_row(const DeviceProduct<S>& a, std::int64_t t
   return a.y_of_receivers ? edge_at(a, task).index : task;
 }
 
-// Rows of the gradients at a position. What is still to be summed has a row for each position.
+// Rows of the gradients at a position. What is still to be summed has a row for each position,
+// or, of gw, for each positions_of_gw of them.
 struct GradientRows {
   std::int64_t x, y, w;
 };

@@ -9,8 +9,8 @@
 
 namespace clebsch::cuda {
 
-// For tests: what the parts of sums may take at a time; 0 for the rule, 256 MiB. gx of an edge, and gw where
-// weights are shared, wait there until their owners sum them.
+// For tests: what the parts of sums, and the windows of a radial convolution, may take at a time; 0 for the
+// rules of each. gx of an edge, and gw where weights are shared, wait there until their owners sum them.
 void set_workspace_bytes(std::int64_t bytes);
 
 // Positions of a graph, sorted by receiver. Windows follow each other from 0 on, and each adds to the results

@@ -1,5 +1,5 @@
 // Products of any connection mode, degree and multiplicity, driven by the tables of the plan. One block of
-// threads for a row, or the edges of one receiver; derivatives: for an edge.
+// threads for a row, or the edges of one receiver; derivatives: for an edge, or some that share weights.
 //
 // Of a path the pairs of channels (u, v) are taken in the order of their weights, a chunk at a time:
 //

@@ -41,11 +41,13 @@ def beside() -> Iterator[None]:
 
 
 def captured(step: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Callable[[], None]]:
-    """The results of a step in a CUDA graph, and what replays it."""
+    """The results of a step in a CUDA graph, and what replays it. Dry: of a step while no table
+    may be made, and another step: what is captured, and what it writes to, is not tried."""
     with beside():
         step()  # plans are copied at first use
     if DRY:
-        found = step()
+        with emulation.captured():
+            found = step()
         return found, lambda: [result.copy_(new) for result, new in zip(found, step(), strict=True)] and None
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

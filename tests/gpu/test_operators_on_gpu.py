@@ -184,19 +184,6 @@ def test_nothing_waits(name):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@only_there
-def test_first_use_while_capturing():
-    """The plan cannot be copied then, which is said; a call before, or after, copies it."""
-    problem = Problem.random(wide_plan(29), 10)
-    x, y, weight = (there(tensor) for tensor in problem.operands)
-    with pytest.raises(RuntimeError, match=r"(?i)captur"), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        ops.tensor_product(x, y, weight, problem.plan)
-    expected = ops.tensor_product(x, y, weight, problem.plan)
-    (found,), replay = captured(lambda: (ops.tensor_product(x, y, weight, problem.plan),))
-    replay()
-    assert torch.equal(found, expected)
-
-
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @every_operator
 def test_a_device_that_is_not_the_current_one(name):
@@ -208,6 +195,23 @@ def test_a_device_that_is_not_the_current_one(name):
 
 
 # Sizes
+
+
+@only_there
+@pytest.mark.parametrize("rows", [9_001, 70_001])
+def test_gradients_of_weights_that_many_rows_share(rows):
+    """A block adds up several rows of them: as much as of parts of the rows, which are too few for that."""
+    problem = Problem.random(dense_plan(7, 3, 17), rows, shared=True, dtype=torch.float64)
+    x, y, weight = (there(tensor) for tensor in problem.operands)
+
+    def gradient(first, last):
+        shared = weight.detach().clone().requires_grad_()
+        out = ops.tensor_product(x[first:last], y[first:last], shared, problem.plan)
+        return torch.autograd.grad(out, shared, torch.ones_like(out))[0]
+
+    parts = [gradient(first, min(first + 2_000, rows)) for first in range(0, rows, 2_000)]
+    torch.testing.assert_close(gradient(0, rows), sum(parts), rtol=1e-11, atol=1e-9)
+
 
 PLAN_OF_SCALARS = {mode: f"1x0e*1x0e->1x0e;mul_ir;0 0 0 {mode} w 1.0" for mode in ("uvu", "uvw")}
 
