@@ -9,13 +9,13 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <future>
 #include <map>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -57,17 +57,22 @@ const int64_t* words_of(const Tensor& t) { return static_cast<const int64_t*>(t.
 // warms up for CUDA graphs, redirect what a thread allocates to memory that is theirs to use again.
 template <class Make>
 Tensor copied(const Device& device, const Make& make) {
-  return std::async(std::launch::async,
-                    [&] {
-                      const std::vector<int64_t> words = make();
-                      const std::array<int64_t, 1> size{static_cast<int64_t>(words.size())};
-                      const Device cpu(torch::headeronly::DeviceType::CPU);
-                      Tensor made = torch::stable::empty(size, ScalarType::Long, std::nullopt, cpu);
-                      if (!words.empty())
-                        std::memcpy(made.mutable_data_ptr(), words.data(), words.size() * sizeof(int64_t));
-                      return torch::stable::to(made, device);
-                    })
-      .get();
+  const std::vector<int64_t> words = make();
+  std::optional<Tensor> copy;
+  std::string failure;
+  std::thread([&] {
+    try {
+      const std::array<int64_t, 1> size{static_cast<int64_t>(words.size())};
+      const Device cpu(torch::headeronly::DeviceType::CPU);
+      Tensor made = torch::stable::empty(size, ScalarType::Long, std::nullopt, cpu);
+      if (!words.empty()) std::memcpy(made.mutable_data_ptr(), words.data(), words.size() * sizeof(int64_t));
+      copy = torch::stable::to(made, device);
+    } catch (const std::exception& e) {
+      failure = e.what();
+    }
+  }).join();
+  if (!copy) throw std::runtime_error(failure);
+  return *copy;
 }
 
 // Tables by kind and name, copied to the device of `like` at first use, which waits; kept for the life of the
