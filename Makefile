@@ -59,8 +59,8 @@ test-clients: develop
 
 # The kernels of the GPU run on the processor, thread by thread, in three orders (csrc/cuda/emulator.h): all tests
 # of operators, and of layers on them, but those marked about_the_cpu or not_emulated, on problems as large as
-# tests/sizes.py says. Fails where these reach not every kernel, unless ARGS names a part. And
-# some of tests/gpu, so that they would run.
+# tests/sizes.py says. Fails where these reach not every kernel, unless ARGS names a part. And some of tests/gpu,
+# so that they would run.
 operator_tests := tests/test_spherical_harmonics.py tests/test_tensor_product.py tests/test_convolution.py \
   tests/test_edge_product.py tests/test_symmetric_contraction.py tests/test_linear.py tests/test_one_hot.py \
   tests/test_radial_convolution.py tests/test_gate.py tests/test_silu.py tests/test_storage.py

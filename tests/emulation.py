@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,11 @@ __all__ = [
     "load",
     "load_gpu",
     "on_gpu",
-    "set_shared_limit",
-    "set_workspace_bytes",
     "shared_bytes_since",
+    "shared_limit",
     "there",
     "thread_orders",
+    "workspace",
 ]
 
 MARK, NAME, OTHER_TESTS = "not_emulated", "kernels for GPUs", "test_cuda_budget.py"
@@ -138,24 +138,30 @@ def thread_orders() -> Iterator[str]:
         _library.clebsch_set_thread_order(ORDERS[0].encode())
 
 
-def set_workspace_bytes(count: int) -> None:
-    """What parts of sums may take at a time; 0 for the rule. Of a GPU's kernels where none are emulated."""
-    (_library or _library_of_gpu()).clebsch_set_workspace_bytes(ctypes.c_int64(count))
-
-
 @contextmanager
-def captured() -> Iterator[None]:
-    """Where operators take the stream for one that is captured into a CUDA graph."""
-    _library.clebsch_set_captured(True)
+def _while_set(setting: Any, value: Any) -> Iterator[None]:
+    """Of the library; nought is what it is without a test."""
+    setting(value)
     try:
         yield
     finally:
-        _library.clebsch_set_captured(False)
+        setting(type(value)())
 
 
-def set_shared_limit(count: int) -> None:
-    """The shared memory that a block may have, in bytes; 0 for that of a small device."""
-    _library.clebsch_set_shared_limit(count)
+def workspace(count: int) -> AbstractContextManager[None]:
+    """Where parts of sums may take so many bytes at a time. Of a GPU's kernels where none are emulated."""
+    library = _library or _library_of_gpu()
+    return _while_set(lambda bytes_: library.clebsch_set_workspace_bytes(ctypes.c_int64(bytes_)), count)
+
+
+def captured() -> AbstractContextManager[None]:
+    """Where operators take the stream for one that is captured into a CUDA graph."""
+    return _while_set(_library.clebsch_set_captured, True)
+
+
+def shared_limit(count: int) -> AbstractContextManager[None]:
+    """Where a block may have so many bytes of shared memory."""
+    return _while_set(_library.clebsch_set_shared_limit, count)
 
 
 def shared_bytes_since() -> int:

@@ -68,11 +68,8 @@ def test_graphs(num_nodes, num_edges, make, shared, plan):
 @pytest.mark.parametrize("make", [sorted_graph, random_graph])
 def test_windows_of_edges(make, shared, plan):
     """Sums of receivers and of weights go on from window to window."""
-    try:
-        emulation.set_workspace_bytes(1000)
+    with emulation.workspace(1000):
         EdgeProblem.random(plan, make(5, 150), shared=shared).check_everywhere()
-    finally:
-        emulation.set_workspace_bytes(0)
 
 
 @layouts

@@ -110,12 +110,9 @@ def test_windows_of_edges(plan, edges):
     """On a GPU weights exist for a window of edges; here of one and of several."""
     if not emulation.enabled():
         pytest.skip("windows are those of the kernels for GPUs: pytest --emulated")
-    try:
-        for rows in (1, 5):
-            emulation.set_workspace_bytes(4 * rows * plan.weight_numel * 8)
+    for rows in (1, 5):
+        with emulation.workspace(4 * rows * plan.weight_numel * 8):
             RadialProblem.random(plan, edges, 3).check_everywhere()
-    finally:
-        emulation.set_workspace_bytes(0)
 
 
 def as_convolution(problem):

@@ -119,13 +119,10 @@ def test_sums_of_several_windows(plan, shared, dtype):
     """Sums go on in float32 from window to window."""
     edges = np.arange(150)
     graph = RandomGraph(edges % 7, edges // 40, 7)
-    try:
-        emulation.set_workspace_bytes(3000)
+    with emulation.workspace(3000):
         check_product(random_product(plan, graph, dtype, shared=shared))
         check_product(random_product(plan, 70, dtype, shared=shared))
         check_product(EdgeProblem.random(plan, graph, shared=shared, dtype=torch.float32).to(dtype))
-    finally:
-        emulation.set_workspace_bytes(0)
 
 
 @for_gpus
@@ -284,11 +281,8 @@ def test_symmetric_contractions(long, dtype):
 @emulated
 @dtypes
 def test_contractions_of_blocks_without_shared_memory(dtype):
-    try:
-        emulation.set_shared_limit(1)
+    with emulation.shared_limit(1):
         check_contraction(CONTRACTIONS[0], dtype)
-    finally:
-        emulation.set_shared_limit(0)
 
 
 @emulated

@@ -52,11 +52,8 @@ def test_equals_the_reference(problem, dtype):
 @dtypes
 def test_blocks_without_shared_memory(dtype):
     """What belongs to a channel lies in work space, in each step."""
-    try:
-        emulation.set_shared_limit(1)
+    with emulation.shared_limit(1):
         check(replace(PROBLEMS[3], dtype=dtype))
-    finally:
-        emulation.set_shared_limit(0)
 
 
 @pytest.mark.parametrize(("ax", "aw"), [(True, False), (False, True), (False, False)])

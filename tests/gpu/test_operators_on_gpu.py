@@ -1,7 +1,5 @@
 """Every operator on a GPU against the reference: operands anywhere in memory, streams, graphs, sizes."""
 
-import contextlib
-
 import pytest
 import torch
 from device import DEVICE, DRY, beside, captured, here, only_there, there
@@ -129,22 +127,13 @@ def test_each_subset_of_gradients(name):
                     assert some.shape == (0,) and some.dtype == whole.dtype
 
 
-@contextlib.contextmanager
-def workspace(count):
-    emulation.set_workspace_bytes(count)
-    try:
-        yield
-    finally:
-        emulation.set_workspace_bytes(0)
-
-
 @dtypes
 @pytest.mark.parametrize("count", [1, 3000, 20_000])
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_windows(name, count, dtype):
     """Sums, and radial weights, in work space for some positions at a time."""
     call, given = arranged(name, dtype)
-    with workspace(count):
+    with emulation.workspace(count):
         call.check(here(call.run(*given)))
 
 
