@@ -47,8 +47,16 @@ class Work:
     passing: float = 0
 
 
+class Problem:
+    """Lines of the tables."""
+
+    def by_rows(self, step: str) -> bool:
+        """By kernels whose bytes the tables do not know: more than the least."""
+        return False
+
+
 @dataclass(frozen=True)
-class Convolution:
+class Convolution(Problem):
     """A channelwise convolution, an edge at a time, and the kernels that it takes."""
 
     name: str
@@ -140,7 +148,7 @@ def kernel_of_rows(side: str, tangent: bool, size: int, more: int = 0) -> tuple[
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Problem):
     """A fully connected product with weights of each row."""
 
     name: str
@@ -170,9 +178,6 @@ class Dense:
         least = self.size * (inputs * operands + outputs * plan.irreps_out.dim)
         return Work(times * fused, least, least + self.size * again * plan.weight_numel)
 
-    def by_rows(self, step: str) -> bool:
-        return False
-
     def kernels(self, step: str) -> Iterator[tuple[str, int]]:
         if step != "backward":
             yield kernel_of_rows("forward", step != "forward", self.size, FAN_VALUES[self.size])
@@ -181,7 +186,7 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Harmonics:
+class Harmonics(Problem):
     """Degrees 0 to 3 of a point."""
 
     size: int
@@ -201,9 +206,6 @@ class Harmonics:
         }[step]
         return Work(flops, self.size * numbers, self.size * numbers)
 
-    def by_rows(self, step: str) -> bool:
-        return False
-
     def kernels(self, step: str) -> Iterator[tuple[str, int]]:
         columns = (self.l_max + 1) ** 2
         name = f"unrolled_harmonics<{TYPES[self.size]}, {self.l_max}, {STEPS.index(step)}>"
@@ -211,7 +213,7 @@ class Harmonics:
 
 
 @dataclass(frozen=True)
-class Counted:
+class Counted(Problem):
     """One of the others of docs/cuda.md: of each step its flops, and the numbers that it moves once."""
 
     name: str
@@ -225,9 +227,6 @@ class Counted:
     def work(self, step: str) -> Work:
         flops, numbers = self.counts[step]
         return Work(flops, self.size * numbers, self.size * numbers)
-
-    def by_rows(self, step: str) -> bool:
-        return False
 
     def kernels(self, step: str) -> Iterator[tuple[str, int]]:
         return iter(())

@@ -32,7 +32,8 @@
 
 namespace clebsch::cuda {
 
-constexpr unsigned kWarp = 32, kAllLanes = 0xffffffffu;
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
 
 // What a kernel finds in arrays that the host has not looked at. On a GPU the kernel stops, and the next call
 // that waits for it fails, as with torch's own assertions.

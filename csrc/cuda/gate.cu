@@ -15,7 +15,7 @@ constexpr int kThreads = 256;
 // and leaves work for half of the lanes, else one.
 template <class T, class F>
 __device__ inline void by_lanes(std::int64_t count, bool wide, const F& f) {
-  constexpr int n = kPacked<T>, step = n * static_cast<int>(kWarp);
+  constexpr int n = kPacked<T>, step = n * kWarp;
   const int lane = static_cast<int>(threadIdx.x % kWarp);
   const std::int64_t packed = wide && count >= step / 2 ? count - count % n : 0;
   CLEBSCH_DEVICE_UNROLL_BY(1)

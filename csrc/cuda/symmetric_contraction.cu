@@ -62,7 +62,7 @@ __device__ inline Pack<T, V> times(const Pack<T, V>& a, const Pack<T, V>& b) {
 template <class T, int V>
 struct Column {
   Pack<T, V>* at;
-  __device__ Pack<T, V>& operator[](int item) const { return at[item * static_cast<int>(kWarp)]; }
+  __device__ Pack<T, V>& operator[](int item) const { return at[item * kWarp]; }
   __device__ void fill(int items, T value) const {
     for (int i = 0; i < items; ++i) (*this)[i] = all<T, V>(value);
   }
@@ -117,7 +117,7 @@ struct ThreadChannels {
       : a(a_), p(a_.plan), first(first_) {
     const auto next = [&](int items) {
       P* here = column;
-      column += items * static_cast<int>(kWarp);
+      column += items * kWarp;
       return Column<T, V>{here};
     };
     q = next(need.factors);
@@ -156,7 +156,7 @@ struct ThreadChannels {
     }
   }
   __device__ static Column<T, V> from(const Column<T, V>& column, int item) {
-    return {column.at + item * static_cast<int>(kWarp)};
+    return {column.at + item * kWarp};
   }
   __device__ std::int64_t row_of_x(std::int64_t node) const {
     return (node * a.channels + first) * p.components;
@@ -404,7 +404,8 @@ __global__ void __launch_bounds__(kWarp, 1) contract_channels(DeviceContraction<
   Pack<T, V>* columns = dynamic_shared<Pack<T, V>>();
   if constexpr (!Shared)
     columns = reinterpret_cast<Pack<T, V>*>(a.columns) + std::int64_t{blockIdx.x} * need.items() * kWarp;
-  const std::int64_t tiles = (a.channels + kWarp * V - 1) / (kWarp * V);
+  constexpr unsigned width = kWarp * V;  // unsigned, the quotient is a shift
+  const std::int64_t tiles = (a.channels + width - 1) / width;
   const std::int64_t tasks = (a.nodes + a.chunk - 1) / a.chunk * tiles;
   for (std::int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
     const std::int64_t chunk = task / tiles, first = (task % tiles * kWarp + threadIdx.x) * V;
@@ -509,8 +510,7 @@ ContractionShape contraction_shape(const DeviceContraction<S>& a, ContractionSte
   const Limits most = limits();
   const std::int64_t items = need_of(a, step).items(), chunks = (a.nodes + a.chunk - 1) / a.chunk;
   for (int width = kPacked<T>; width > 0; width /= kNarrower<S>) {
-    const std::int64_t tile = width * static_cast<std::int64_t>(kWarp),
-                       blocks = chunks * ((a.channels + tile - 1) / tile);
+    const std::int64_t tile = width * std::int64_t{kWarp}, blocks = chunks * ((a.channels + tile - 1) / tile);
     const std::size_t bytes = static_cast<std::size_t>(items * tile) * sizeof(T);
     const bool fits =
         width > 1 ? bytes <= kBytesOfFour && blocks >= kEnoughBlocks * most.processors && aligned(a, width)

@@ -31,7 +31,7 @@
 namespace clebsch::cuda {
 inline namespace tensor_product_channels_kernels {
 
-constexpr int kLanes = 32, kWarps = kForwardWarps, kThreads = kLanes * kWarps;
+constexpr int kWarps = kForwardWarps, kThreads = kWarp * kWarps;
 // Blocks of threads for whose registers a multiprocessor must have room: about those that its shared memory
 // has room for. Left to itself the compiler aims at more of them, and spills.
 template <class T, bool Tangent>
@@ -55,16 +55,16 @@ struct Tile {
 };
 template <int C>
 __device__ inline Tile tile_of(std::int64_t number) {
-  const int lane = static_cast<int>(threadIdx.x) % kLanes, warp = static_cast<int>(threadIdx.x) / kLanes;
-  return {lane, warp, (number * kLanes + lane) * C};
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  return {lane, warp, (number * kWarp + lane) * C};
 }
-// Component m of the channels of this thread is at[m * kLanes].
+// Component m of the channels of this thread is at[m * kWarp].
 template <class S, int C, class T = Arithmetic<S>>
 __device__ inline void load_block(const S* row, const BlockTable& b, bool mul_ir, std::int64_t first,
                                   Channels<T, C>* at) {
   const int n = 2 * b.l + 1;
   if (!mul_ir) {
-    for (int m = 0; m < n; ++m) at[m * kLanes] = load<S, C>(row + b.offset + m * b.mul, first, b.mul);
+    for (int m = 0; m < n; ++m) at[m * kWarp] = load<S, C>(row + b.offset + m * b.mul, first, b.mul);
     return;
   }
   // The components of C channels side by side are n packs.
@@ -74,7 +74,7 @@ __device__ inline void load_block(const S* row, const BlockTable& b, bool mul_ir
     const Channels<T, C> pack = load<S, C>(from, first * n + p * C, b.mul * n);
     CLEBSCH_DEVICE_UNROLL
     for (int i = 0; i < C; ++i) {
-      at[m * kLanes][c] = pack[i];
+      at[m * kWarp][c] = pack[i];
       if (++m == n) m = 0, ++c;
     }
   }
@@ -90,13 +90,13 @@ __device__ inline void store_block(const Channels<T, C>* at, const BlockTable& b
     if (mul_ir) {
       CLEBSCH_DEVICE_UNROLL
       for (int i = 0; i < C; ++i) {
-        pack[i] = used ? at[m * kLanes][c] : T{};
+        pack[i] = used ? at[m * kWarp][c] : T{};
         if (++m == n) m = 0, ++c;
       }
       store<S, C>(pack, row, b.offset, first * n + p * C, b.mul * n);
     } else {
       CLEBSCH_DEVICE_UNROLL
-      for (int i = 0; i < C; ++i) pack[i] = used ? at[p * kLanes][i] : T{};
+      for (int i = 0; i < C; ++i) pack[i] = used ? at[p * kWarp][i] : T{};
       store<S, C>(pack, row, b.offset + p * b.mul, first, b.mul);
     }
   }
@@ -108,11 +108,11 @@ __device__ inline void load_tile(const S* row, const BlockTable* blocks, int cou
                                  std::int64_t first, int lane, Channels<T, C>* tile) {
   for (int n = 0; n < count; ++n) {
     if (blocks[n].component < 0) continue;
-    Channels<T, C>* at = tile + blocks[n].component * kLanes + lane;
+    Channels<T, C>* at = tile + blocks[n].component * kWarp + lane;
     if (row) {
       load_block<S, C>(row, blocks[n], mul_ir, first, at);
     } else {
-      for (int m = 0; m < 2 * blocks[n].l + 1; ++m) at[m * kLanes] = Channels<T, C>{};
+      for (int m = 0; m < 2 * blocks[n].l + 1; ++m) at[m * kWarp] = Channels<T, C>{};
     }
   }
 }
@@ -123,7 +123,7 @@ __device__ inline void contract(const PlanTables<T>& plan, const S* y, int lane,
   for (int n = 0; n < plan.path_count; ++n) {
     const PathTable& p = plan.paths[n];
     const int cells = (2 * p.in1.l + 1) * (2 * p.out.l + 1), row = p.by_cell;
-    for (int cell = lane; cell < cells; cell += kLanes) {
+    for (int cell = lane; cell < cells; cell += kWarp) {
       T sum{};
       if (y) {
         for (int t = plan.first[row + cell]; t < plan.first[row + cell + 1]; ++t)
@@ -203,11 +203,11 @@ __device__ __forceinline__ void add_path(const PlanTables<T>& plan, const PathTa
   for (int k0 = 0; k0 < outputs; k0 += most) {
     Channels<T, C> sum[most];
     CLEBSCH_DEVICE_UNROLL
-    for (int k = 0; k < most; ++k) sum[k] = sums[(k0 + k) * kLanes];
+    for (int k = 0; k < most; ++k) sum[k] = sums[(k0 + k) * kWarp];
     for (int e = 0; e < edges.count; ++e) {
       const std::int64_t at = static_cast<std::int64_t>(e) * plan.components1 + p.in1.component;
-      const Channels<T, C>* x = edges.x + at * kLanes + tile.lane;
-      const Channels<T, C>* ax = Tangent ? edges.ax + at * kLanes + tile.lane : x;
+      const Channels<T, C>* x = edges.x + at * kWarp + tile.lane;
+      const Channels<T, C>* ax = Tangent ? edges.ax + at * kWarp + tile.lane : x;
       const T* m = edges.matrix + static_cast<std::int64_t>(e) * plan.dense + p.dense + k0;
       const T* n = Tangent ? edges.tangent + static_cast<std::int64_t>(e) * plan.dense + p.dense + k0 : m;
       const Channels<T, C> w = weights<S, C>(row(edges.w, edges.index[e]), p, tile.first, T{1});
@@ -215,7 +215,7 @@ __device__ __forceinline__ void add_path(const PlanTables<T>& plan, const PathTa
           Tangent ? weights<S, C>(row_if(edges.aw, edges.index[e]), p, tile.first, T{}) : w;
       CLEBSCH_DEVICE_UNROLL
       for (int i = 0; i < inputs; ++i) {
-        const Scaled<T, C, Tangent> s = scale<T, C, Tangent>(w, aw, x[i * kLanes], ax[i * kLanes]);
+        const Scaled<T, C, Tangent> s = scale<T, C, Tangent>(w, aw, x[i * kWarp], ax[i * kWarp]);
         CLEBSCH_DEVICE_UNROLL
         for (int k = 0; k < most; ++k) {
           const T mik = m[i * outputs + k];
@@ -229,7 +229,7 @@ __device__ __forceinline__ void add_path(const PlanTables<T>& plan, const PathTa
       }
     }
     CLEBSCH_DEVICE_UNROLL
-    for (int k = 0; k < most; ++k) sums[(k0 + k) * kLanes] = sum[k];
+    for (int k = 0; k < most; ++k) sums[(k0 + k) * kWarp] = sum[k];
   }
 }
 
@@ -240,9 +240,9 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<Arithmetic<S>, Tangen
   const PlanTables<T>& plan = a.plan;
   std::int64_t* index = dynamic_shared<std::int64_t>();
   Channels<T, C>* sums = reinterpret_cast<Channels<T, C>*>(index + kWarps);
-  Channels<T, C>* x = sums + plan.components_out * kLanes;
-  Channels<T, C>* ax = x + kWarps * plan.components1 * kLanes;
-  T* matrix = reinterpret_cast<T*>(Tangent ? ax + kWarps * plan.components1 * kLanes : ax);
+  Channels<T, C>* x = sums + plan.components_out * kWarp;
+  Channels<T, C>* ax = x + kWarps * plan.components1 * kWarp;
+  T* matrix = reinterpret_cast<T*>(Tangent ? ax + kWarps * plan.components1 * kWarp : ax);
   T* tangent = matrix + kWarps * plan.dense;
   const Tile tile = tile_of<C>(blockIdx.y);
   const Tasks tasks = forward_tasks_of(a);
@@ -253,10 +253,10 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<Arithmetic<S>, Tangen
       for (int n = tile.warp; n < plan.out_count; n += kWarps) {
         if (plan.out[n].component < 0) continue;
         load_block<T, C>(row(a.out.sums, task), plan.out[n], plan.mul_ir, tile.first,
-                         sums + plan.out[n].component * kLanes + tile.lane);
+                         sums + plan.out[n].component * kWarp + tile.lane);
       }
     } else {
-      for (int d = static_cast<int>(threadIdx.x); d < plan.components_out * kLanes; d += kThreads)
+      for (int d = static_cast<int>(threadIdx.x); d < plan.components_out * kWarp; d += kThreads)
         sums[d] = Channels<T, C>{};
     }
     for (std::int64_t at = positions.begin; at < positions.end; at += kWarps) {
@@ -267,7 +267,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<Arithmetic<S>, Tangen
       if (tile.warp < edges.count) {
         const Edge e = edge_at(a, at + tile.warp);
         if (tile.lane == 0) index[tile.warp] = weight_row(a, at + tile.warp, e.index);
-        const int to = tile.warp * plan.components1 * kLanes;
+        const int to = tile.warp * plan.components1 * kWarp;
         load_tile<S, C>(row(a.x, e.x), plan.in1, plan.in1_count, plan.mul_ir, tile.first, tile.lane, x + to);
         contract(plan, row(a.y, e.y), tile.lane, matrix + tile.warp * plan.dense);
         if constexpr (Tangent) {
@@ -280,14 +280,14 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<Arithmetic<S>, Tangen
       for (int n = 0; n < plan.path_count; ++n) {
         const PathTable& p = plan.paths[n];
         if (p.warp != tile.warp) continue;
-        Channels<T, C>* own = sums + p.out.component * kLanes + tile.lane;
+        Channels<T, C>* own = sums + p.out.component * kWarp + tile.lane;
         for_path_degrees<kUnrolledProducts>(
             p, [&]<int L1, int L3>() { add_path<S, C, Tangent, L1, L3>(plan, p, edges, tile, own); });
       }
     }
     __syncthreads();
     for (int n = tile.warp; n < plan.out_count; n += kWarps)
-      store_block<S, C>(sums + plan.out[n].component * kLanes + tile.lane, plan.out[n], plan.mul_ir,
+      store_block<S, C>(sums + plan.out[n].component * kWarp + tile.lane, plan.out[n], plan.mul_ir,
                         tile.first, row_if(a.out, sums_edges(a) ? task : index[0]));
     __syncthreads();
   }
@@ -296,7 +296,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<Arithmetic<S>, Tangen
 // Sums over the lanes of Count numbers, a power of 2: at each step a lane keeps half of them and gives the
 // other half away. Number lane / (32 / Count) is what a lane ends with. Recursion, not loops: compilers for
 // GPUs gave up to unroll them, and the numbers went to local memory.
-template <int Count, int Offset = kLanes / 2, class T>
+template <int Count, int Offset = kWarp / 2, class T>
 __device__ __forceinline__ T sum_each(T* value, int lane) {
   if constexpr (Offset == 0) {
     return value[0];
@@ -317,9 +317,9 @@ __device__ __forceinline__ T sum_each(T* value, int lane) {
 
 // The least power of 2 that is not less, up to the lanes of a warp.
 template <int Least, int Power = 1>
-constexpr int power_of_2 = Power >= Least || Power >= kLanes ? Power : power_of_2<Least, 2 * Power>;
+constexpr int power_of_2 = Power >= Least || Power >= kWarp ? Power : power_of_2<Least, 2 * Power>;
 template <int Least>
-constexpr int power_of_2<Least, kLanes> = kLanes;
+constexpr int power_of_2<Least, kWarp> = kWarp;
 
 // What belongs to the edge of a warp.
 template <class S, int C, bool Tangent>
@@ -341,9 +341,9 @@ __device__ __forceinline__ void differentiate_path(const PathTable& p, const Own
   using T = Arithmetic<S>;
   constexpr bool known = L1 >= 0;
   const int inputs = known ? 2 * L1 + 1 : 2 * p.in1.l + 1, outputs = known ? 2 * L3 + 1 : 2 * p.out.l + 1;
-  const Channels<T, C>* x = edge.x + p.in1.component * kLanes;
-  const Channels<T, C>* ax = Tangent ? edge.ax + p.in1.component * kLanes : x;
-  const Channels<T, C>* g = edge.g + p.out.component * kLanes;
+  const Channels<T, C>* x = edge.x + p.in1.component * kWarp;
+  const Channels<T, C>* ax = Tangent ? edge.ax + p.in1.component * kWarp : x;
+  const Channels<T, C>* g = edge.g + p.out.component * kWarp;
   const T *m = edge.matrix + p.dense, *n = Tangent ? edge.tangent + p.dense : m;
   const Channels<T, C> w = weights<S, C>(edge.w, p, tile.first, T{1});
   const Channels<T, C> aw = Tangent ? weights<S, C>(edge.aw, p, tile.first, T{}) : w;
@@ -354,21 +354,21 @@ __device__ __forceinline__ void differentiate_path(const PathTable& p, const Own
     Channels<T, C> t{}, s{};
     CLEBSCH_DEVICE_UNROLL
     for (int k = 0; k < outputs; ++k) {
-      const Channels<T, C> gk = g[k * kLanes];
+      const Channels<T, C> gk = g[k * kWarp];
       CLEBSCH_DEVICE_UNROLL
       for (int c = 0; c < C; ++c) {
         t[c] += m[i * outputs + k] * gk[c];
         if constexpr (Tangent) s[c] += n[i * outputs + k] * gk[c];
       }
     }
-    const Channels<T, C> xi = x[i * kLanes], axi = ax[i * kLanes];
+    const Channels<T, C> xi = x[i * kWarp], axi = ax[i * kWarp];
     CLEBSCH_DEVICE_UNROLL
     for (int c = 0; c < C; ++c) {
       gw[c] += (Tangent ? axi : xi)[c] * t[c];
       if constexpr (Tangent) gw[c] += xi[c] * s[c];
     }
     if (edge.wants_x) {
-      Channels<T, C>& to = edge.gx[(p.in1.component + i) * kLanes];
+      Channels<T, C>& to = edge.gx[(p.in1.component + i) * kWarp];
       CLEBSCH_DEVICE_UNROLL
       for (int c = 0; c < C; ++c) {
         to[c] += (Tangent ? aw : w)[c] * t[c];
@@ -382,8 +382,8 @@ __device__ __forceinline__ void differentiate_path(const PathTable& p, const Own
   // gM: the channels of this thread, then of the lanes.
   const auto own = [&](int i, int k) {
     const Scaled<T, C, Tangent> scaled =
-        scale<T, C, Tangent>(w, aw, x[i * kLanes], Tangent ? ax[i * kLanes] : x[i * kLanes]);
-    return dot<T, C>(Tangent ? scaled.tangent : scaled.value, g[k * kLanes]);
+        scale<T, C, Tangent>(w, aw, x[i * kWarp], Tangent ? ax[i * kWarp] : x[i * kWarp]);
+    return dot<T, C>(Tangent ? scaled.tangent : scaled.value, g[k * kWarp]);
   };
   if constexpr (known && kAllRows<L1, L3>) {
     constexpr int cells = (2 * L1 + 1) * (2 * L3 + 1), count = power_of_2<cells>;
@@ -394,19 +394,19 @@ __device__ __forceinline__ void differentiate_path(const PathTable& p, const Own
       for (int j = 0; j < count; ++j)
         value[j] = base + j < cells ? own((base + j) / outputs, (base + j) % outputs) : T{};
       const T sum = sum_each<count>(value, tile.lane);
-      const int cell = base + tile.lane / (kLanes / count);
-      if (tile.lane % (kLanes / count) == 0 && cell < cells) edge.gm[p.dense + cell] = sum;
+      const int cell = base + tile.lane / (kWarp / count);
+      if (tile.lane % (kWarp / count) == 0 && cell < cells) edge.gm[p.dense + cell] = sum;
     }
   } else if constexpr (known) {
     // As many rows as there is a lane for each cell of, by columns: fewer operands are held than by rows.
-    constexpr int rows = kLanes / (2 * L3 + 1);
+    constexpr int rows = kWarp / (2 * L3 + 1);
     CLEBSCH_DEVICE_UNROLL_BY(1)
     for (int i = 0; i < inputs; i += rows) {
-      T value[kLanes];
+      T value[kWarp];
       CLEBSCH_DEVICE_UNROLL
-      for (int j = 0; j < kLanes; ++j)
+      for (int j = 0; j < kWarp; ++j)
         value[j] = j < rows * outputs && i + j % rows < inputs ? own(i + j % rows, j / rows) : T{};
-      const T sum = sum_each<kLanes>(value, tile.lane);
+      const T sum = sum_each<kWarp>(value, tile.lane);
       const int m = i + tile.lane % rows, k = tile.lane / rows;
       if (m < inputs && k < outputs) edge.gm[p.dense + m * outputs + k] = sum;
     }
@@ -418,15 +418,16 @@ __device__ __forceinline__ void differentiate_path(const PathTable& p, const Own
   }
 }
 
+// One function: with what belongs to an edge in another, the double backward of four channels spilled.
 template <class S, int C, bool Tangent>
 __global__ void __launch_bounds__(kThreads, kBackwardBlocks<Arithmetic<S>, C, Tangent>)
     channels_backward(DeviceProduct<S> a) {
   using T = Arithmetic<S>;
   const PlanTables<T>& plan = a.plan;
-  const int tile_size = plan.components1 * kLanes, lane = static_cast<int>(threadIdx.x) % kLanes,
-            warp = static_cast<int>(threadIdx.x) / kLanes;
+  const int tile_size = plan.components1 * kWarp, lane = static_cast<int>(threadIdx.x) % kWarp,
+            warp = static_cast<int>(threadIdx.x) / kWarp;
   Channels<T, C>* g = dynamic_shared<Channels<T, C>>();
-  Channels<T, C>* tiles = g + plan.components_out * kLanes;
+  Channels<T, C>* tiles = g + plan.components_out * kWarp;
   Channels<T, C>* x = tiles + warp * (Tangent ? 3 : 2) * tile_size;
   Channels<T, C>*gx = x + tile_size, *ax = gx + tile_size;
   T* matrices = reinterpret_cast<T*>(tiles + kWarps * (Tangent ? 3 : 2) * tile_size);
@@ -438,7 +439,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<Arithmetic<S>, C, Ta
     if (positions.begin < a.first_position) positions.begin = a.first_position;
     if (positions.end > a.last_position) positions.end = a.last_position;
     if (positions.begin >= positions.end) continue;
-    for (std::int64_t number = 0; number * kLanes * C < plan.widest; ++number) {
+    for (std::int64_t number = 0; number * kWarp * C < plan.widest; ++number) {
       const Tile tile = tile_of<C>(number);
       __syncthreads();  // the tile before has been read
       if (warp == 0)
@@ -453,7 +454,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<Arithmetic<S>, C, Ta
           load_tile<S, C>(row_if(a.ax, e.x), plan.in1, plan.in1_count, plan.mul_ir, tile.first, lane, ax);
           contract(plan, row_if(a.ay, e.y), lane, tangent);
         }
-        for (int m = 0; m < plan.components1; ++m) gx[m * kLanes + lane] = Channels<T, C>{};
+        for (int m = 0; m < plan.components1; ++m) gx[m * kWarp + lane] = Channels<T, C>{};
         __syncwarp();
 
         OwnEdge<S, C, Tangent> own;
@@ -480,18 +481,18 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<Arithmetic<S>, C, Ta
         const GradientRows to = gradient_rows(a, at, edge_at(a, at));
         if (own.wants_x) {
           for (int n = 0; n < plan.in1_count; ++n)
-            store_block<S, C>(gx + plan.in1[n].component * kLanes + lane, plan.in1[n], plan.mul_ir,
-                              tile.first, row_if(a.gx, to.x));
+            store_block<S, C>(gx + plan.in1[n].component * kWarp + lane, plan.in1[n], plan.mul_ir, tile.first,
+                              row_if(a.gx, to.x));
         }
         if (own.wants_y) {
           T* gy = row(a.gy.sums, to.y);
           if (number == 0) {
-            for (std::int64_t d = lane; d < plan.dim2; d += kLanes) gy[d] = T{};
+            for (std::int64_t d = lane; d < plan.dim2; d += kWarp) gy[d] = T{};
           }
           __syncwarp();
           for (int n = 0; n < plan.path_count; ++n) {
             const PathTable& p = plan.paths[n];
-            for (int m = lane; m < 2 * p.in2.l + 1; m += kLanes) {
+            for (int m = lane; m < 2 * p.in2.l + 1; m += kWarp) {
               T sum{};
               for (int t = plan.first[p.by_in2 + m]; t < plan.first[p.by_in2 + m + 1]; ++t) {
                 const TermTable<T>& term = plan.terms[t];
@@ -511,13 +512,13 @@ template <class T, int C>
 std::size_t forward_bytes(const PlanTables<T>& plan, bool tangent) {
   const std::size_t copies = tangent ? 2 : 1;
   return kWarps * sizeof(std::int64_t) +
-         (plan.components_out + kWarps * copies * plan.components1) * kLanes * sizeof(Channels<T, C>) +
+         (plan.components_out + kWarps * copies * plan.components1) * kWarp * sizeof(Channels<T, C>) +
          kWarps * copies * plan.dense * sizeof(T);
 }
 template <class T, int C>
 std::size_t backward_bytes(const PlanTables<T>& plan, bool tangent) {
   const std::size_t copies = tangent ? 3 : 2;
-  return (plan.components_out + kWarps * copies * plan.components1) * kLanes * sizeof(Channels<T, C>) +
+  return (plan.components_out + kWarps * copies * plan.components1) * kWarp * sizeof(Channels<T, C>) +
          kWarps * copies * plan.dense * sizeof(T);
 }
 
@@ -531,12 +532,12 @@ constexpr int kFewer = std::is_same_v<S, float> ? 2 : 1;
 
 template <class T>
 bool wide(const PlanTables<T>& plan, std::size_t bytes) {
-  return plan.widest >= kLanes * kPacked<T> / 2 && bytes <= kSharedBytes;
+  return plan.widest >= kWarp * kPacked<T> / 2 && bytes <= kSharedBytes;
 }
 
 template <class S, int C>
 void start_forward(const DeviceProduct<S>& product, bool tangent, std::size_t bytes, void* stream) {
-  const unsigned tiles = static_cast<unsigned>((product.plan.widest + kLanes * C - 1) / (kLanes * C));
+  const unsigned tiles = static_cast<unsigned>((product.plan.widest + kWarp * C - 1) / (kWarp * C));
   launch(tangent ? &channels_forward<S, C, true> : &channels_forward<S, C, false>,
          dim3(blocks_x(forward_tasks(product)), tiles), dim3(kThreads), bytes, stream, product);
 }

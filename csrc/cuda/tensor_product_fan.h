@@ -29,7 +29,7 @@ struct Fan {
 
   __device__ Fan(const S* w_, const S* aw_, std::int64_t weight_, int channels_, int pairs_)
       : w(w_), aw(aw_), weight(weight_), channels(channels_), pairs(pairs_), lanes(1) {
-    while (lanes < static_cast<int>(kWarp) && lanes * C < channels) lanes *= 2;
+    while (lanes < kWarp && lanes * C < channels) lanes *= 2;
     lane = static_cast<int>(threadIdx.x) % lanes;
     group = static_cast<int>(threadIdx.x) / lanes;
     groups = static_cast<int>(blockDim.x) / lanes;
@@ -56,14 +56,14 @@ constexpr int kPairsAtOnce = Tangent || K > 7 ? 1 : 2;
 
 // Of the largest output whose degree is known, for the sums of a group from each warp.
 template <class T, int L>
-constexpr int kFanValues = kForwardWarps * static_cast<int>(kWarp) * kPacked<T> * (2 * L + 1);
+constexpr int kFanValues = kForwardWarps * kWarp * kPacked<T> * (2 * L + 1);
 
 // out(w, k) += sum of W P over the pairs, with tangents W P' + aW P. All threads must call it.
 template <class S, bool Tangent, int K, class Out, class T = Arithmetic<S>>
 __device__ __forceinline__ void add_fan(const Fan<S>& fan, const T* value, const T* tangent, T* scratch,
                                         const Out& out) {
   constexpr int C = Fan<S>::C, N = kPairsAtOnce<Tangent, K>;
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / static_cast<int>(kWarp);
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
   for (int first = 0; first < fan.channels; first += fan.stride()) {
     const int own = first + fan.lane * C;
     Pack<T, C> sum[K]{};
@@ -90,7 +90,7 @@ __device__ __forceinline__ void add_fan(const Fan<S>& fan, const T* value, const
       }
     }
     // The groups of a warp, then the warps.
-    for (int offset = fan.lanes; offset < static_cast<int>(kWarp); offset *= 2) {
+    for (int offset = fan.lanes; offset < kWarp; offset *= 2) {
       CLEBSCH_DEVICE_UNROLL
       for (int k = 0; k < K; ++k) {
         CLEBSCH_DEVICE_UNROLL
@@ -98,7 +98,7 @@ __device__ __forceinline__ void add_fan(const Fan<S>& fan, const T* value, const
       }
     }
     const int values = fan.stride() * K;
-    if (thread % static_cast<int>(kWarp) < fan.lanes) {
+    if (thread % kWarp < fan.lanes) {
       CLEBSCH_DEVICE_UNROLL
       for (int k = 0; k < K; ++k)
         *reinterpret_cast<Pack<T, C>*>(scratch + warp * values + k * fan.stride() + fan.lane * C) = sum[k];

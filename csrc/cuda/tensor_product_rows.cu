@@ -21,7 +21,7 @@
 namespace clebsch::cuda {
 inline namespace tensor_product_rows_kernels {
 
-constexpr int kLanes = 32, kThreads = kLanes * kForwardWarps;
+constexpr int kThreads = kWarp * kForwardWarps;
 // Blocks of threads for whose registers a multiprocessor must have room: the compiler, left to itself, aims
 // at more and spills.
 constexpr int kForwardBlocks = 4;
@@ -101,7 +101,7 @@ __device__ inline Series pairs_of_output(const Pairs& pairs, std::int64_t o, std
 template <class T, class Terms, class Put>
 __device__ inline void sum_parts(std::int64_t tasks, const Terms& terms, const Put& put) {
   int parts = 1;
-  while (parts < kLanes && tasks * parts < kThreads) parts *= 2;
+  while (parts < kWarp && tasks * parts < kThreads) parts *= 2;
   const int part = static_cast<int>(threadIdx.x) % parts;
   for (std::int64_t base = 0; base < tasks; base += kThreads / parts) {
     const std::int64_t i = base + static_cast<int>(threadIdx.x) / parts;
